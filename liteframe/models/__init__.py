@@ -1,0 +1,1 @@
+"""Models: the student, its teachers, and what carries weights from one to the other."""
