@@ -1,0 +1,1 @@
+"""Depthwise convolution with kernel = stride, over `[B,T,H,W,C]`."""

@@ -1,0 +1,26 @@
+"""Depthwise convolution with kernel = stride in plain PyTorch: windows as dimensions, a product and a sum.
+
+y[b,t,h,w,c] = bias[c] + sum_ijl weight[c,i,j,l] * x[b,t*kt+i,h*kh+j,w*kw+l,c]
+cls_y[b,t,c] = bias[c] + sum_i (sum_jl weight[c,i,j,l]) * cls[b,t*kt+i,c]: a cls token is constant over space.
+"""
+
+from torch import Tensor
+
+from liteframe_kernels.backend import accumulator
+
+
+def strided_conv_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, cls: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve `[B,T,H,W,C]` with `weight` `[C,kt,kh,kw]`; same arguments and result as `strided_conv`."""
+    dtype = accumulator(x.dtype)
+    kt, kh, kw = weight.shape[1:]
+    w = weight.to(dtype).movedim(0, -1)
+    windows = x.to(dtype).unflatten(3, (-1, kw)).unflatten(2, (-1, kh)).unflatten(1, (-1, kt))
+    y = (windows * w[:, None, :, None, :]).sum((2, 4, 6))
+    y = y if bias is None else y + bias.to(dtype)
+    if cls is None:
+        return y.to(x.dtype)
+    cls_y = (cls.to(dtype).unflatten(1, (-1, kt)) * w.sum((1, 2))).sum(2)
+    cls_y = cls_y if bias is None else cls_y + bias.to(dtype)
+    return y.to(x.dtype), cls_y.to(cls.dtype)

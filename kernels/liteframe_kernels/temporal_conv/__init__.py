@@ -1,0 +1,1 @@
+"""Depthwise convolution along time, over `[B,T,N,C]`."""

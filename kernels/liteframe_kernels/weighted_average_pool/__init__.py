@@ -1,0 +1,1 @@
+"""Weighted average pooling of patch features by the cls query."""
