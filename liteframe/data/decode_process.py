@@ -1,0 +1,227 @@
+"""Reading video in a process that can be killed, since native decoders hang and crash where no exception reaches.
+
+`python -m liteframe.data.decode_process` is the child. Parent and child exchange messages over pipes, each one a
+4-byte length, a JSON header of that length, and the raw frames where the header announces them. Nothing is pickled and
+torch is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from liteframe.data.video_types import VideoError, VideoInfo
+
+LENGTH = struct.Struct("<I")
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+class _Gone(Exception):
+    """The child closed its pipe."""
+
+
+class DecodeProcess:
+    """`probe` and `read_frames` of `video_reader` in a child process, each call under a deadline.
+
+    The child starts at the first call and serves until `close`. After a crash or a kill the next call starts another.
+    An object that was pickled or carried over a fork starts a child of its own, so one object can be handed to all
+    workers of a DataLoader. On Linux the child dies with the thread that started it.
+
+    Args:
+        deadline: seconds that one call may take.
+    """
+
+    def __init__(self, deadline: float = 30.0):
+        if not deadline > 0:
+            raise ValueError(f"deadline is {deadline}; it must be a positive number of seconds")
+        self.deadline = deadline
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """Facts about a video, as `video_reader.probe`.
+
+        Raises:
+            VideoError: also of kind "deadline" or "crash".
+        """
+        header, _ = self._call({"op": "probe", "path": os.fspath(path)})
+        return VideoInfo(**header["info"])
+
+    def read(
+        self,
+        path: str | os.PathLike[str],
+        indices: Sequence[int],
+        *,
+        reader: str | None = "pyav",
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Frames by index, uint8 `[T,H,W,3]`, as `video_reader.read_frames`.
+
+        Raises:
+            VideoError: also of kind "deadline" or "crash".
+            ValueError: bad arguments.
+        """
+        request = {"op": "read", "path": os.fspath(path), "indices": [int(i) for i in indices]}
+        _, frames = self._call({**request, "reader": reader, "size": size})
+        assert frames is not None
+        return frames
+
+    def close(self) -> None:
+        """Ends the child. The object can be used again."""
+        if self._owner == os.getpid():
+            self._kill()
+        else:
+            self._leave_to_owner()
+
+    def __enter__(self) -> DecodeProcess:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # attributes are missing if __init__ raised
+        if getattr(self, "_child", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"deadline": self.deadline}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["deadline"])  # type: ignore[misc]
+
+    def _call(self, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+        if self._owner != os.getpid():
+            self._leave_to_owner()
+        path, until = request["path"], time.monotonic() + self.deadline
+        with self._lock:
+            try:
+                child = self._running()
+                try:
+                    self._send(child, request)
+                except BrokenPipeError:  # it died between two calls, which is no fault of this file
+                    self._kill()
+                    child = self._running()
+                    self._send(child, request)
+                header, frames = self._receive(child, until)
+            except TimeoutError:
+                self._kill()
+                reason = f"decoding did not end within {self.deadline:g} s"
+                raise VideoError(path, "deadline", reason) from None
+            except (_Gone, BrokenPipeError):
+                raise VideoError(path, "crash", self._obituary()) from None
+            except BaseException:
+                self._kill()  # Ctrl-C in the middle of an answer: the rest of it must not be taken for the next one
+                raise
+        if "error" in header:
+            raise VideoError(**header["error"])
+        if "value_error" in header:
+            raise ValueError(header["value_error"])
+        return header, frames
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self._kill()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._child = subprocess.Popen(
+            # -P: the working directory must not shadow modules
+            [sys.executable, "-P", "-m", "liteframe.data.decode_process", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )
+        return self._child
+
+    @staticmethod
+    def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
+        assert child.stdin is not None
+        body = json.dumps(request).encode()
+        data = memoryview(LENGTH.pack(len(body)) + body)
+        while data:
+            data = data[child.stdin.write(data) :]
+
+    @staticmethod
+    def _receive(child: subprocess.Popen[bytes], until: float) -> tuple[dict[str, Any], np.ndarray | None]:
+        assert child.stdout is not None
+        pipe = child.stdout.fileno()
+
+        def fill(target: memoryview) -> None:
+            while target:
+                left = until - time.monotonic()
+                if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                    raise TimeoutError
+                count = os.readv(pipe, [target])
+                if count == 0:
+                    raise _Gone
+                target = target[count:]
+
+        size = bytearray(LENGTH.size)
+        fill(memoryview(size))
+        body = bytearray(LENGTH.unpack(size)[0])
+        fill(memoryview(body))
+        header = json.loads(body)
+        if "shape" not in header:
+            return header, None
+        frames = np.empty(header["shape"], dtype=np.uint8)
+        fill(frames.data.cast("B"))
+        return header, frames
+
+    def _obituary(self) -> str:
+        """Why the child died, and its last words."""
+        assert self._child is not None and self._errors is not None
+        code = self._child.wait()
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
+        words = self._errors.read().decode(errors="replace").strip().splitlines()
+        self._kill()
+        return f"the decoding process died ({cause}){': ' + words[-1][:200] if words else ''}"
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._close_pipes()
+        self._child = self._errors = None
+
+    def _leave_to_owner(self) -> None:
+        """After a fork: drops this process's ends of the pipes, leaves the child alone and starts without one."""
+        if self._child is not None:
+            self._child.returncode = 0  # or Popen would wait for a process that is not its own
+        self._close_pipes()
+        self._start_afresh()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._child and self._child.stdin, self._child and self._child.stdout, self._errors):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+if __name__ == "__main__":
+    from liteframe.data.decode_child import main
+
+    main()

@@ -1,0 +1,158 @@
+"""Lists of videos: a folder, or JSONL with one row a video."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"}
+    # not read, but reported by `liteframe scan` with what to do, rather than passed over
+    | {".mpg", ".mpeg", ".flv", ".wmv", ".ogv"}
+)
+READERS = ("pyav", "decord")
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+:")
+
+
+@dataclass
+class VideoEntry:
+    """One row of a manifest.
+
+    Attributes:
+        video: path of the file, absolute once loaded.
+        start: start of the part to use, in seconds; None is the beginning.
+        end: its end in seconds; None is the end of the video.
+        duration: length of the whole file in seconds.
+        fps: mean frame rate.
+        width: pixels after rotation.
+        height: pixels after rotation.
+        frames: number of frames.
+        reader: the reader that `liteframe scan` found exact for this file; None reads with PyAV.
+    """
+
+    video: str
+    start: float | None = None
+    end: float | None = None
+    duration: float | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    reader: str | None = None
+
+
+def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
+    """Reads a folder (all video files below it, sorted) or a JSONL file (rows as `VideoEntry`; other keys are ignored).
+
+    Relative paths of a JSONL file start at its own folder and stay below it; write absolute paths for other places.
+    Files are not opened here.
+
+    Raises:
+        ValueError: the source is missing, empty or holds a bad row; the message names file, line and remedy.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such folder or manifest; give a folder of videos or a .jsonl file")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise ValueError(f"{path}: this is a video, not a manifest; give its folder or a .jsonl file that names it")
+    entries = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    entries.append(_parse_row(line, path, number))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason}); a manifest is JSONL") from error
+    if not entries:
+        raise ValueError(f"{path}: the manifest holds no row")
+    return entries
+
+
+def write_manifest(entries: Iterable[VideoEntry], path: str | os.PathLike[str]) -> None:
+    """Writes one JSON row an entry, without empty fields, all at once or not at all."""
+    rows = ({key: value for key, value in asdict(entry).items() if value is not None} for entry in entries)
+    write_jsonl(rows, path)
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Writes JSON rows under a temporary name beside `path`, then renames."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load_folder(folder: Path) -> list[VideoEntry]:
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
+    if not found:
+        raise ValueError(f"{folder}: no video below this folder (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
+    # absolute, but symlinks stay: the name in a report is the name in the folder
+    return [VideoEntry(os.path.abspath(path)) for path in found]
+
+
+def _parse_row(line: str, manifest: Path, number: int) -> VideoEntry:
+    where = f"{manifest}:{number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
+    row = {field.name: row.get(field.name) for field in fields(VideoEntry)}
+    row["video"] = _resolve(row["video"], manifest, where)
+    for key in ("start", "end", "duration", "fps"):
+        row[key] = _number(row[key], key, where)
+    for key in ("width", "height", "frames"):
+        value = _number(row[key], key, where)
+        if value is not None and (value != int(value) or value < 1):
+            raise ValueError(f"{where}: {key} is {value}; it must be a whole number from 1")
+        row[key] = None if value is None else int(value)
+    if row["fps"] == 0:
+        raise ValueError(f"{where}: fps is 0; leave it out when it is not known")
+    if row["end"] is not None and row["end"] <= (row["start"] or 0.0):
+        raise ValueError(f"{where}: end ({row['end']} s) is not after start ({row['start'] or 0.0} s)")
+    if row["reader"] not in (None, *READERS):
+        raise ValueError(f"{where}: reader is {row['reader']!r}; known readers: {', '.join(READERS)}")
+    return VideoEntry(**row)
+
+
+def _resolve(video: Any, manifest: Path, where: str) -> str:
+    if not isinstance(video, str) or not video.strip():
+        raise ValueError(f"{where}: 'video' is {video!r}; it must be the path of a file")
+    if "\0" in video or _SCHEME.match(video):
+        raise ValueError(f"{where}: 'video' is {video!r}; only paths of local files are read, download it first")
+    if os.path.isabs(video):
+        return os.path.normpath(video)
+    folder = os.path.abspath(manifest.parent)
+    resolved = os.path.normpath(os.path.join(folder, video))
+    if os.path.commonpath([folder, resolved]) != folder:
+        raise ValueError(f"{where}: {video!r} leaves the manifest's folder; write its absolute path")
+    return resolved
+
+
+def _number(value: Any, key: str, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where}: {key} is {value!r}; it must be a number from 0")
+    return float(value)

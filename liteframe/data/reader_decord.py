@@ -1,0 +1,66 @@
+"""decord, for files on which `liteframe scan` found it exact. The only file that imports it.
+
+decord hangs on some MPEG-TS files and gives wrong frames for open groups and edit lists, without an error. So nobody
+calls this for a file that was not scanned, and the process that does can be killed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+
+import numpy as np
+
+from liteframe.data.video_check import check_file
+from liteframe.data.video_types import VideoError
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def available() -> bool:
+    """Whether decord is installed; it has wheels for Linux on x86_64 only."""
+    found = importlib.util.find_spec("decord") is not None
+    if not found:
+        _log.warning(
+            "decord is not installed here: files marked reader=decord are read with PyAV (same frames, slower)"
+        )
+    return found
+
+
+def read_frames(path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int) -> np.ndarray:
+    """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`."""
+    frames, _ = read_timed(path, indices, size, max_bytes)
+    return frames
+
+
+def read_timed(
+    path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int
+) -> tuple[np.ndarray, list[float]]:
+    """Frames and the seconds at which decord says they are shown.
+
+    Raises:
+        VideoError: not a video, index out of range, too large, or decord's own error as corrupt.
+    """
+    import decord
+
+    check_file(path)
+    height, width = size or (-1, -1)
+    try:
+        reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        total = len(reader)
+        bad = [i for i in indices if not 0 <= i < total]
+        if bad:
+            raise VideoError(path, "index", f"frame {bad[0]} was asked for; decord sees {total} frames")
+        rows, columns, _ = reader[0].shape
+        if len(indices) * rows * columns * 3 > max_bytes:
+            raise VideoError(path, "too_large", f"{len(indices)} frames of {columns}x{rows} exceed {max_bytes} bytes")
+        reader.seek(0)
+        frames = reader.get_batch(indices).asnumpy()
+        times = reader.get_frame_timestamp(indices)[:, 0].tolist()
+    except (decord.DECORDError, RuntimeError) as error:
+        # the first line names the failed check; the rest is a C++ stack
+        reason = str(error).strip().splitlines()[0]
+        raise VideoError(path, "corrupt", f"cannot be decoded by decord: {reason}") from error
+    return frames, times

@@ -1,0 +1,82 @@
+"""What every reader returns or raises: `VideoInfo` and `VideoError`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+# kind -> what a user can do about it, used when the place that raises knows nothing better.
+REMEDIES = {
+    "missing": "check the path; relative paths in a manifest start at the manifest's folder",
+    "not_a_file": "give the path of a video file",
+    "unreadable": "check the permissions of the file",
+    "empty": "copy or download the file again",
+    "playlist": "download the media itself; playlists are never followed",
+    "not_video": "convert it: ffmpeg -i IN -c:v libx264 OUT.mp4",
+    "no_video_stream": "remove it from the manifest",
+    "truncated": "copy or download the file again",
+    "corrupt": "download it again or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4",
+    "unsupported": "re-encode it: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4",
+    "too_large": "ask for fewer frames or pass a smaller size",
+    "index": "run `liteframe scan` again; the manifest does not fit the file",
+    "deadline": "raise the deadline, or re-encode it: ffmpeg -i IN -c:v libx264 -g 60 OUT.mp4",
+    "crash": "remove it from the manifest or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4",
+}
+
+
+class VideoError(Exception):
+    """A video, or a frame of it, that cannot be had exactly as asked.
+
+    Attributes:
+        path: the file.
+        kind: one of the keys of `REMEDIES`.
+        reason: what was found, in words.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, path: str | PathLike[str], kind: str, reason: str, remedy: str | None = None):
+        if kind not in REMEDIES:
+            raise ValueError(f"unknown kind of video error {kind!r}; known: {', '.join(REMEDIES)}")
+        self.path, self.kind, self.reason = str(path), kind, reason
+        self.remedy = remedy or REMEDIES[kind]
+        super().__init__(f"{self.path}: {kind}: {reason} ({self.remedy})")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the four fields, so that the error survives a DataLoader worker's queue."""
+        return VideoError, (self.path, self.kind, self.reason, self.remedy)
+
+    def to_dict(self) -> dict[str, str]:
+        """The four fields, for a JSON report."""
+        return {"path": self.path, "kind": self.kind, "reason": self.reason, "remedy": self.remedy}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts about the first video stream of a file.
+
+    Attributes:
+        frames: number of frames that a full sequential decode gives.
+        fps: mean frame rate over the whole file (frames per second).
+        duration: seconds from the first frame's start to the last frame's end.
+        width: pixels, after rotation.
+        height: pixels, after rotation.
+        codec: FFmpeg's name, such as "h264".
+        container: FFmpeg's demuxer name, such as "mov,mp4,m4a,3gp,3g2,mj2".
+        rotation: degrees of the rotation tag, counter-clockwise, already applied to width and height.
+        anchors: number of key frames from which decoding may start; 0 means always from the beginning.
+    """
+
+    frames: int
+    fps: float
+    duration: float
+    width: int
+    height: int
+    codec: str
+    container: str
+    rotation: int = 0
+    anchors: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
