@@ -145,7 +145,7 @@ class LiteFrameEncoder(nn.Module):
         return torch.cat([self.pos_embed[:, :1], table], dim=1)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and preprocessor_config.json; each file appears complete or not at all."""
+        """Write config.json, model.safetensors and preprocessor_config.json, each of them complete or not at all."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}

@@ -63,8 +63,7 @@ class LiteFrameConfig:
             raise ValueError(f"LiteFrameConfig: heads={self.heads} does not divide dim={self.dim}")
         if self.temporal_mixer not in MIXERS:
             raise ValueError(
-                f"LiteFrameConfig: temporal_mixer={self.temporal_mixer!r} is unknown; "
-                f"choose one of {', '.join(MIXERS)}"
+                f"LiteFrameConfig: temporal_mixer={self.temporal_mixer!r} is unknown; choose one of {', '.join(MIXERS)}"
             )
         if self.resize not in ("squash", "crop"):
             raise ValueError(f"LiteFrameConfig: resize must be 'squash' or 'crop', got {self.resize!r}")
@@ -89,8 +88,10 @@ class LiteFrameConfig:
                 raise ValueError(f"LiteFrameConfig: {name} must be a positive number, got {value!r}")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            if not isinstance(value, list | tuple) or len(value) != 3 or not all(
-                isinstance(v, int | float) and math.isfinite(v) for v in value
+            if (
+                not isinstance(value, list | tuple)
+                or len(value) != 3
+                or not all(isinstance(v, int | float) and math.isfinite(v) for v in value)
             ):
                 raise ValueError(f"LiteFrameConfig: {name} must be three numbers, got {value!r}")
             setattr(self, name, tuple(float(v) for v in value))

@@ -111,7 +111,9 @@ def load_hf(
     try:
         config = AutoConfig.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} is neither a folder with a transformers config.json nor a known id: {error}") from error
+        raise ValueError(
+            f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
+        ) from error
     dtype = dtype or torch.float32
     processor = _processor(name, kwargs)
     mean = _statistics(name, "image_mean", image_mean, processor)

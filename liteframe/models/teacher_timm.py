@@ -66,7 +66,9 @@ def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwarg
     model_name = name.removeprefix("timm/")
     if not timm.is_model(model_name):
         near = ", ".join(timm.list_models(f"*{model_name.split('.')[0][:12]}*")[:5])
-        raise ValueError(f"timm {timm.__version__} has no model named {model_name!r}" + (f"; near: {near}" if near else ""))
+        raise ValueError(
+            f"timm {timm.__version__} has no model named {model_name!r}" + (f"; near: {near}" if near else "")
+        )
     entry = timm.model_entrypoint(model_name)
     if entry.__module__.rsplit(".", 1)[-1] not in ("vision_transformer", "eva"):
         raise ValueError(f"{name} is not a plain ViT: a teacher must keep one patch grid through all its blocks")

@@ -17,7 +17,10 @@ _ALIASES = (
     (r"attn\.qkv\.(weight|bias)", r"attn.qkv.\1"),
     (r"(?:attn|attention|self_attn)\.([qkv])_proj\.(weight|bias)", r"attn.\1.\2"),
     (r"attn\.([qkv])_bias", r"attn.\1.bias"),
-    (r"(?:attn\.proj|attention\.projection_layer|attention\.o_proj|self_attn\.out_proj)\.(weight|bias)", r"attn.proj.\1"),
+    (
+        r"(?:attn\.proj|attention\.projection_layer|attention\.o_proj|self_attn\.out_proj)\.(weight|bias)",
+        r"attn.proj.\1",
+    ),
     (r"(?:ls1\.gamma|gamma_1|lambda_1|layer_scale1\.lambda1)", "ls1"),
     (r"(?:ls2\.gamma|gamma_2|lambda_2|layer_scale2\.lambda1)", "ls2"),
     (r"mlp\.(?:fc1|up_proj)\.(weight|bias)", r"mlp.fc1.\1"),

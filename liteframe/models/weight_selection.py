@@ -130,7 +130,9 @@ def _check_sizes(vit: VitWeights, config: LiteFrameConfig) -> None:
         "dim / heads": (config.dim // config.heads, vit.dim // vit.heads),
         "mlp_dim": (mlp_dim, vit.tensors["blocks.0.mlp.fc1.weight"].shape[0]),
     }
-    too_large = [f"{name} (student {ours}, teacher {theirs})" for name, (ours, theirs) in pairs.items() if ours > theirs]
+    too_large = [
+        f"{name} (student {ours}, teacher {theirs})" for name, (ours, theirs) in pairs.items() if ours > theirs
+    ]
     if too_large:
         raise ValueError(
             f"the student cannot be cut from a smaller teacher: {', '.join(too_large)}; "

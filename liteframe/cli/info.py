@@ -1,0 +1,109 @@
+"""Parameters and FLOPs, versions, and what a saved encoder is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from liteframe_kernels import backend_report
+
+import liteframe
+from liteframe.models.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
+from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "peft", "safetensors", "av", "decord")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("encoder", nargs="?", type=Path, metavar="DIR", help="a saved encoder folder to describe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; ValueError or FileNotFoundError when DIR is no readable encoder."""
+    if args.encoder is not None:
+        print("\n".join(describe_encoder(args.encoder)))
+        return 0
+    rows = [
+        ("teacher: InternViT-300M", cost(INTERNVIT_300M)),
+        ("student without compression", cost(VIT_BASE)),
+        ("student: LiteFrame", cost(LiteFrameConfig())),
+    ]
+    print("256 frames of 448x448; FLOPs are 2 per multiply-add of linear and convolution layers\n")
+    print("\n".join(cost_table(rows)))
+    print()
+    print("\n".join(aligned([("liteframe", liteframe.__version__), ("python", platform.python_version())])))
+    print("\n".join(aligned([(name, _version(name)) for name in PACKAGES])))
+    print()
+    print("\n".join(aligned([("device", name) for name in devices()])))
+    print("\n".join(aligned([(f"kernels, {key}", value) for key, value in backend_report().items()])))
+    return 0
+
+
+def cost_table(rows: list[tuple[str, Cost]]) -> list[str]:
+    """One line a model, under a heading."""
+    cells = [("model", "parameters / FLOPs", "with attention", "tokens a frame")]
+    for name, row in rows:
+        total = (row.flops + row.attention_flops) / 1e12
+        cells.append(
+            (name, f"{row.params / 1e6:.2f}M / {row.flops / 1e12:.2f}T", f"{total:.2f}T", f"{row.tokens_per_frame:g}")
+        )
+    first, *others = [max(len(line[column]) for line in cells) for column in range(4)]
+    return [
+        "  ".join([line[0].ljust(first), *(cell.rjust(w) for cell, w in zip(line[1:], others, strict=True))])
+        for line in cells
+    ]
+
+
+def describe_encoder(folder: Path) -> list[str]:
+    """What `folder` holds, after loading it, so that damage shows."""
+    encoder = LiteFrameEncoder.from_pretrained(folder)
+    config = encoder.config
+    own = cost(config, frames=config.clip_frames)
+    t, h, w = config.compression
+    side = config.image_size // config.patch_size
+    compressing = ", ".join(f"{stride} after block {block}" for block, stride in config.downsample.items()) or "none"
+    return aligned(
+        [
+            ("folder", str(folder)),
+            ("parameters", f"{own.params / 1e6:.2f}M ({own.params:,}), {next(encoder.parameters()).dtype}"),
+            ("FLOPs", f"{own.flops / 1e9:.2f}G (with attention {(own.flops + own.attention_flops) / 1e9:.2f}G) "
+                      f"for a clip of {config.clip_frames} frames"),
+            ("input", f"[B,T,3,{config.image_size},{config.image_size}], {config.resize}, "
+                      f"mean {config.image_mean}, std {config.image_std}"),
+            ("output", f"[B,T/{t},{side // h},{side // w},{config.teacher_dim}]"),
+            ("tokens a frame", f"{own.tokens_per_frame:g} after a 2x2 pixel shuffle"),
+            ("clip", f"{config.clip_frames} frames"),
+            ("blocks", f"{config.depth} of {config.dim} channels, {config.heads} heads, MLP {config.mlp_dim}, "
+                       f"patch {config.patch_size}"),
+            ("temporal mixer", f"{config.temporal_mixer}, kernel {config.temporal_kernel}"),
+            ("compression", f"{config.compression}: {compressing}"),
+        ]
+    )  # fmt: skip
+
+
+def devices() -> list[str]:
+    """The CPU, and each CUDA device, as torch sees them."""
+    found = [f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        memory = facts.total_memory / 2**30
+        found.append(f"cuda:{index} {facts.name}, {memory:.0f} GiB, sm_{facts.major}{facts.minor}")
+    return found
+
+
+def aligned(pairs: list[tuple[str, str]]) -> list[str]:
+    """Names padded to one column."""
+    width = max(16, max(len(name) for name, _ in pairs))
+    return [f"{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
