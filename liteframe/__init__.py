@@ -1,0 +1,39 @@
+"""LiteFrame: distil a small video encoder from a large image teacher, align it, export it.
+
+The names below are imported when they are first used, so that tools which need no torch start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from liteframe.encode import encode_video as encode_video
+    from liteframe.models.cost import cost as cost
+    from liteframe.models.student import LiteFrameConfig as LiteFrameConfig
+    from liteframe.models.student import LiteFrameEncoder as LiteFrameEncoder
+    from liteframe.models.teacher import load_teacher as load_teacher
+    from liteframe.pooling import weighted_average_pool as weighted_average_pool
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LiteFrameConfig": "liteframe.models.student",
+    "LiteFrameEncoder": "liteframe.models.student",
+    "load_teacher": "liteframe.models.teacher",
+    "weighted_average_pool": "liteframe.pooling",
+    "encode_video": "liteframe.encode",
+    "cost": "liteframe.models.cost",
+}
+__all__ = ["LiteFrameConfig", "LiteFrameEncoder", "cost", "encode_video", "load_teacher", "weighted_average_pool"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'liteframe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,7 @@
+"""`python -m liteframe`: the same as the `liteframe` command."""
+
+import sys
+
+from liteframe.cli.main import main
+
+sys.exit(main())

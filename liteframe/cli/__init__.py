@@ -1,0 +1,1 @@
+"""The `liteframe` command: one file a sub-command."""

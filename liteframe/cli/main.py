@@ -1,0 +1,45 @@
+"""Entry point of the `liteframe` command: finds the sub-command, imports only its file, runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
+    "scan": "check a folder of videos and write a manifest of the usable ones",
+    "export": "write an encoder or a Video LLM for other software",
+    "eval": "answer a file of questions about videos and report accuracy",
+    "bench": "measure kernels and encoders on this machine",
+    "info": "parameters and FLOPs, versions, and what a saved encoder is",
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of one command only (the others are not imported)."""
+    parser = argparse.ArgumentParser(
+        prog="liteframe", description="Small video encoders for Video LLMs: distil, align, export."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command:
+            importlib.import_module(f"liteframe.cli.{name}").add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 only on success)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in arguments if word in COMMANDS), None)
+    args = build_parser(command).parse_args(arguments)
+    try:
+        return int(importlib.import_module(f"liteframe.cli.{args.command}").run(args))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"liteframe {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"liteframe {args.command}: interrupted", file=sys.stderr)
+        return 130

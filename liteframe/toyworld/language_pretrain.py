@@ -1,0 +1,121 @@
+"""Second stage of the toyworld teacher: teach projector and language model to answer, on stored ViT features.
+
+Several questions share one video in a sequence: each sees the video and itself, never another question, so that one
+pass over the frames trains many answers without one question giving away another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+from liteframe.toyworld.model import TOKENS_PER_FRAME
+from liteframe.toyworld.questions import Question, all_questions
+from liteframe.toyworld.scenes import FRAMES, Scene
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One batch: token ids and the frames to show; every video has the same frame count and question slots."""
+
+    frames: Tensor  # int64 [B, F], frame indices
+    prefix: Tensor  # int64 [P], tokens before the first question, with image placeholders
+    questions: Tensor  # int64 [B, Q, L], question, answer and end-of-turn, padded on the right
+    labels: Tensor  # int64 [B, Q, L], -100 outside the answer and its end-of-turn
+    video: np.ndarray  # int64 [B], which videos
+    order: np.ndarray  # int64 [B, Q], which of a video's questions
+
+
+class Packer:
+    """Draws videos and questions and lays them out as token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.rng = np.random.default_rng(seed)
+        self.questions = [all_questions(scene) for scene in scenes]
+        self.pool = [[self._encode(question) for question in questions] for questions in self.questions]
+        self.length = max(len(ids) for pool in self.pool for ids, _ in pool)
+
+    def _encode(self, question: Question) -> tuple[list[int], int]:
+        asked = self.tokenizer(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        answer = self.tokenizer(f"{question.answer}<|im_end|>")["input_ids"]
+        return asked + answer, len(answer)
+
+    def kinds(self, video: int, order: np.ndarray) -> list[str]:
+        """Types of the questions that were drawn for a video."""
+        return [self.questions[video][pick].kind for pick in order]
+
+    def prefix(self, frames: int) -> Tensor:
+        """Token ids of an opened user turn that shows `frames` frames, as InternVL's processor writes it."""
+        image = "<img>" + "<IMG_CONTEXT>" * TOKENS_PER_FRAME + "</img>"
+        lines = "".join(f"Frame{i + 1}: {image}\n" for i in range(frames))
+        return torch.tensor(self.tokenizer(f"<|im_start|>user\n{lines}")["input_ids"])
+
+    def draw(self, videos: int, frames: int, questions: int) -> Packed:
+        """A batch of `videos` videos with `frames` frames each (a random phase of a uniform reading)."""
+        rng = self.rng
+        rows = rng.integers(len(self.pool), size=videos)
+        phase = rng.random((videos, 1))
+        times = np.floor((np.arange(frames) + phase) * FRAMES / frames).astype(np.int64)
+        ids = np.full((videos, questions, self.length), self.tokenizer.pad_token_id, np.int64)
+        labels = np.full_like(ids, -100)
+        order = np.stack([rng.permutation(len(self.pool[row]))[:questions] for row in rows])
+        for b, row in enumerate(rows):
+            for q, pick in enumerate(order[b]):
+                tokens, answer = self.pool[row][pick]
+                ids[b, q, : len(tokens)] = tokens
+                labels[b, q, len(tokens) - answer : len(tokens)] = tokens[-answer:]
+        return Packed(
+            torch.from_numpy(times), self.prefix(frames), torch.from_numpy(ids), torch.from_numpy(labels), rows, order
+        )
+
+
+def _mask(prefix: int, questions: int, length: int) -> Tensor:
+    """Boolean `[1, 1, N, N]`: causal, and a question sees the prefix and itself only."""
+    total = prefix + questions * length
+    block = torch.cat([torch.zeros(prefix, dtype=torch.long), 1 + torch.arange(questions).repeat_interleave(length)])
+    visible = (block[None] == 0) | (block[None] == block[:, None])
+    return (visible & torch.ones(total, total, dtype=torch.bool).tril())[None, None]
+
+
+def answer_loss(model: InternVLForConditionalGeneration, patches: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
+    """Cross-entropy on the answers.
+
+    Args:
+        model: the tiny InternVL; its ViT is not run.
+        patches: ViT patch features of the batch's frames, `[B, F, h, w, C]`.
+        batch: the layout.
+
+    Returns:
+        Mean loss, and whether each question was answered right `[B, Q]` (bool, teacher-forced first token).
+    """
+    inner = model.model
+    videos, frames, h, w, dim = patches.shape
+    shuffled = inner.pixel_shuffle(patches.reshape(videos * frames, h, w, dim), scale_factor=0.5)
+    tokens = inner.multi_modal_projector(shuffled.flatten(1, 2)).reshape(videos, -1, inner.config.text_config.hidden_size)
+    embed = inner.get_input_embeddings()
+    prefix = embed(batch.prefix)[None].expand(videos, -1, -1)
+    where = (batch.prefix == inner.config.image_token_id)[None, :, None].expand_as(prefix)
+    prefix = prefix.masked_scatter(where, tokens.to(prefix.dtype))
+    count, length = batch.questions.shape[1:]
+    size = prefix.shape[1]
+    position = torch.cat([torch.arange(size), (size + torch.arange(length)).repeat(count)])[None]
+    hidden = inner.language_model(
+        inputs_embeds=torch.cat([prefix, embed(batch.questions).flatten(1, 2)], dim=1),
+        attention_mask={"full_attention": _mask(size, count, length)},
+        position_ids=position.expand(videos, -1),
+        use_cache=False,
+    ).last_hidden_state
+    hidden = hidden[:, size:].unflatten(1, (count, length))[:, :, :-1]
+    labels = batch.labels[:, :, 1:]
+    spoken = labels != -100
+    logits = model.lm_head(hidden[spoken]).float()
+    loss = F.cross_entropy(logits, labels[spoken])
+    right = torch.ones_like(labels, dtype=torch.bool)
+    right[spoken] = logits.argmax(-1) == labels[spoken]
+    return loss, right.all(-1)

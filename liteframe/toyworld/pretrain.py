@@ -1,0 +1,192 @@
+"""Train the tiny InternVL that the repository ships: `python -m liteframe.toyworld.pretrain OUT`.
+
+Two stages, each seeded: the ViT learns to see (`vision_pretrain`), then projector and language model learn to answer
+from stored ViT features (`language_pretrain`), first at eight frames a video, then at four to thirty-two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import InternVLForConditionalGeneration
+
+from liteframe.toyworld import language_pretrain, vision_pretrain
+from liteframe.toyworld.model import IMAGENET_MEAN, IMAGENET_STD, build_model, build_processor, build_tokenizer
+from liteframe.toyworld.questions import CHANCE, all_questions
+from liteframe.toyworld.scenes import FRAMES, SIZE, render, scene_for, write_video
+
+HELD_OUT = 150
+FRAME_COUNTS = (4, 8, 16, 32)
+VIDEOS_OF = {4: 32, 8: 24, 16: 12, 32: 6}  # videos in a batch, so that a batch has about 192 frames
+
+
+def rendered_videos(count: int, seed: int, progress: Progress) -> np.ndarray:
+    """Scenes of a world, written as H.264 and read back: uint8 `[V, T, H, W, 3]`."""
+    videos = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        for i in progress.track(range(count), description="render"):
+            write_video(path, render(scene_for(seed, i)))
+            with av.open(str(path)) as container:
+                videos[i] = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return videos
+
+
+def normalised(frames: np.ndarray) -> Tensor:
+    """uint8 `[N, H, W, 3]` to the ViT's input `[N, 3, H, W]`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def _optimise(
+    parameters: list[nn.Parameter],
+    steps: int,
+    peak: float,
+    step: Callable[[int], tuple[Tensor, str]],
+    progress: Progress,
+    name: str,
+) -> None:
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
+    task = progress.add_task(name, total=steps)
+    for i in range(steps):
+        loss, words = step(i)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.update(task, advance=1, description=f"{name}: {words}")
+        if (i + 1) % 100 == 0:
+            progress.console.log(f"{name} step {i + 1}: {words}")
+
+
+def train_vision(model: InternVLForConditionalGeneration, videos: np.ndarray, seed: int, steps: int, progress: Progress) -> None:
+    """Stage one on single frames of the videos."""
+    vit = model.model.vision_tower
+    heads = vision_pretrain.PatchHeads(vit.config.hidden_size)
+    scenes = [scene_for(seed, i) for i in range(len(videos))]
+    batches = vision_pretrain.frame_batches(videos, scenes, 64, seed)
+
+    def step(_: int) -> tuple[Tensor, str]:
+        frames, *labels = next(batches)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens = vit(pixel_values=normalised(frames)).last_hidden_state
+        loss, figures = heads.losses(tokens.float(), *labels)
+        return loss, ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+    _optimise([*vit.parameters(), *heads.parameters()], steps, 1.5e-3, step, progress, "vision")
+
+
+@torch.inference_mode()
+def stored_features(model: InternVLForConditionalGeneration, videos: np.ndarray, progress: Progress) -> Tensor:
+    """ViT patch features of every frame, float16 `[V, T, h * w, C]`."""
+    vit = model.model.vision_tower.eval()
+    rows = []
+    for video in progress.track(videos, description="features"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rows.append(vit(pixel_values=normalised(video)).last_hidden_state[:, 1:].half())
+    return torch.stack(rows)
+
+
+def _loss(model: InternVLForConditionalGeneration, features: Tensor, batch: language_pretrain.Packed) -> tuple[Tensor, Tensor]:
+    chosen = features[torch.from_numpy(batch.video)[:, None], batch.frames]
+    side = int(chosen.shape[2] ** 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return language_pretrain.answer_loss(model, chosen.float().unflatten(2, (side, side)), batch)
+
+
+def train_language(model: InternVLForConditionalGeneration, features: Tensor, seed: int, steps: int, progress: Progress) -> None:
+    """Stage two on stored features; the first half at eight frames, because motion is not learned otherwise."""
+    packer = language_pretrain.Packer(build_tokenizer(), [scene_for(seed, i) for i in range(len(features))], seed)
+    rng = np.random.default_rng(seed)
+    inner = model.model
+
+    def step(i: int) -> tuple[Tensor, str]:
+        frames = 8 if i < steps // 2 else int(rng.choice([4, 8, 8, 16, 16, 32]))
+        loss, right = _loss(model, features, packer.draw(VIDEOS_OF[frames], frames, 6))
+        return loss, f"loss {float(loss.detach()):.3f}, right {float(right.float().mean()):.3f}"
+
+    parameters = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters()]
+    _optimise(parameters, steps, 2e-3, step, progress, "language")
+
+
+@torch.inference_mode()
+def held_out_accuracy(
+    model: InternVLForConditionalGeneration, features: Tensor, seed: int, first: int
+) -> dict[str, dict[str, float]]:
+    """Accuracy by frame count and question type on scenes `first`, `first + 1`, ... of the world."""
+    scenes = [scene_for(seed, first + i) for i in range(len(features))]
+    packer = language_pretrain.Packer(build_tokenizer(), scenes, seed + 1)
+    table: dict[str, dict[str, float]] = {}
+    for frames in FRAME_COUNTS:
+        right: dict[str, list[float]] = defaultdict(list)
+        for _ in range(10):
+            batch = packer.draw(24, frames, 11)
+            _, good = _loss(model, features, batch)
+            for b, video in enumerate(batch.video):
+                for q, kind in enumerate(packer.kinds(int(video), batch.order[b])):
+                    right[kind].append(float(good[b, q]))
+        table[str(frames)] = {kind: round(float(np.mean(values)), 4) for kind, values in sorted(right.items())}
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Render, train both stages, save the checkpoint with its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder to write (an earlier one is replaced)")
+    parser.add_argument("--videos", type=int, default=3000, help="videos to render, the last 150 held out")
+    parser.add_argument("--vision-steps", type=int, default=2000)
+    parser.add_argument("--language-steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.videos <= HELD_OUT:
+        parser.error(f"--videos must be more than the {HELD_OUT} held out, got {args.videos}")
+    torch.manual_seed(args.seed)
+    began = time.monotonic()
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        videos = rendered_videos(args.videos, args.seed, progress)
+        train_vision(model, videos[:-HELD_OUT], args.seed, args.vision_steps, progress)
+        features = stored_features(model, videos, progress)
+        del videos
+        train_language(model, features[:-HELD_OUT], args.seed, args.language_steps, progress)
+    model = model.eval().to(torch.bfloat16).float()  # the figures below are those of the weights that are stored
+    accuracy = held_out_accuracy(model, features[-HELD_OUT:], args.seed, args.videos - HELD_OUT)
+    record = {
+        "command": " ".join(["python -m liteframe.toyworld.pretrain", *(sys.argv[1:] if argv is None else argv)]),
+        "seconds": round(time.monotonic() - began),
+        "held-out accuracy by frames and question type": accuracy,
+        "chance": CHANCE,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    temporary = args.out.with_name(f".{args.out.name}.tmp")
+    model.to(torch.bfloat16).save_pretrained(temporary)
+    build_processor(tokenizer).save_pretrained(temporary)
+    (temporary / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(args.out, ignore_errors=True)
+    temporary.rename(args.out)
+    print(json.dumps(record, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
