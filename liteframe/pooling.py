@@ -43,13 +43,13 @@ def weighted_average_pool(
     mask = None
     if missing:
         real = patches.shape[1]
-        patches, query, logits = (_repeat_last(x, missing) for x in (patches, query, logits))
+        patches = _repeat_last(patches, missing)
+        query = None if query is None else _repeat_last(query, missing)
+        logits = None if logits is None else _repeat_last(logits, missing)
         mask = torch.arange(patches.shape[1], device=patches.device) < real
         mask = mask.expand(patches.shape[0], -1)
     return pool_whole_blocks(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask)
 
 
-def _repeat_last(x: Tensor | None, count: int) -> Tensor | None:
-    if x is None:
-        return None
+def _repeat_last(x: Tensor, count: int) -> Tensor:
     return torch.cat([x, x[:, -1:].expand(-1, count, *x.shape[2:])], dim=1)

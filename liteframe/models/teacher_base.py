@@ -34,7 +34,7 @@ class TeacherFeatures(NamedTuple):
 class Tower(nn.Module, ABC):
     """A library's ViT behind one signature. `model` is the library's own module."""
 
-    model: nn.Module
+    model: Any
 
     @abstractmethod
     def forward(self, images: Tensor) -> TeacherFeatures:
@@ -131,8 +131,13 @@ class Teacher(nn.Module):
                 f"height and width must be multiples of its patch size {p}"
             )
         with torch.no_grad():
-            features = self.tower(video.flatten(0, 1).to(self.dtype))
-        return TeacherFeatures(*(x if x is None else x.unflatten(0, video.shape[:2]) for x in features))
+            patches, query, logits = self.tower(video.flatten(0, 1).to(self.dtype))
+        batch = video.shape[:2]
+        return TeacherFeatures(
+            patches.unflatten(0, batch),
+            None if query is None else query.unflatten(0, batch),
+            None if logits is None else logits.unflatten(0, batch),
+        )
 
     def train(self, mode: bool = True) -> "Teacher":
         """Do nothing: a teacher stays in eval mode."""

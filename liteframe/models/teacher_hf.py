@@ -9,7 +9,7 @@ import torch
 import transformers
 from huggingface_hub import metadata_load
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLPreTrainedModel
 from transformers.utils import cached_file
 
@@ -34,10 +34,10 @@ VIT_CLASSES = {
 class HfTower(Tower):
     """A transformers ViT: last_hidden_state, split into patches and prefix."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model: Any = model
-        config = self.model.config
+        self.model = model
+        config = model.config
         self.patch_size = _square("patch_size", config.patch_size)
         self.grid = _square("image_size", config.image_size) // self.patch_size
         self.has_cls = not config.model_type.startswith("siglip")
@@ -76,7 +76,7 @@ class InternVLVisionHalf(InternVLPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head"]
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: InternVLConfig):
         super().__init__(config)
         self.model = nn.Module()
         self.model.vision_tower = AutoModel.from_config(config.vision_config)
@@ -121,7 +121,7 @@ def load_hf(
     projector = None
     if config.model_type == "internvl":
         _check_vlm(name, config)
-        half: Any = _build(InternVLVisionHalf, name, config, pretrained, dtype, kwargs)
+        half = _build(InternVLVisionHalf, name, config, pretrained, dtype, kwargs)
         model = half.model.vision_tower
         projector = VlmProjector(half.model.multi_modal_projector, shuffle_factor(config.downsample_ratio))
     elif config.model_type in VIT_CLASSES:
@@ -147,7 +147,7 @@ def load_hf(
     )
 
 
-def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
+def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtype, kwargs: dict[str, Any]) -> Any:
     if not pretrained:
         return cls(config).to(dtype)
     try:

@@ -5,7 +5,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
 from liteframe.models.teacher_weights import VitWeights, vit_weights
@@ -14,10 +14,10 @@ from liteframe.models.teacher_weights import VitWeights, vit_weights
 class TimmTower(Tower):
     """timm's `forward_features`, split into patches and prefix."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model: Any = model
-        self.patch_size = model.patch_embed.patch_size[0]
+        self.model = model
+        self.patch_size: int = model.patch_embed.patch_size[0]
         self.pool = model.attn_pool if hasattr(getattr(model, "attn_pool", None), "latent") else None
 
     def forward(self, images: Tensor) -> TeacherFeatures:
@@ -72,7 +72,7 @@ def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwarg
     entry = timm.model_entrypoint(model_name)
     if entry.__module__.rsplit(".", 1)[-1] not in ("vision_transformer", "eva"):
         raise ValueError(f"{name} is not a plain ViT: a teacher must keep one patch grid through all its blocks")
-    model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **kwargs)
+    model: Any = timm.create_model(model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **kwargs)
     data = resolve_data_config({}, model=model)
     tower = TimmTower(model.to(dtype or torch.float32))
     return Teacher(

@@ -1,0 +1,83 @@
+"""timm teachers against timm's own forward on tiny random weights."""
+
+import pytest
+import timm
+import torch
+
+from liteframe import load_teacher
+from liteframe.models.teacher_base import head_mean_log_attention
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
+# name, its prefix tokens, saliency
+MODELS = {
+    "vit_intern300m_patch14_448": (1, "query"),
+    "vit_small_patch14_reg4_dinov2": (5, "query"),
+    "vit_base_patch16_siglip_224": (0, "logits"),
+    "vit_base_patch16_siglip_gap_224": (0, None),
+    "vit_small_patch16_dinov3": (5, "query"),
+    "vit_base_patch16_clip_224": (1, "query"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_forward_features(name, make):
+    prefix, saliency = MODELS[name]
+    teacher = load_teacher(f"timm/{name}", pretrained=False, **TINY)
+    make.scramble(teacher.tower)
+    p = teacher.patch_size
+    own = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True, **TINY).eval()
+    own.load_state_dict(teacher.tower.model.state_dict())
+    video = torch.randn(2, 2, 3, 3 * p, 4 * p)
+    with torch.no_grad():
+        tokens = own.forward_features(video.flatten(0, 1))
+    features = teacher(video)
+    assert features.patches.shape == (2, 2, 3, 4, 32)
+    torch.testing.assert_close(features.patches.flatten(0, 1).flatten(1, 2), tokens[:, prefix:])
+    assert (features.query is not None, features.logits is not None) == (saliency == "query", saliency == "logits")
+    if saliency == "query":
+        torch.testing.assert_close(features.query.flatten(0, 1), tokens[:, 0])
+
+
+def test_siglip_logits_are_the_pooling_heads_attention(make):
+    teacher = load_teacher("timm/vit_base_patch16_siglip_224", pretrained=False, **TINY)
+    make.scramble(teacher.tower)
+    pool = teacher.tower.model.attn_pool
+    seen = []
+    video = torch.randn(1, 2, 3, 32, 48)
+    # Its value projection set to zero except for one token shows, one by one, how much attention each token gets.
+    with torch.no_grad():
+        tokens = teacher.tower.model.forward_features(video[0])
+        pool.fused_attn = False
+        pool.attn_drop = torch.nn.Identity()
+        k, v = pool.kv(tokens).chunk(2, -1)
+        q = pool.q(pool.latent)
+        for h in range(4):
+            part = slice(8 * h, 8 * h + 8)
+            seen.append((q[0, :, part] @ k[..., part].mT / 8**0.5).softmax(-1)[:, 0])
+    torch.testing.assert_close(teacher(video).logits[0].flatten(1).exp(), torch.stack(seen).mean(0))
+
+
+def test_head_mean_in_logs():
+    scores = torch.randn(2, 3, 5)
+    torch.testing.assert_close(head_mean_log_attention(scores).exp(), scores.softmax(-1).mean(1))
+
+
+def test_internvit_facts():
+    teacher = load_teacher("timm/vit_intern300m_patch14_448", pretrained=False, depth=1)
+    assert (teacher.dim, teacher.patch_size, teacher.image_size) == (1024, 14, 448)
+    assert teacher.image_mean == pytest.approx((0.485, 0.456, 0.406))
+    assert teacher.licence is None  # random weights have none
+    assert isinstance(teacher.tower.model.norm, torch.nn.Identity)
+
+
+def test_full_size_internvit_has_the_papers_parameters():
+    with torch.device("meta"):
+        teacher = load_teacher("timm/vit_intern300m_patch14_448", pretrained=False)
+    assert sum(p.numel() for p in teacher.tower.parameters()) == 304_012_288
+
+
+def test_unknown_and_unsuitable_names():
+    with pytest.raises(ValueError, match=r"no model named 'vit_intern301m'.*vit_intern300m_patch14_448"):
+        load_teacher("timm/vit_intern301m", pretrained=False)
+    with pytest.raises(ValueError, match="timm/resnet50 is not a plain ViT"):
+        load_teacher("timm/resnet50", pretrained=False)
