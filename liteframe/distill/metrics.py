@@ -1,0 +1,60 @@
+"""What held-out clips say about a student, in the teacher's raw feature space."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import ExplainedVariance, MeanMetric
+
+
+class HeldOutMetrics(nn.Module):
+    """Token cosine, explained variance per channel, and cosine behind the Video LLM's projector.
+
+    Targets are the teacher's pooled features, neither clipped nor standardised.
+
+    Args:
+        channels: C.
+        projected: whether the teacher came with a projector.
+    """
+
+    def __init__(self, channels: int, *, projected: bool):
+        super().__init__()
+        self.cosine = MeanMetric()
+        self.projected_cosine = MeanMetric() if projected else None
+        self.explained = ExplainedVariance(multioutput="raw_values")
+        # Sums of squares of channels with a large mean need float64.
+        self.explained.set_dtype(torch.float64)
+
+    def update(
+        self, student: Tensor, target: Tensor, slot_mask: Tensor, projector: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Add clips: student and target [B,T,h,w,C], bool [B,T] of slots that count; B may be 0."""
+        ours, theirs = student.float()[slot_mask], target.float()[slot_mask]
+        self.cosine.update(F.cosine_similarity(ours, theirs, dim=-1))
+        self.explained.update(ours.flatten(0, -2).double(), theirs.flatten(0, -2).double())
+        if self.projected_cosine is not None and projector is not None and len(ours):
+            self.projected_cosine.update(
+                F.cosine_similarity(projector(ours).float(), projector(theirs).float(), dim=-1)
+            )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over everything since the last reset, synchronised over ranks; empty without data.
+
+        Every rank must have called `update`, with no clips if need be.
+        """
+        cosine, explained = self.cosine.compute(), self.explained.compute()
+        values = {
+            "token_cosine": cosine,
+            "explained_variance_mean": explained.mean(),
+            "explained_variance_median": explained.median(),
+        }
+        if self.projected_cosine is not None:
+            values["projected_cosine"] = self.projected_cosine.compute()
+        return {} if cosine.isnan() else {name: value.float() for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget what was added."""
+        for metric in (self.cosine, self.projected_cosine, self.explained):
+            if metric is not None:
+                metric.reset()

@@ -1,0 +1,74 @@
+"""A student that fits its teacher: its grid, its weights at the start, its head in the space of the loss."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from liteframe.distill.targets import TargetBuilder
+from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.models.teacher import Teacher
+from liteframe.models.weight_selection import initialise_student
+
+
+def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:
+    """Check that student tokens and pooled teacher tokens are the same grid, at the size of the frames.
+
+    Raises:
+        ValueError: widths, patch sizes or the frame size do not fit; the message names the value to change.
+    """
+    if config.teacher_dim != teacher.dim:
+        raise ValueError(
+            f"model.student.teacher_dim is {config.teacher_dim}, but teacher {teacher.name} has {teacher.dim} channels; "
+            f"set it to {teacher.dim}"
+        )
+    if config.patch_size != teacher.patch_size:
+        raise ValueError(
+            f"model.student.patch_size is {config.patch_size}, but teacher {teacher.name} has patches of "
+            f"{teacher.patch_size} pixels: their tokens would not be the same places; set it to {teacher.patch_size}"
+        )
+    _, h, w = config.compression
+    # A projector folds 2 x 2 tokens once more.
+    fold = 2 if teacher.projector is not None else 1
+    steps = (config.patch_size * h * fold, config.patch_size * w * fold)
+    if size[0] % steps[0] or size[1] % steps[1]:
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True))
+        raise ValueError(
+            f"frames of {size[0]}x{size[1]} pixels do not divide into the student's tokens"
+            f"{' and the 2x2 shuffle of the projector' if fold == 2 else ''}: height must be a multiple of {steps[0]}, "
+            f"width of {steps[1]}; nearest: --data.size [{nearest[0]},{nearest[1]}]"
+        )
+
+
+def build_student(
+    config: LiteFrameConfig, teacher: Teacher, init: Literal["weight_selection", "random"], init_from: str | None
+) -> LiteFrameEncoder:
+    """A student with weights to start from; its head emits raw features, except after "random".
+
+    Raises:
+        ValueError: the saved encoder has another shape or preprocessing, or the teacher cannot be cut to the student.
+    """
+    if init_from is None:
+        student = LiteFrameEncoder(config)
+        if init == "weight_selection":
+            initialise_student(student, teacher)
+        return student
+    student = LiteFrameEncoder.from_pretrained(init_from)
+    ours, theirs = config.to_dict(), student.config.to_dict()
+    changed = [f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in ours if ours[key] != theirs[key]]
+    if changed:
+        raise ValueError(f"--init_from {init_from}: the encoder differs from model.student: {'; '.join(changed)}")
+    return student.float().train()
+
+
+def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
+    """Move a head that emits raw features to the standardised space of the loss; one with random weights stays.
+
+    Channels that a selected head does not reach (rows of zeros) start at the mean of the target, not at zero.
+    """
+    if not raw:
+        return
+    with torch.no_grad():
+        unreached = (head.weight == 0).all(1) & (head.bias == 0)
+        head.bias[unreached] = target.standardiser.mean[unreached].to(head.bias.dtype)
+    target.standardiser.unfold(head)

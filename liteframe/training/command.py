@@ -1,0 +1,82 @@
+"""`train_*.py fit`: LightningCLI with a run folder, resume apart from initialisation, and precision by hardware."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from liteframe.training.run_folder import RunFolder
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "gradient_clip_val": 1.0,
+    # The data modules place ranks themselves; Lightning would put a sampler of its own in their place.
+    "use_distributed_sampler": False,
+    # LastCheckpoint saves.
+    "enable_checkpointing": False,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 500,
+    "log_every_n_steps": 10,
+}
+
+
+class TrainingCommand(LightningCLI):
+    """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("trainer_defaults", TRAINER_DEFAULTS)
+        kwargs.setdefault("seed_everything_default", 0)
+        kwargs.setdefault("save_config_kwargs", {"overwrite": True})
+        super().__init__(*args, auto_configure_optimizers=False, load_from_checkpoint_support=False, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """`fit`, without Lightning's own way to name a checkpoint: `--resume` takes the run's."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder and what is kept in it."""
+        parser.add_argument("--run", type=str, required=True, help="folder of this run, e.g. runs/first")
+        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="continue the run in --run")
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Claim the run folder before anything is loaded or written."""
+        config = self.config[self.subcommand]
+        try:
+            self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
+        except ValueError as error:
+            self._parser(self.subcommand).error(str(error))
+        # The saved configuration starts the run; continuing it is asked for each time.
+        config.resume = False
+
+    def run_callbacks(self) -> list[Callback]:
+        """Callbacks of every run of this kind, called after the configured ones; the progress line comes last."""
+        return []
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes to the run folder, in bf16 where the hardware has it."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        run = self._get(self.config_init, "run")
+        config.update(
+            default_root_dir=run,
+            logger=TensorBoardLogger(run, name="", version=""),
+            plugins=[*(config["plugins"] or []), AtomicCheckpointIO()],
+            precision=config["precision"] or automatic_precision(config["accelerator"]),
+        )
+        configured = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        return self._instantiate_trainer(config, [*configured, *self.run_callbacks()])
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, from the run's checkpoint when resumed."""
+        self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
+
+
+def automatic_precision(accelerator: Any) -> str:
+    """bf16 mixed precision on CUDA devices that have bf16, float32 elsewhere."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

@@ -1,0 +1,96 @@
+"""AdamW with decay where it belongs, and a learning rate that warms up and then follows a cosine."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decay of the matrices; vectors, positions and depthwise kernels have none.
+        betas: moment decay rates.
+        warmup_steps: steps of linear warm-up; at most a tenth of the run is used for it.
+        final_lr_ratio: learning rate at the end, as a part of `lr`.
+    """
+
+    lr: float = 5e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 1000
+    final_lr_ratio: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        for name, value, good in (
+            ("lr", self.lr, self.lr > 0),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0),
+            ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0),
+            ("final_lr_ratio", self.final_lr_ratio, 0 <= self.final_lr_ratio <= 1),
+        ):
+            if not good or not math.isfinite(value):
+                raise ValueError(f"optimizer.{name} is {value}; it is out of range")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Decay for the weights of linear layers and of the patch embedding, none for the rest; frozen ones left out.
+
+    Norms, biases, LayerScale and positions are scales and offsets; depthwise temporal kernels start as the identity or
+    the mean, and decay would pull them away from it.
+    """
+    matrices = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if id(parameter) in matrices]
+    others = [parameter for parameter in trained if id(parameter) not in matrices]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) -> float:
+    """Part of the peak learning rate at `step` (from 0): linear up to 1 over `warmup` steps, then a cosine to `final`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def configure_adamw(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> dict[str, object]:
+    """What `LightningModule.configure_optimizers` returns."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas
+    )
+    warmup = min(settings.warmup_steps, total_steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(step, total=total_steps, warmup=warmup, final=settings.final_lr_ratio),
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole run; the trainer's datamodule tells `steps_per_epoch()`.
+
+    Lightning's own estimate builds the loaders before a checkpoint has been restored, at the wrong position.
+
+    Raises:
+        ValueError: neither max_steps nor max_epochs bounds the run.
+    """
+    bounds = []
+    if trainer.max_steps > 0:
+        bounds.append(trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        bounds.append(trainer.max_epochs * trainer.datamodule.steps_per_epoch())
+    if not bounds:
+        raise ValueError("the run has no end: set --trainer.max_steps or --trainer.max_epochs")
+    return min(bounds)
