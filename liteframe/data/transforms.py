@@ -64,8 +64,11 @@ class FrameTransform:
 
     def _crop(self, video: torch.Tensor) -> torch.Tensor:
         (height, width), (out_height, out_width) = video.shape[-2:], self.size
-        scale = max(out_height / height, out_width / width)
-        covered = (max(out_height, round(height * scale)), max(out_width, round(width * scale)))
+        # The longer side is cut to whole pixels, not rounded, as torchvision's Resize does, and timm's with it.
+        if out_height * width >= out_width * height:
+            covered = (out_height, width * out_height // height)
+        else:
+            covered = (height * out_width // width, out_width)
         return F.center_crop(self._resize(video, covered), list(self.size))
 
     @staticmethod
