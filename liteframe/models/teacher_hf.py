@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import metadata_load
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLPreTrainedModel
@@ -154,7 +155,7 @@ def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtyp
         model, report = cls.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights of {name} cannot be loaded: {error}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     # A pooler is not used, and checkpoints often come without it.

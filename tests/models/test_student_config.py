@@ -59,5 +59,5 @@ def test_compression_mismatch_is_an_error():
 def test_unknown_fields_and_foreign_types_are_errors():
     with pytest.raises(ValueError, match="no field named widht"):
         LiteFrameConfig.from_dict({"widht": 3})
-    with pytest.raises(ValueError, match="'vit'.*not a LiteFrame encoder"):
+    with pytest.raises(ValueError, match=r"'vit'.*not a LiteFrame encoder"):
         LiteFrameConfig.from_dict({"model_type": "vit"})
