@@ -293,12 +293,20 @@ class LiteFrameInternVLForConditionalGeneration(StrictLoading, InternVLPreTraine
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,  # generate looks for this name before it accepts embeddings
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Hand the videos to the first step only; afterwards they are in the cache."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values_videos", "video_frames", "mm_encoder_outputs"):
                 kwargs.pop(name, None)
-        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

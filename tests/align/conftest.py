@@ -30,7 +30,11 @@ def tokenizer():
 @pytest.fixture
 def vlm(tokenizer):
     torch.manual_seed(0)
-    return build_model(tokenizer).eval()
+    vlm = build_model(tokenizer).eval()
+    for parameter in vlm.model.parameters():  # with small random weights a language model only repeats its last token
+        if parameter.ndim == 2 and parameter is not vlm.lm_head.weight:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return vlm
 
 
 @pytest.fixture

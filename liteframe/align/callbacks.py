@@ -1,0 +1,90 @@
+"""What an LMA run leaves behind: the adapter in PEFT's own format, and the report."""
+
+import os
+import shutil
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from liteframe.align.dataset import ChatBatch
+from liteframe.align.lora import ENCODER, adapted_layers, frozen_digest
+from liteframe.align.module import LMAModule
+from liteframe.models.vision import LiteFrameVisionModel
+from liteframe.training.progress import ProgressLine
+from liteframe.training.report import environment
+from liteframe.training.run_folder import RunFolder, write_json
+
+
+class AdapterSaver(Callback):
+    """At the end: checks that no frozen weight has changed and saves `adapter/` (and `encoder/` if it was trained)."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final adapter.
+
+        Raises:
+            RuntimeError: a frozen weight changed, so that the adapter would not fit the model it names.
+        """
+        assert isinstance(pl_module, LMAModule)
+        if not trainer.is_global_zero:
+            return
+        if frozen_digest(pl_module.model) != pl_module.frozen_digest:
+            raise RuntimeError("frozen weights have changed during training; nothing was saved")
+        run = RunFolder(trainer.default_root_dir)
+        temporary = run.path / f".adapter.{os.getpid()}.tmp"
+        try:
+            # The embeddings are frozen; "auto" would ask the Hub whether they had been resized.
+            pl_module.model.save_pretrained(temporary, save_embedding_layers=False)
+            shutil.rmtree(run.path / "adapter", ignore_errors=True)
+            os.replace(temporary, run.path / "adapter")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if pl_module.train_encoder:
+            tower = pl_module.model.get_base_model().model.get_submodule(ENCODER).modules_to_save["default"]
+            assert isinstance(tower, LiteFrameVisionModel)
+            tower.encoder.save_pretrained(run.encoder)
+
+
+def count_conversations(batch: ChatBatch) -> int:
+    """Conversations whose video could be read."""
+    return len(batch.frames)
+
+
+def progress_line() -> ProgressLine:
+    """LMA's progress line."""
+    names = {"loss": "loss", "answers": "answer_accuracy", "grad": "gradient_norm"}
+    return ProgressLine(
+        {short: f"train/{name}" for short, name in names.items()}, count=count_conversations, unit="samples"
+    )
+
+
+def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
+    """Write report.json: figures, time, data, what was trained, versions, machine, date and command."""
+    data, line = module.data(), trainer.progress_bar_callback
+    assert data.tally is not None
+    assert isinstance(line, ProgressLine)
+    values: dict[str, Any] = {
+        "kind": "lma",
+        "steps": trainer.global_step,
+        "seed": seed,
+        "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "time": line.summary(),
+        "data": {
+            "conversations": data.source,
+            "rows": len(data.conversations),
+            "batch_size": data.batch_size,
+            "frames": data.frames,
+            "fps": list(data.fps),
+            **data.tally.summary(),
+        },
+        "vlm": module.vlm,
+        "encoder": module.encoder,
+        "lora": vars(module.lora),
+        "lora_layers": len(adapted_layers(module.model)),
+        "train_projector": module.train_projector,
+        "train_encoder": module.train_encoder,
+        "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        "frozen_weights_sha256": module.frozen_digest,
+        "precision": str(trainer.precision),
+        **environment(module.device),
+    }
+    write_json(RunFolder(trainer.default_root_dir).report, values)

@@ -1,0 +1,170 @@
+"""Conversations for LMA: a stream of batches that a resumed run continues, with every failure counted."""
+
+import hashlib
+import json
+from collections.abc import Container
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
+from liteframe.data.chat import Conversation, load_conversations
+from liteframe.data.datamodule import _ignore_interrupt as ignore_interrupt, divide_batch
+from liteframe.data.failures import FailureTally
+from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.sampler import ClipStream
+
+
+class ChatDataModule(LightningDataModule):
+    """Conversations about videos -> batches for the language model.
+
+    Args:
+        conversations: JSONL file; rows as in liteframe.data.chat.
+        frames: frame budgets; each sample draws one of them.
+        fps: range of the frame rate that each sample draws from, in frames per second.
+        batch_size: conversations in an optimizer step, over all devices.
+        micro_batch_size: conversations on a device at a time; gradients are accumulated.
+        workers: processes that decode; 0 decodes in the training process's own turn.
+        deadline: seconds that reading one file may take.
+        max_failure_rate: part of conversations that may fail before the run stops.
+        cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
+            frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
+        seed: seed of order and draws.
+    """
+
+    def __init__(
+        self,
+        conversations: str,
+        frames: list[int],
+        fps: tuple[float, float] = (1.0, 4.0),
+        batch_size: int = 128,
+        micro_batch_size: int = 1,
+        workers: int = 4,
+        deadline: float = 60.0,
+        max_failure_rate: float = 0.05,
+        cache_features: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not frames or min(frames) < 1:
+            raise ValueError(f"data.frames={frames} must name at least one budget of at least one frame")
+        if not 0 < fps[0] <= fps[1]:
+            raise ValueError(f"data.fps={fps} must be two rising positive numbers")
+        if batch_size < 1 or micro_batch_size < 1 or workers < 0:
+            raise ValueError(
+                f"data.batch_size={batch_size} and data.micro_batch_size={micro_batch_size} must be at least 1, "
+                f"data.workers={workers} at least 0"
+            )
+        if cache_features and workers:
+            raise ValueError(f"data.cache_features needs data.workers=0 (it is {workers}): the cache is in one process")
+        self.source, self.frames, self.fps = conversations, list(frames), (float(fps[0]), float(fps[1]))
+        self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
+        self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
+        self.cache_features = cache_features
+        self.processor: LiteFrameInternVLProcessor | None = None
+        self.known: Container[FramesKey] = ()
+        self.conversations: list[Conversation] = []
+        self.tally: FailureTally | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the rows and turn the global batch size into devices times accumulation."""
+        if self.tally is not None:
+            return
+        self.conversations = load_conversations(self.source)
+        trainer = self._trainer()
+        _, trainer.accumulate_grad_batches = divide_batch(self.batch_size, self.micro_batch_size, trainer.world_size)
+        self.tally = FailureTally(
+            Path(trainer.default_root_dir) / "bad_videos.jsonl",
+            self.max_failure_rate,
+            remedy=f"Remove the rows of bad videos from {self.source} (`liteframe scan` finds them), "
+            "or allow more with --data.max_failure_rate.",
+        )
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see each conversation about once."""
+        return -(-len(self.conversations) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The stream, from the trainer's global step on."""
+        trainer = self._trainer()
+        if self.processor is None:
+            raise ValueError("processor is not set: the training module gives it in configure_model")
+        dataset = ConversationDataset(
+            self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
+            deadline=self.deadline, known=self.known,
+        )  # fmt: skip
+        stream = ClipStream(
+            len(dataset),
+            self.micro_batch_size,
+            self.steps_per_epoch() * trainer.accumulate_grad_batches,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            position=lambda: trainer.global_step * trainer.accumulate_grad_batches,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=stream,
+            collate_fn=partial(collate_samples, pad_token_id=self.processor.tokenizer.pad_token_id),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_interrupt,
+            # A batch cannot take longer than probing and reading each of its files; a dead worker must not hang the run.
+            timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
+            # The loader would draw from the global generator, and its state would depend on how often it was restarted.
+            generator=torch.Generator(),
+        )
+
+    def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
+        """Count what failed, before the batch is used."""
+        assert self.tally is not None
+        self.tally.record(len(batch.frames), batch.failures)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which sample comes when, and the failures so far."""
+        assert self.tally is not None
+        return {"stream": self._identity(), "tally": self.tally.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the failures counted so far.
+
+        Raises:
+            ValueError: the stream would not continue, because conversations, draws, seed or global batch differ.
+        """
+        assert self.tally is not None
+        ours, theirs = self._identity(), state_dict["stream"]
+        changed = [
+            f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"--resume continues a run on the same stream of conversations, but {'; '.join(changed)}. "
+                "Restore these values, or start a new run"
+            )
+        self.tally.load_state_dict(state_dict["tally"])
+
+    def _identity(self) -> dict[str, Any]:
+        rows = [
+            (Path(c.entry.video).name, c.entry.start, c.entry.end, [asdict(turn) for turn in c.turns])
+            for c in self.conversations
+        ]
+        return {
+            "conversations": len(rows),
+            "list": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "frames": self.frames,
+            "fps": list(self.fps),
+        }
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise ValueError("ChatDataModule works inside a Trainer: pass it as datamodule=")
+        return self.trainer

@@ -1,0 +1,135 @@
+"""LoRA on the language model and nothing else, and the proof of it."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from liteframe.models.internvl import LiteFrameInternVLForConditionalGeneration
+
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# A list of suffixes would also hit the vision towers, whose attention layers bear the same names.
+PATTERN = rf".*language_model.*\.({'|'.join(LAYERS)})"
+PROJECTOR, ENCODER = "multi_modal_projector", "vision_tower"
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank update of the language model's attention and MLP layers (LiteFrame, arXiv 2605.17260).
+
+    Attributes:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the update's input.
+    """
+
+    rank: int = 4
+    alpha: float = 8
+    dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: rank >= 1, alpha > 0 and dropout in [0, 1) are needed, got {self}")
+
+
+def add_lora(
+    model: LiteFrameInternVLForConditionalGeneration,
+    settings: LoraSettings,
+    *,
+    train_projector: bool = False,
+    train_encoder: bool = False,
+) -> PeftModel:
+    """Freeze `model` and put trainable LoRA layers on its language model.
+
+    A projector or encoder that is trained too is copied and saved with the adapter; what is trained is float32.
+
+    Raises:
+        ValueError: the language model lacks the layers that LoRA is meant for, or a layer elsewhere matched.
+    """
+    expected = language_model_layers(model)
+    trained_whole = [name for name, wanted in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if wanted]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, a float is as good
+        lora_dropout=settings.dropout,
+        target_modules=PATTERN,
+        modules_to_save=trained_whole or None,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    _check_scope(adapted, expected, trained_whole)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def language_model_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that LoRA is meant for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = [name for name in linear if "language_model" in name.split(".") and name.split(".")[-1] in LAYERS]
+    if not found:
+        inside = sorted({name.split(".")[-1] for name in linear if "language_model" in name.split(".")})
+        raise ValueError(
+            f"the language model has no layer named {', '.join(LAYERS)}; its linear layers are "
+            f"{', '.join(inside) or 'none'}"
+        )
+    return found
+
+
+def adapted_layers(model: nn.Module) -> list[str]:
+    """Names, in the model without adapters, of the layers that carry a LoRA update."""
+    names = {name.split(".lora_A")[0] for name, _ in model.named_modules() if ".lora_A" in name}
+    return sorted(name.removeprefix("base_model.model.") for name in names)
+
+
+def describe(model: PeftModel) -> str:
+    """What will be trained, to be read before a run starts."""
+    layers = adapted_layers(model)
+    kinds = {kind: sum(layer.endswith(f".{kind}") for layer in layers) for kind in LAYERS}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    total = sum(p.numel() for p in model.parameters())
+    whole = {part: _is_trained(model, part) for part in (PROJECTOR, ENCODER)}
+    return "\n".join(
+        [
+            f"LoRA on {len(layers)} layers of the language model: "
+            + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+            f"  first {layers[0]}, last {layers[-1]}",
+            f"projector: {'trained' if whole[PROJECTOR] else 'frozen'}; "
+            f"encoder: {'trained' if whole[ENCODER] else 'frozen'}",
+            f"{sum(p.numel() for p in trained):,} of {total:,} parameters are trained",
+        ]
+    )
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """A hash of all parameters that are not trained, by name and bits."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_trained(model: nn.Module, part: str) -> bool:
+    return any(p.requires_grad for name, p in model.named_parameters() if f".{part}." in name)
+
+
+def _check_scope(model: PeftModel, expected: list[str], trained_whole: list[str]) -> None:
+    layers = adapted_layers(model)
+    if layers != sorted(expected):
+        extra, lacking = sorted(set(layers) - set(expected)), sorted(set(expected) - set(layers))
+        raise ValueError(f"LoRA matched layers it should not ({extra}) or missed layers ({lacking})")
+    allowed = re.compile(r"\.lora_[AB]\." + "".join(rf"|\.{part}\.modules_to_save\." for part in trained_whole))
+    stray = [name for name, p in model.named_parameters() if p.requires_grad and not allowed.search(name)]
+    if stray:
+        raise ValueError(f"parameters outside LoRA would be trained: {', '.join(stray[:5])}")

@@ -1,0 +1,177 @@
+"""Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from liteframe.align.datamodule import ChatDataModule
+from liteframe.align.dataset import ChatBatch
+from liteframe.align.features import FeatureCache
+from liteframe.align.lora import LoraSettings, add_lora, describe, frozen_digest
+from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
+from liteframe.load_vlm import load_video_llm
+from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
+
+LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
+
+
+class LMAModule(LightningModule):
+    """Trains LoRA layers of a Video LLM's language model to read a LiteFrame encoder's tokens.
+
+    Args:
+        vlm: folder or Hugging Face id of an InternVL in transformers' format.
+        encoder: folder of the LiteFrame encoder that takes the place of its vision tower.
+        lora: the low-rank update.
+        train_projector: train InternVL's projector too.
+        train_encoder: train the encoder too.
+        gradient_checkpointing: compute the language model's activations twice instead of keeping them.
+        optimizer: AdamW and its schedule.
+    """
+
+    def __init__(
+        self,
+        vlm: str,
+        encoder: str,
+        lora: LoraSettings = LoraSettings(),  # noqa: B008 - shown as the default in --help, never changed
+        train_projector: bool = False,
+        train_encoder: bool = False,
+        gradient_checkpointing: bool = False,
+        optimizer: OptimizerSettings = LMA_OPTIMIZER,
+    ):
+        super().__init__()
+        self.vlm, self.encoder, self.lora = vlm, encoder, lora
+        self.train_projector, self.train_encoder = train_projector, train_encoder
+        self.gradient_checkpointing = gradient_checkpointing
+        self.optimizer_settings = optimizer
+        self.cache: FeatureCache | None = None
+        self.frozen_digest = ""
+        self._window: list[AnswerLoss] = []
+
+    def configure_model(self) -> None:
+        """Load the Video LLM, add LoRA, say what will be trained, and give the data its processor."""
+        if hasattr(self, "model"):
+            return
+        data = self.data()
+        if data.cache_features and (self.train_projector or self.train_encoder):
+            raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
+        model, data.processor = load_video_llm(self.vlm, encoder=self.encoder)
+        model.config.use_cache = False
+        self.model = add_lora(model, self.lora, train_projector=self.train_projector, train_encoder=self.train_encoder)
+        if self.gradient_checkpointing:
+            model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if data.cache_features:
+            self.cache = data.known = FeatureCache()
+        self.frozen_digest = frozen_digest(self.model)
+        if self.trainer.is_global_zero:
+            print(describe(self.model), file=sys.stderr, flush=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, linear warm-up, cosine."""
+        steps = total_steps(self.trainer)
+        return configure_adamw(self.model, self.optimizer_settings, steps)
+
+    def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
+        """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
+        place = [self.data().seed, self.global_step, len(self._window), self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
+        """Summed loss of the answers; it is normalised when the gradients of the whole global batch are there."""
+        data = self.data()
+        assert data.tally is not None
+        self.log("data/failed_rate", data.tally.rate)
+        if not batch.frames:
+            # Nothing to learn from; other ranks may wait for these gradients, though.
+            nothing = torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0
+            self._window.append(AnswerLoss(nothing.detach(), *2 * (torch.zeros_like(nothing, dtype=torch.long),)))
+            return nothing
+        positions = answer_positions(batch.labels)
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            logits_to_keep=positions,
+            use_cache=False,
+            **self._videos(batch),
+        ).logits
+        loss = answer_loss(logits, batch.labels, positions)
+        self._window.append(AnswerLoss(loss.total.detach(), loss.tokens, loss.correct))
+        return loss.total
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Normalise by the answer tokens of the global batch, clip the global norm, log both."""
+        sums = torch.stack([torch.stack([part.double() for part in loss]) for loss in self._window]).sum(0)
+        self._window.clear()
+        total, tokens, correct = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if tokens:
+            # Lightning has divided by the accumulation steps, and distributed training by the devices.
+            divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            scale_gradients(trained, divided_by / tokens)
+            self.log("train/loss", total / tokens)
+            self.log("train/answer_accuracy", correct / tokens)
+        norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"gradient norm is {norm.item()} at step {self.global_step}; lower model.optimizer.lr. "
+                "The weights before this step are in the last checkpoint"
+            )
+        if norm == 0:
+            # No video of the step could be read: without gradients AdamW leaves weights and moments alone.
+            optimizer.zero_grad(set_to_none=True)
+        self.log("train/gradient_norm", norm)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trained weights only: the Video LLM stays where it came from."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load exactly the trained weights.
+
+        Raises:
+            ValueError: others were saved.
+        """
+        if (found := set(state_dict)) != (wanted := set(self.state_dict())):
+            raise ValueError(
+                f"--resume: the checkpoint holds other trained weights ({len(found - wanted)} unknown, "
+                f"{len(wanted - found)} missing); restore model.lora, model.train_projector and model.train_encoder"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which frozen weights the trained ones belong to."""
+        checkpoint["frozen_digest"] = self.frozen_digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue on other frozen weights.
+
+        Raises:
+            ValueError: the Video LLM or the encoder is not the one that the run started with.
+        """
+        if checkpoint["frozen_digest"] != self.frozen_digest:
+            raise ValueError(
+                f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
+            )
+
+    def _videos(self, batch: ChatBatch) -> dict[str, Any]:
+        if self.cache is None:
+            return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
+        return {"mm_encoder_outputs": {"video": self.cache.features(self.model.get_base_model().model, batch)}}
+
+    def data(self) -> ChatDataModule:
+        """The data module of this run."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ChatDataModule):
+            raise ValueError("LMAModule needs a ChatDataModule: pass it to the trainer as datamodule=")
+        return data

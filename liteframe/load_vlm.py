@@ -1,0 +1,127 @@
+"""A Video LLM ready for use: an InternVL from disk, with or without a LiteFrame encoder and a LoRA adapter.
+
+Knows both rooms, models and data, and PEFT; it imports no training code, so that exports can use it too.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor
+
+from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.models.internvl import LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.video_llm import attach_encoder
+
+VideoLLM = InternVLForConditionalGeneration | LiteFrameInternVLForConditionalGeneration
+CLASSES = {
+    "internvl": InternVLForConditionalGeneration,
+    "liteframe_internvl": LiteFrameInternVLForConditionalGeneration,
+}
+
+AutoProcessor.register(LiteFrameInternVLConfig, LiteFrameInternVLProcessor, exist_ok=True)
+
+
+def load_video_llm(
+    source: str | os.PathLike[str],
+    *,
+    encoder: str | os.PathLike[str] | LiteFrameEncoder | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> tuple[VideoLLM, InternVLProcessor | LiteFrameInternVLProcessor]:
+    """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
+
+    Args:
+        source: a folder or Hugging Face id of an InternVL, or of one that already has a LiteFrame encoder.
+        encoder: an encoder folder, or the encoder itself, to put in place of an InternVL's vision tower.
+        adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
+        dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
+
+    Returns:
+        The model and its processor; without an encoder, transformers' own classes.
+
+    Raises:
+        ValueError: source is no InternVL, already has an encoder, does not fit the encoder, or the adapter has no
+            safetensors weights.
+    """
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind not in CLASSES:
+        raise ValueError(f"{source} is a {kind!r} model; expected one of {', '.join(CLASSES)}")
+    if kind == "liteframe_internvl" and encoder is not None:
+        raise ValueError(f"{source} already has a LiteFrame encoder; give the InternVL it was made from")
+    model: Any = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True)
+    processor = AutoProcessor.from_pretrained(source)
+    if encoder is not None:
+        model = with_encoder(model, encoder)
+        processor = processor_for(processor, model.config)
+    if adapter is not None:
+        model = merge_adapter(load_adapter(model, adapter))
+    return model.eval(), processor
+
+
+def with_encoder(
+    vlm: InternVLForConditionalGeneration, encoder: str | os.PathLike[str] | LiteFrameEncoder
+) -> LiteFrameInternVLForConditionalGeneration:
+    """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
+    if not isinstance(encoder, nn.Module):
+        encoder = LiteFrameEncoder.from_pretrained(encoder)
+    return attach_encoder(vlm, encoder.to(device=vlm.device, dtype=vlm.dtype))
+
+
+def processor_for(base: InternVLProcessor, config: LiteFrameInternVLConfig) -> LiteFrameInternVLProcessor:
+    """The processor of an InternVL, made to fit the encoder that the model now has.
+
+    Raises:
+        ValueError: the two disagree on frame size, mean or std.
+    """
+    encoder = config.vision_config.encoder_config
+    _check_preprocessing(base.video_processor, encoder)
+    t, h, w = encoder.compression
+    if h != w:
+        raise ValueError(f"the encoder compresses {h}x{w} patches; InternVL's prompt needs the same both ways")
+    shuffle = round(1 / config.downsample_ratio)
+    return LiteFrameInternVLProcessor(
+        base.tokenizer,
+        base.video_processor,
+        chat_template=base.chat_template,
+        frames_per_slot=t,
+        pixels_per_token=encoder.patch_size * h * shuffle,
+    )
+
+
+def load_adapter(model: VideoLLM, adapter: str | os.PathLike[str]) -> PeftModel:
+    """Put a saved adapter on a model, unmerged and frozen.
+
+    Raises:
+        ValueError: the folder has no safetensors adapter (pickled ones are not read).
+    """
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
+    return PeftModel.from_pretrained(model, adapter)
+
+
+def merge_adapter(model: PeftModel) -> VideoLLM:
+    """Add the adapter's update to the weights and return the plain model, which save_pretrained can write."""
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _check_preprocessing(video_processor: Any, encoder: LiteFrameConfig) -> None:
+    size = video_processor.size
+    found = {
+        "size": (size.height, size.width),
+        "mean": tuple(video_processor.image_mean),
+        "std": tuple(video_processor.image_std),
+    }
+    wanted = {"size": (encoder.image_size,) * 2, "mean": encoder.image_mean, "std": encoder.image_std}
+    for name, value in wanted.items():
+        if any(abs(a - b) > 1e-3 for a, b in zip(found[name], value, strict=True)):
+            raise ValueError(
+                f"the InternVL prepares frames with {name} {found[name]}, but the encoder was trained with {value}; "
+                "use an encoder distilled from this model's own vision tower"
+            )
