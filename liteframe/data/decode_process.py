@@ -192,7 +192,8 @@ class DecodeProcess:
 
     def _obituary(self) -> str:
         """Why the child died, and its last words."""
-        assert self._child is not None and self._errors is not None
+        assert self._child is not None
+        assert self._errors is not None
         code = self._child.wait()
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))

@@ -27,7 +27,7 @@ class Orientation:
         Raises:
             VideoError: unsupported, for an angle that is no multiple of 90 degrees.
         """
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
         if data is None:
             return cls()
         a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].astype(float)

@@ -21,8 +21,12 @@ import numpy as np
 
 MAX_FRAMES = 4_000_000  # 37 hours at 30 fps; more is a broken or hostile file
 _CLOSED_GROUPS = frozenset({"vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"})
-_SEEKABLE_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+_INDEXED_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 _H264_IDR, _HEVC_IRAP = 5, range(16, 24)
+
+
+class DamagedStream(Exception):
+    """The demuxer saw that bytes are missing (MPEG-TS numbers its packets), so frames are."""
 
 
 @dataclass
@@ -34,24 +38,19 @@ class FrameTable:
         packets: packets that should give a frame, `len(pts)` where that is not empty.
         anchors: index of each anchor's frame, ascending; empty if decoding must start at the beginning.
         anchor_stamps: `(pts, dts)` of each anchor's packet.
-        counted: number of frames that a full decode gave; None until one was done.
+        closed_groups: whether every key frame is an anchor without leading pictures, and no edit list hides a frame.
     """
 
     pts: np.ndarray
     packets: int
     anchors: np.ndarray
     anchor_stamps: list[tuple[int, int]]
-    counted: int | None = None
+    closed_groups: bool = False
     _by_pts: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Indexes the anchors by time stamp."""
         self._by_pts = {stamp[0]: int(index) for stamp, index in zip(self.anchor_stamps, self.anchors, strict=True)}
-
-    @property
-    def frames(self) -> int | None:
-        """Number of frames, None if only a full decode can tell."""
-        return self.counted if self.counted is not None else (len(self.pts) or None)
 
     def anchor_before(self, index: int) -> int:
         """Position in `anchors` of the last anchor at or before frame `index`."""
@@ -76,15 +75,22 @@ def build_table(container: av.container.InputContainer, stream: av.VideoStream) 
 
     Raises:
         av.error.FFmpegError: the container breaks off.
+        DamagedStream: packets are missing.
         OverflowError: more than `MAX_FRAMES` packets.
     """
     codec = stream.codec_context.name
     nal_size = _nal_length_size(stream)
-    pts, dts, exact, discard = [], [], [], []
+    pts: list[int] = []
+    dts: list[int] = []
+    keys: list[bool] = []
+    exact: list[bool] = []
+    discard: list[bool] = []
     untimed = 0
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
+        if packet.is_corrupt:
+            raise DamagedStream(f"is damaged around its packet {len(pts) + untimed}")
         if codec == "vp8" and not bytes(packet)[0] & 0x10:
             continue  # an alternate reference frame, never shown
         if len(pts) + untimed >= MAX_FRAMES:
@@ -94,29 +100,29 @@ def build_table(container: av.container.InputContainer, stream: av.VideoStream) 
             continue
         pts.append(packet.pts)
         dts.append(packet.pts if packet.dts is None else packet.dts)
+        keys.append(packet.is_keyframe)
         exact.append(packet.is_keyframe and not packet.is_discard and _refreshes(packet, codec, nal_size))
         discard.append(packet.is_discard)
     packets = untimed + len(pts) - sum(discard)
     order = np.asarray(pts, dtype=np.int64)
     shown = np.sort(order[~np.asarray(discard, dtype=bool)])
-    table = FrameTable(_EMPTY, packets, _EMPTY, [])
-    # The decoder drops leading pictures of an open first group, so packets and frames need not agree.
-    if untimed or not len(shown) or (np.diff(shown) <= 0).any() or order.min() < order[0]:
-        return table
-    table.pts = shown
-    if container.format.name not in _SEEKABLE_CONTAINERS:
-        return table
-    before = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(order)[:-1]])
-    after = np.concatenate([np.minimum.accumulate(order[::-1])[::-1][1:], [np.iinfo(np.int64).max]])
-    anchors = np.asarray(exact, dtype=bool) & (before < order)
-    if codec != "hevc":
-        anchors &= after > order
+    # Without a key frame first, or with leading pictures before it, decoders drop some of the first packets.
+    starts_whole = len(order) > 0 and keys[0] and order.min() == order[0]
+    timed = untimed == 0 and len(shown) > 0 and (np.diff(shown) > 0).all()
+    if not (starts_whole and timed and container.format.name in _INDEXED_CONTAINERS):
+        return FrameTable(_EMPTY, packets, _EMPTY, [])
+    last = np.iinfo(np.int64).max
+    follows_all_before = np.concatenate([[-last], np.maximum.accumulate(order)[:-1]]) < order
+    precedes_all_after = np.concatenate([np.minimum.accumulate(order[::-1])[::-1][1:], [last]]) > order
+    closed = np.asarray(exact, dtype=bool) & follows_all_before & precedes_all_after
+    anchors = np.asarray(exact, dtype=bool) & follows_all_before if codec == "hevc" else closed
     places = np.flatnonzero(anchors)
     return FrameTable(
         shown,
         packets,
         np.searchsorted(shown, order[places]),
         [(pts[i], dts[i]) for i in places],
+        closed_groups=not any(discard) and bool(np.array_equal(closed, np.asarray(keys, dtype=bool))),
     )
 
 

@@ -30,15 +30,7 @@ def available() -> bool:
 
 
 def read_frames(path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int) -> np.ndarray:
-    """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`."""
-    frames, _ = read_timed(path, indices, size, max_bytes)
-    return frames
-
-
-def read_timed(
-    path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int
-) -> tuple[np.ndarray, list[float]]:
-    """Frames and the seconds at which decord says they are shown.
+    """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`.
 
     Raises:
         VideoError: not a video, index out of range, too large, or decord's own error as corrupt.
@@ -57,10 +49,8 @@ def read_timed(
         if len(indices) * rows * columns * 3 > max_bytes:
             raise VideoError(path, "too_large", f"{len(indices)} frames of {columns}x{rows} exceed {max_bytes} bytes")
         reader.seek(0)
-        frames = reader.get_batch(indices).asnumpy()
-        times = reader.get_frame_timestamp(indices)[:, 0].tolist()
+        return reader.get_batch(indices).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
         # the first line names the failed check; the rest is a C++ stack
         reason = str(error).strip().splitlines()[0]
         raise VideoError(path, "corrupt", f"cannot be decoded by decord: {reason}") from error
-    return frames, times

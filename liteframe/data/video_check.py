@@ -10,13 +10,13 @@ import os
 import stat
 from typing import BinaryIO
 
+from liteframe.data.matroska_check import EBML, check_matroska
 from liteframe.data.video_types import VideoError
 
 _HEAD = 4096
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<?xml", b"<mpd", b"<smil", b"<asx", b"#!", b"v=0")
 _OTHER_MEDIA = {b"OggS": "Ogg", b"FLV": "Flash video", b"\x30\x26\xb2\x75": "ASF/WMV", b"\x00\x00\x01\xba": "MPEG-PS"}
 _MOV_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid", b"sidx"}
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _TS_SYNC, _TS_PACKETS = 0x47, ((188, 0), (192, 4), (204, 0))  # packet size, offset of the sync byte
 
 
@@ -49,8 +49,8 @@ def _check_content(path: str, file: BinaryIO, size: int) -> str:
     if head[4:8] in _MOV_BOXES:
         _check_mov(path, file, size)
         return "mov"
-    if head.startswith(_EBML):
-        _check_matroska(path, head, size)
+    if head.startswith(EBML):
+        check_matroska(path, file, size)
         return "matroska"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         _check_avi(path, head, size)
@@ -88,30 +88,6 @@ def _check_mov(path: str, file: BinaryIO, size: int) -> None:
         offset += length
     if b"moov" not in seen:
         raise VideoError(path, "truncated", "has no index (moov box): the recording or the copy never finished")
-
-
-def _check_matroska(path: str, head: bytes, size: int) -> None:
-    """Compares the size that the Segment element announces with the file's."""
-    header, width = _ebml_size(head, 4)
-    offset = 4 + width + header
-    if head[offset : offset + 4] != _SEGMENT:
-        if offset >= size:
-            raise VideoError(path, "truncated", "ends inside its header")
-        return  # unusual, but for the demuxer to judge
-    length, width = _ebml_size(head, offset + 4)
-    if length == (1 << (7 * width)) - 1:
-        return  # unknown size, as live recorders write: nothing to compare with
-    missing = offset + 4 + width + length - size
-    if missing > 0:
-        raise VideoError(path, "truncated", f"is cut off: it lacks {missing} bytes")
-
-
-def _ebml_size(data: bytes, offset: int) -> tuple[int, int]:
-    """Value and width in bytes of an EBML variable-length integer."""
-    first = data[offset] if offset < len(data) else 0
-    width = 9 - first.bit_length()
-    value = int.from_bytes(data[offset : offset + width], "big")
-    return value & ((1 << (7 * width)) - 1), width
 
 
 def _check_avi(path: str, head: bytes, size: int) -> None:

@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from liteframe.data import reader_decord, reader_pyav
-from liteframe.data.manifest import READERS
+from liteframe.data.video_source import source_of
 from liteframe.data.video_types import VideoError, VideoInfo
 
 __all__ = ["MAX_BYTES", "VideoError", "VideoInfo", "probe", "read_frames"]
 
+_BACKENDS: dict[str, Callable[..., np.ndarray]] = {
+    "pyav": reader_pyav.read_frames,
+    "pyav-sequential": partial(reader_pyav.read_frames, from_start=True),
+    "decord": reader_decord.read_frames,
+}
 MAX_BYTES = 4 << 30  # of one answer: 512 frames of 1080p, 172 of 4K
 
 
@@ -28,7 +34,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         VideoError: the file is no video that can be read.
     """
-    return reader_pyav.probe(os.path.abspath(os.fspath(path)))
+    return source_of(os.path.abspath(os.fspath(path))).info
 
 
 def read_frames(
@@ -47,7 +53,8 @@ def read_frames(
         path: a local file; playlists and URLs are refused.
         indices: frame numbers from 0.
         reader: "pyav" (also None), or "decord" for files whose manifest row says so; PyAV steps in where decord is not
-            installed, since `liteframe scan` found both to give the same frames.
+            installed, since `liteframe scan` found both to give the same frames. "pyav-sequential" decodes from the
+            first frame on and counts: slow, and what an index means.
         size: `(height, width)` in pixels to scale to inside the decoder (bicubic); None keeps the file's size.
         max_bytes: largest answer.
 
@@ -58,11 +65,13 @@ def read_frames(
         VideoError: the file, or one of the frames, cannot be had exactly.
         ValueError: no index, a bad size or an unknown reader.
     """
-    if reader not in (None, *READERS):
-        raise ValueError(f"reader is {reader!r}; known readers: {', '.join(READERS)}")
+    reader = reader or "pyav"
+    if reader not in _BACKENDS:
+        raise ValueError(f"reader is {reader!r}; known readers: {', '.join(_BACKENDS)}")
     if not len(indices):
         raise ValueError("no frame index given; ask for at least one frame")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size is {size}; it is (height, width) in pixels")
-    backend = reader_decord if reader == "decord" and reader_decord.available() else reader_pyav
-    return backend.read_frames(os.path.abspath(os.fspath(path)), [int(i) for i in indices], size, max_bytes)
+    if reader == "decord" and not reader_decord.available():
+        reader = "pyav"
+    return _BACKENDS[reader](os.path.abspath(os.fspath(path)), [int(i) for i in indices], size, max_bytes)

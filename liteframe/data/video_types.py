@@ -65,6 +65,7 @@ class VideoInfo:
         container: FFmpeg's demuxer name, such as "mov,mp4,m4a,3gp,3g2,mj2".
         rotation: degrees of the rotation tag, counter-clockwise, already applied to width and height.
         anchors: number of key frames from which decoding may start; 0 means always from the beginning.
+        closed_groups: whether all groups of pictures stand alone and no edit list hides a frame.
     """
 
     frames: int
@@ -76,6 +77,7 @@ class VideoInfo:
     container: str
     rotation: int = 0
     anchors: int = 0
+    closed_groups: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
