@@ -3,16 +3,13 @@
 python train_ctd.py fit --config configs/ctd/<run>.yaml [--data.videos DIR|manifest.jsonl] [--run DIR] [...]
 """
 
-import sys
-
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from liteframe.data.datamodule import ClipDataModule
-from liteframe.data.failures import TooManyBadVideosError
 from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
 from liteframe.distill.module import CTDModule
-from liteframe.training.command import TrainingCommand
+from liteframe.training.command import TrainingCommand, exit_codes
 
 
 class CTDCommand(TrainingCommand):
@@ -41,10 +38,8 @@ class CTDCommand(TrainingCommand):
 
 def main() -> None:
     """Entry point."""
-    try:
+    with exit_codes("train_ctd.py"):
         CTDCommand(CTDModule, ClipDataModule)
-    except TooManyBadVideosError as error:
-        sys.exit(f"train_ctd.py: {error}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -143,7 +142,7 @@ class ClipDataset(Dataset["Clip | VideoError"]):
 def decode_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
     """Size (height, width) to shrink to while decoding, or None to keep the file's own."""
     scale = OVERSIZE * max(wanted) / min(height, width)
-    return None if scale >= 1 else (math.ceil(height * scale), math.ceil(width * scale))
+    return None if scale >= 1 else (round(height * scale), round(width * scale))
 
 
 def collate_clips(items: Sequence[Clip | VideoError]) -> ClipBatch:

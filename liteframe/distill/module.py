@@ -6,14 +6,16 @@ Shapes: B clips, T frames, H x W pixels, (h,w) compressed grid, C teacher channe
 import copy
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from liteframe.data.clips import ClipBatch, FrameFormat
 from liteframe.data.datamodule import ClipDataModule
@@ -104,6 +106,16 @@ class CTDModule(LightningModule):
             self._measure_statistics(data)
             unfold_head(self.student.head, self.target, raw=self.init == "weight_selection" or bool(self.init_from))
 
+    def on_train_start(self) -> None:
+        """Say what is about to happen."""
+        data = self.data()
+        rank_zero_print(
+            f"student of {count_parameters(self.student):.2f}M parameters learns from {self.teacher.name} "
+            f"({count_parameters(self.teacher.tower):.2f}M, frozen): {total_steps(self.trainer)} steps of "
+            f"{data.batch_size} clips x {data.clip_frames} frames, {len(data.train_entries)} videos, "
+            f"{len(data.val_entries)} held out"
+        )
+
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """A teacher in training mode would give other targets without any error."""
         modes = [module.training for part in (self.teacher.tower, self.teacher.projector) if part for module in part.modules()]
@@ -188,6 +200,7 @@ class CTDModule(LightningModule):
 
     @torch.no_grad()
     def _measure_statistics(self, data: ClipDataModule) -> None:
+        rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
         statistics = FeatureStatistics(
             self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s"
         )
@@ -212,3 +225,14 @@ class CTDModule(LightningModule):
         if not isinstance(data, ClipDataModule):
             raise ValueError("CTDModule needs a ClipDataModule: pass it to the trainer as datamodule=")
         return data
+
+
+def count_parameters(module: nn.Module) -> float:
+    """Parameters in millions."""
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+@rank_zero_only
+def rank_zero_print(message: str) -> None:
+    """Tell the user, once."""
+    print(message, file=sys.stderr, flush=True)

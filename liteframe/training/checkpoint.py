@@ -66,7 +66,7 @@ class LastCheckpoint(Callback):
     """Keeps last.ckpt: at the first step, every `every_n_steps`, before each validation, at the end and on a signal.
 
     SIGINT (Ctrl-C) and SIGTERM (`kill`) end the run at the next step boundary, agreed among all ranks, with exit code
-    130 or 143. Before training has started, and at a second Ctrl-C, the process ends at once.
+    130 or 143; a second Ctrl-C ends it at once. Before the first step they mean what they mean everywhere.
 
     Args:
         every_n_steps: optimizer steps between two saves.
@@ -81,14 +81,10 @@ class LastCheckpoint(Callback):
         self._saved_step: int | None = None
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen from here on: a teacher that loads for minutes should also end with the right code."""
-        self._install()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the handlers back from Lightning, which has installed its own by now."""
+        """Listen; Lightning has installed its own handlers by now, and restores the original ones afterwards."""
         self._install()
-        self._training = True
+        self._received, self._training = None, True
         self._saved_step = trainer.global_step if RunFolder(trainer.default_root_dir).last_checkpoint.exists() else None
 
     def on_train_batch_end(
@@ -119,18 +115,15 @@ class LastCheckpoint(Callback):
         """Save the final state."""
         if self._saved_step != trainer.global_step:
             self._save(trainer)
-        self._training = False
+        self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._restore()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._restore()
-
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint)
+        # In Lightning's words "weights only" would leave the optimizer out.
+        trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint, weights_only=False)
         self._saved_step = trainer.global_step
 
     def _exit(self, trainer: Trainer) -> None:
@@ -146,21 +139,16 @@ class LastCheckpoint(Callback):
         raise SystemExit(128 + number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._training or (number == signal.SIGINT and self._received is not None):
+        if number == signal.SIGINT and self._received is not None:
             raise SystemExit(128 + number)
         self._received = number
 
     def _install(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in STOP_SIGNALS:
-            current = signal.getsignal(number)
-            if current != self._handle:
-                self._previous.setdefault(number, current)
-                signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
 
     def _restore(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
-        self._previous.clear()
+        self._training = False
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

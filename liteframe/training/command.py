@@ -1,5 +1,10 @@
 """`train_*.py fit`: LightningCLI with a run folder, resume apart from initialisation, and precision by hardware."""
 
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from liteframe.data.failures import TooManyBadVideosError
 from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from liteframe.training.run_folder import RunFolder
 
@@ -17,9 +23,28 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     # LastCheckpoint saves.
     "enable_checkpointing": False,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
     "check_val_every_n_epoch": None,
     "val_check_interval": 500,
     "log_every_n_steps": 10,
+}
+
+
+# What Lightning says about things that are as they should be here.
+EXPECTED_WARNINGS = (
+    ".*module.s. in eval mode at the start of training",  # the teacher
+    ".*does not have many workers",  # workers is the user's choice
+    ".*checkpoint that ended before the epoch ended",  # the stream continues from the global step
+    ".*is smaller than the logging interval",  # log_every_n_steps counts over epochs
+    ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
+)
+
+
+# Trainer settings that a run decides by other means, and which.
+OWNED = {
+    "default_root_dir": "--run",
+    "logger": "--run (TensorBoard events go there)",
+    "accumulate_grad_batches": "--data.batch_size and --data.micro_batch_size",
 }
 
 
@@ -27,6 +52,9 @@ class TrainingCommand(LightningCLI):
     """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         kwargs.setdefault("trainer_defaults", TRAINER_DEFAULTS)
         kwargs.setdefault("seed_everything_default", 0)
         kwargs.setdefault("save_config_kwargs", {"overwrite": True})
@@ -47,6 +75,9 @@ class TrainingCommand(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Claim the run folder before anything is loaded or written."""
         config = self.config[self.subcommand]
+        for key, instead in OWNED.items():
+            if config.trainer[key] not in (None, 1):
+                self._parser(self.subcommand).error(f"--trainer.{key} has no effect here; use {instead}")
         try:
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
         except ValueError as error:
@@ -80,3 +111,19 @@ def automatic_precision(accelerator: Any) -> str:
     """bf16 mixed precision on CUDA devices that have bf16, float32 elsewhere."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+@contextmanager
+def exit_codes(program: str) -> Iterator[None]:
+    """Ends a program with a plain message where the videos are at fault, and with 130 after Ctrl-C."""
+    try:
+        yield
+    except TooManyBadVideosError as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as error:
+        # Lightning turns a KeyboardInterrupt into exit code 1.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise

@@ -1,0 +1,139 @@
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liteframe.data.augment import Augmentation, augment_frames, crop_box
+from liteframe.data.clips import ClipDataset, FrameFormat, collate_clips, decode_size
+from liteframe.data.frame_sampling import dense_clip
+from liteframe.data.manifest import VideoEntry
+from liteframe.data.video_reader import read_frames
+from liteframe.data.video_types import VideoError
+
+FORMAT = FrameFormat((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "squash")
+
+
+def write(path, frames, fps=10, width=48, height=32):
+    rng = np.random.default_rng(frames)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        base = np.asarray(Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((width, height)))
+        for t in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.roll(base, 3 * t, axis=1).copy(), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    return [write(folder / "long.mp4", 40), write(folder / "short.mp4", 5)]
+
+
+def dataset(videos, **kwargs):
+    return ClipDataset([VideoEntry(video) for video in videos], FORMAT, clip_frames=8, min_fps=5, **kwargs)
+
+
+def test_middle_clip_without_augmentation(videos):
+    clip = dataset(videos)[0, 0]
+    frames = read_frames(videos[0], dense_clip(40, 10.0, n=8, min_fps=5))
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).float(), (32, 32), mode="bicubic", antialias=True
+    )
+    expected = (small.clamp(0, 255) / 255 - 0.5) / 0.25
+    assert clip.video.shape == (8, 3, 32, 32)
+    # The transform rounds to uint8 after resizing.
+    assert (clip.video - expected).abs().max() < 1.1 / 255 / 0.25
+    assert clip.frame_mask.all()
+    assert clip.path == videos[0]
+
+
+def test_key_decides_the_clip(videos):
+    one, two = (dataset(videos, augment=Augmentation(), seed=7) for _ in range(2))
+    assert torch.equal(one[3, 0].video, two[3, 0].video)
+    assert not torch.equal(one[3, 0].video, one[4, 0].video)
+    other = dataset(videos, augment=Augmentation(), seed=8)
+    assert not torch.equal(one[3, 0].video, other[3, 0].video)
+
+
+def test_short_video_repeats_its_last_frame_and_says_so(videos):
+    clip = dataset(videos)[0, 1]
+    assert clip.frame_mask.tolist() == [True] * 5 + [False] * 3
+    assert torch.equal(clip.video[5], clip.video[4])
+    assert not torch.equal(clip.video[4], clip.video[3])
+
+
+def test_failures_travel_through_collate(videos, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    entries = [VideoEntry(videos[0]), VideoEntry(str(tmp_path / "empty.mp4")), VideoEntry(videos[0], start=100.0)]
+    data = ClipDataset(entries, FORMAT, clip_frames=8)
+    items = [data[0, index] for index in range(3)]
+    assert [type(item) for item in items[1:]] == [VideoError, VideoError]
+    batch = collate_clips(items)
+    assert batch.video.shape == (1, 8, 3, 32, 32)
+    assert batch.paths == [videos[0]]
+    assert [(failure["kind"], failure["path"]) for failure in batch.failures] == [
+        ("empty", str(tmp_path / "empty.mp4")), ("index", videos[0]),
+    ]  # fmt: skip
+    assert "manifest" in batch.failures[1]["remedy"]
+    nothing = collate_clips(items[1:])
+    assert (len(nothing.video), nothing.paths, len(nothing.failures)) == (0, [], 2)
+
+
+def test_manifest_rows_are_not_probed(videos):
+    """frames=16 of the 40: the clip must come from those."""
+    entry = VideoEntry(videos[0], frames=8, fps=10.0, width=48, height=32)
+    clip = ClipDataset([entry], FORMAT, clip_frames=8, min_fps=5)[0, 0]
+    first = ClipDataset([VideoEntry(videos[0], end=0.8)], FORMAT, clip_frames=8, min_fps=5)[0, 0]
+    assert torch.equal(clip.video, first.video)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "wanted", "expected"),
+    [(2160, 3840, (448, 448), (896, 1593)), (480, 854, (448, 448), None), (64, 64, (32, 32), None),
+     (1000, 100, (28, 56), None), (100, 1000, (28, 14), (56, 560))],
+)  # fmt: skip
+def test_huge_frames_are_shrunk_by_the_decoder(height, width, wanted, expected):
+    assert decode_size(height, width, wanted) == expected
+
+
+def test_crop_boxes_stay_inside_and_keep_their_area():
+    settings, rng = Augmentation((0.3, 0.9), (0.8, 1.25)), np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(500):
+        top, left, height, width = crop_box(100, 200, settings, rng)
+        assert top >= 0
+        assert left >= 0
+        assert top + height <= 100
+        assert left + width <= 200
+        areas.append(height * width / 20000)
+        ratios.append(width / height / 2)
+    assert 0.28 < min(areas) < 0.35
+    assert 0.85 < max(areas) < 0.92
+    assert 0.75 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.32
+
+
+def test_one_crop_and_flip_for_all_frames():
+    frames = np.broadcast_to(np.arange(20, dtype=np.uint8)[None, None, :, None], (4, 10, 20, 3))
+    flips = 0
+    for seed in range(40):
+        out = augment_frames(frames, Augmentation(flip=0.5), np.random.default_rng(seed))
+        assert (out == out[:1]).all()
+        steps = np.diff(out[0, 0, :, 0].astype(int))
+        assert (steps == 1).all() or (steps == -1).all()
+        flips += steps[0] == -1
+    assert 8 < flips < 32
+    whole = augment_frames(frames, Augmentation((1, 1), (1, 1), 0), np.random.default_rng(0))
+    assert np.array_equal(whole, frames)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("crop_area", (0, 1)), ("crop_area", (0.9, 0.5)), ("crop_ratio", (0, 1)), ("flip", 1.5)]
+)
+def test_bad_augmentation_names_the_field(field, value):
+    with pytest.raises(ValueError, match=f"augment.{field}"):
+        Augmentation(**{field: value})

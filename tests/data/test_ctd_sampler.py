@@ -1,0 +1,62 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from liteframe.data.sampler import ClipStream, FixedBatches
+
+
+def take(stream, count):
+    return [key for number in range(count) for key in stream.batch(number)]
+
+
+@pytest.mark.parametrize(("videos", "batch"), [(10, 4), (3, 16), (7, 7), (1, 2)])
+def test_every_epoch_holds_each_video_once(videos, batch):
+    keys = take(ClipStream(videos, batch, 5, seed=1), 30)
+    assert len(set(keys)) == len(keys)
+    whole = len(keys) // videos
+    counts = Counter(epoch for epoch, _ in keys)
+    for epoch in range(whole):
+        assert counts[epoch] == videos
+        assert {index for e, index in keys if e == epoch} == set(range(videos))
+
+
+def test_order_is_that_of_seed_and_epoch():
+    keys = take(ClipStream(50, 10, 5, seed=3), 10)
+    for epoch in range(2):
+        expected = np.random.default_rng([3, epoch]).permutation(50).tolist()
+        assert [index for e, index in keys if e == epoch] == expected
+    assert take(ClipStream(50, 10, 5, seed=4), 10) != keys
+
+
+def test_resumed_stream_continues():
+    done = 0
+    stream = ClipStream(7, 3, 4, seed=0, position=lambda: done)
+    assert len(stream) == 4
+    full = list(stream) + [stream.batch(number) for number in range(4, 8)]
+    done = 6
+    resumed = list(ClipStream(7, 3, 4, seed=0, position=lambda: done))
+    assert resumed == full[6:8]
+    done = 4
+    assert list(stream) == full[4:8]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_stream_of_one_process(world):
+    alone = take(ClipStream(11, 6, 3, seed=5), 6)
+    parts = [ClipStream(11, 6 // world, 3, seed=5, rank=rank, world_size=world) for rank in range(world)]
+    together = [key for number in range(6) for part in parts for key in part.batch(number)]
+    assert together == alone
+
+
+def test_fixed_batches_cover_all_once():
+    parts = [FixedBatches(7, 2, rank=rank, world_size=2) for rank in range(2)]
+    assert sorted(index for part in parts for batch in part for _, index in batch) == list(range(7))
+    assert [len(part) for part in parts] == [len(list(part)) for part in parts] == [2, 2]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="videos=0"):
+        ClipStream(0, 1, 1)
+    with pytest.raises(ValueError, match="rank=2"):
+        ClipStream(1, 1, 1, rank=2, world_size=2)

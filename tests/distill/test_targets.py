@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+
+from liteframe.distill.statistics import FeatureStatistics
+from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
+from liteframe.models.teacher import TeacherFeatures
+
+
+def builder(clipping, data, **kwargs):
+    statistics = FeatureStatistics(data.shape[-1])
+    statistics.update(data.flatten(0, -2))
+    made = TargetBuilder(data.shape[-1], TargetSettings(clipping=clipping, standardise="none", **kwargs))
+    assert not made.ready
+    made.fit(statistics)
+    assert made.ready
+    return made
+
+
+@pytest.fixture
+def pooled():
+    data = torch.randn(3, 2, 4, 4, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, 3, 4, 50.0])
+    data[0, 0, 0, 0] = torch.tensor([40, -90, 0, 0, 0.0])
+    return data
+
+
+SLOTS = torch.tensor([[True, True], [True, False], [True, True]])
+
+
+def test_channel_clamp(pooled):
+    target = builder("channel_clamp", pooled)(pooled, SLOTS)
+    flat = pooled.flatten(0, -2).double()
+    low, high = flat.mean(0) - 3 * flat.std(0, correction=0), flat.mean(0) + 3 * flat.std(0, correction=0)
+    changed = total = 0
+    for b in range(3):
+        for t in range(2):
+            for token in range(16):
+                y, x = divmod(token, 4)
+                for c in range(5):
+                    value = float(pooled[b, t, y, x, c])
+                    expected = min(max(value, float(low[c])), float(high[c]))
+                    assert target.values[b, t, y, x, c] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+                    if SLOTS[b, t]:
+                        changed += expected != value
+                        total += 1
+    assert changed >= 2
+    assert target.clipped.item() == pytest.approx(changed / total)
+    assert target.weight[1, 1].sum() == 0
+    assert target.weight.sum() == 5 * 16
+
+
+def test_clipped_fraction_of_gaussian_features():
+    data = torch.randn(8, 4, 16, 16, 8, generator=torch.Generator().manual_seed(0))
+    target = builder("channel_clamp", data)(data, torch.ones(8, 4, dtype=torch.bool))
+    assert target.clipped.item() == pytest.approx(1 - math.erf(3 / math.sqrt(2)), abs=5e-4)
+
+
+def test_token_mask(pooled):
+    pooled[2, 1, 3, 3] *= 100
+    made = builder("token_mask", pooled)
+    target = made(pooled, SLOTS)
+    norms = pooled.flatten(0, -2).double().norm(dim=1)
+    large = (pooled.double().norm(dim=-1) > norms.mean() + 3 * norms.std(correction=0)) & SLOTS[:, :, None, None]
+    assert large[2, 1, 3, 3]
+    assert torch.equal(target.weight == 0, large | ~SLOTS[:, :, None, None])
+    assert target.clipped.item() == pytest.approx(large.sum().item() / 80)
+    assert torch.equal(target.values, pooled)
+
+
+@pytest.mark.parametrize("clipping", ["none", "loss_clip"])
+def test_other_modes_leave_targets_alone(pooled, clipping):
+    target = builder(clipping, pooled)(pooled, SLOTS)
+    assert torch.equal(target.values, pooled)
+    assert target.clipped == 0
+
+
+def test_statistics_travel_in_the_state_dict(pooled):
+    made = builder("channel_clamp", pooled)
+    again = TargetBuilder(5, made.settings)
+    again.load_state_dict(made.state_dict())
+    assert again.ready
+    assert torch.equal(again(pooled, SLOTS).values, made(pooled, SLOTS).values)
+
+
+def test_unusable_statistics():
+    statistics = FeatureStatistics(3)
+    with pytest.raises(ValueError, match="0 tokens"):
+        TargetBuilder(3, TargetSettings()).fit(statistics)
+    statistics.update(torch.full((5, 3), torch.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        TargetBuilder(3, TargetSettings()).fit(statistics)
+
+
+def test_pooling_ignores_filling_frames():
+    generator = torch.Generator().manual_seed(0)
+    patches, query = torch.randn(1, 8, 4, 4, 6, generator=generator), torch.randn(1, 8, 6, generator=generator)
+    mask = torch.tensor([[True] * 3 + [False] * 5])
+    pooled, slots = pool_features(TeacherFeatures(patches, query, None), mask, (4, 2, 2), "block")
+    assert slots.tolist() == [[True, False]]
+    logits, values = [], []
+    for t in range(3):
+        for y in (2, 3):
+            for x in (0, 1):
+                logits.append(float(patches[0, t, y, x] @ query[0, t]) / math.sqrt(6))
+                values.append(patches[0, t, y, x].double())
+    weights = [math.exp(value - max(logits)) for value in logits]
+    expected = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    assert torch.allclose(pooled[0, 0, 1, 0].double(), expected, atol=1e-6)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="target.sigmas"):
+        TargetSettings(sigmas=0)
+    with pytest.raises(ValueError, match="target.statistics_clips"):
+        TargetSettings(statistics_clips=0)
