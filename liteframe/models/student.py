@@ -102,7 +102,7 @@ class LiteFrameEncoder(nn.Module):
         """[B,T,3,H,W], normalised with the config's mean and std -> [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim].
 
         Raises:
-            ValueError: the input has another rank, no frame, or a size the strides do not divide.
+            ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide.
         """
         video = self._checked(video)
         batch, frames = video.shape[:2]
@@ -120,6 +120,8 @@ class LiteFrameEncoder(nn.Module):
     def _checked(self, video: Tensor) -> Tensor:
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:
             raise ValueError(f"expected a video [B,T,3,H,W] with T >= 1, got {list(video.shape)}")
+        if not video.is_floating_point():
+            raise ValueError(f"expected frames normalised with the config's mean and std, got {video.dtype}")
         t, h, w = self.config.compression
         p = self.config.patch_size
         height, width = video.shape[3:]

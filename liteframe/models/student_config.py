@@ -119,8 +119,10 @@ class LiteFrameConfig:
     @property
     def compression(self) -> Stride:
         """(t,h,w): input frames, patch rows and patch columns per output token; also WAP's window."""
-        strides = list(self.downsample.values())
-        return (math.prod(s[0] for s in strides), math.prod(s[1] for s in strides), math.prod(s[2] for s in strides))
+        t, h, w = 1, 1, 1  # plain arithmetic: torch.compile breaks its graph on math.prod over a generator
+        for stride in self.downsample.values():
+            t, h, w = t * stride[0], h * stride[1], w * stride[2]
+        return t, h, w
 
     def require_compression(self, kernel: tuple[int, ...]) -> None:
         """Raise ValueError unless a pooling window (t,h,w) equals what the student compresses by."""

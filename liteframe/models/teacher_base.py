@@ -120,11 +120,15 @@ class Teacher(nn.Module):
         """[B,T,3,H,W] in any floating type; H and W multiples of patch_size.
 
         Raises:
-            ValueError: another rank, or a size that the patch size does not divide.
+            ValueError: another rank, unnormalised (integer) frames, or a size that the patch size does not divide.
         """
         p = self.patch_size
         if video.ndim != 5 or video.shape[2] != 3:
             raise ValueError(f"teacher {self.name} takes a video [B,T,3,H,W], got {list(video.shape)}")
+        if not video.is_floating_point():
+            raise ValueError(
+                f"teacher {self.name} takes normalised frames, got {video.dtype}; apply FrameTransform first"
+            )
         if video.shape[3] % p or video.shape[4] % p:
             raise ValueError(
                 f"frames of {video.shape[3]}x{video.shape[4]} pixels do not fit teacher {self.name}: "

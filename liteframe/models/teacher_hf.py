@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, InternVLConfig
+from transformers import AutoConfig, AutoModel, InternVLConfig, PreTrainedConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLPreTrainedModel
 from transformers.utils import cached_file
 
@@ -18,6 +18,7 @@ from liteframe.models.projector import VlmProjector, shuffle_factor
 from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
 from liteframe.models.teacher_weights import VitWeights, vit_weights
 
+VLM_TYPE = "internvl"
 # model_type of a config -> the class that holds its vision tower.
 VIT_CLASSES = {
     "internvl_vision": "InternVLVisionModel",
@@ -30,6 +31,8 @@ VIT_CLASSES = {
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
 }
+
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 class HfTower(Tower):
@@ -109,30 +112,22 @@ def load_hf(
     Raises:
         ValueError: no such checkpoint, an unsupported architecture, incomplete weights, or unstated preprocessing.
     """
-    try:
-        config = AutoConfig.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
-        ) from error
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    config = _config(name, hub)
     dtype = dtype or torch.float32
-    processor = _processor(name, kwargs)
+    processor = _processor(name, hub)
     mean = _statistics(name, "image_mean", image_mean, processor)
     std = _statistics(name, "image_std", image_std, processor)
     projector = None
-    if config.model_type == "internvl":
+    if config.model_type == VLM_TYPE:
         _check_vlm(name, config)
         half = _build(InternVLVisionHalf, name, config, pretrained, dtype, kwargs)
         model = half.model.vision_tower
         projector = VlmProjector(half.model.multi_modal_projector, shuffle_factor(config.downsample_ratio))
-    elif config.model_type in VIT_CLASSES:
+    else:
         cls = getattr(transformers, VIT_CLASSES[config.model_type])
         vision_config = getattr(config, "vision_config", config)
         model = _build(cls, name, vision_config, pretrained, dtype, kwargs)
-    else:
-        raise ValueError(
-            f"{name} is a {config.model_type!r}; teachers can be internvl, {', '.join(VIT_CLASSES)} (or timm/<model>)"
-        )
     tower = HfTower(model)
     return Teacher(
         tower,
@@ -143,8 +138,24 @@ def load_hf(
         image_mean=mean,
         image_std=std,
         resize="crop" if processor.get("do_center_crop") else "squash",
-        licence=_licence(name, kwargs) if pretrained else None,
+        licence=_licence(name, hub) if pretrained else None,
         projector=projector,
+    )
+
+
+def _config(name: str, hub: dict[str, Any]) -> Any:
+    try:
+        # The raw file first: AutoConfig would offer to run a checkpoint's own code.
+        model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
+        if model_type in (VLM_TYPE, *VIT_CLASSES):
+            return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
+        ) from error
+    raise ValueError(
+        f"{name} has model_type {model_type!r}; teachers can be {VLM_TYPE}, {', '.join(VIT_CLASSES)}, or timm/<model>. "
+        "InternVL must be in transformers' own format (names that end in -hf)"
     )
 
 
@@ -180,17 +191,17 @@ def _square(field: str, value: int | list[int] | tuple[int, ...]) -> int:
     return sides.pop()
 
 
-def _repository_file(name: str, file: str, kwargs: dict[str, Any]) -> Path | None:
+def _repository_file(name: str, file: str, hub: dict[str, Any]) -> Path | None:
     path = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **kwargs
+        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
     )
     return None if path is None else Path(path)
 
 
-def _processor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _processor(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's image preprocessing as it stands in its file: class defaults of processors differ from it."""
     for file in ("preprocessor_config.json", "processor_config.json"):
-        path = _repository_file(name, file, kwargs)
+        path = _repository_file(name, file, hub)
         if path is None:
             continue
         try:
@@ -216,8 +227,8 @@ def _statistics(
     return (float(r), float(g), float(b))
 
 
-def _licence(name: str, kwargs: dict[str, Any]) -> str | None:
+def _licence(name: str, hub: dict[str, Any]) -> str | None:
     """`license` in the front matter of the checkpoint's model card."""
-    card = _repository_file(name, "README.md", kwargs)
+    card = _repository_file(name, "README.md", hub)
     licence = (metadata_load(card) or {}).get("license") if card else None
     return licence if isinstance(licence, str) else None

@@ -72,7 +72,16 @@ def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwarg
     entry = timm.model_entrypoint(model_name)
     if entry.__module__.rsplit(".", 1)[-1] not in ("vision_transformer", "eva"):
         raise ValueError(f"{name} is not a plain ViT: a teacher must keep one patch grid through all its blocks")
-    model: Any = timm.create_model(model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **kwargs)
+    if pretrained:
+        kwargs = {"pretrained_cfg_overlay": _safetensors_only(model_name), **kwargs}
+    try:
+        model: Any = timm.create_model(
+            model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **kwargs
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be built: {error} (pretrained weights need the Hugging Face hub or its local cache)"
+        ) from error
     data = resolve_data_config({}, model=model)
     tower = TimmTower(model.to(dtype or torch.float32))
     return Teacher(
@@ -86,3 +95,16 @@ def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwarg
         resize="squash" if data["crop_mode"] == "squash" else "crop",
         licence=model.pretrained_cfg.get("license") if pretrained else None,
     )
+
+
+def _safetensors_only(model_name: str) -> dict[str, str]:
+    """Name the weight file, or timm falls back to pickles where the hub has no safetensors under the usual names.
+
+    Raises:
+        ValueError: timm knows the model's weights only as a pickle.
+    """
+    config = timm.get_pretrained_cfg(model_name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has no weights in safetensors format for {model_name}")
+    given = config.hf_hub_filename or "model.safetensors"
+    return {"hf_hub_filename": given if given.endswith(".safetensors") else "open_clip_model.safetensors"}

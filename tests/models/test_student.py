@@ -154,6 +154,22 @@ def test_bad_input_is_named(shape, words):
         LiteFrameEncoder(LiteFrameConfig(**TINY))(torch.zeros(shape))
 
 
+def test_raw_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"normalised.*uint8"):
+        LiteFrameEncoder(LiteFrameConfig(**TINY))(torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_autocast_stays_close_and_compiles_without_a_break():
+    encoder = LiteFrameEncoder(LiteFrameConfig(**TINY))
+    video = torch.randn(1, 8, 3, 32, 32)
+    exact = encoder(video)
+    with torch.autocast("cpu", torch.bfloat16):
+        close = encoder(video)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), close.float().flatten(), dim=0) > 0.999
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(video), exact)
+
+
 def test_exports_with_dynamic_clips_and_frames():
     encoder = LiteFrameEncoder(LiteFrameConfig(**TINY)).eval()
     batch, groups = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("groups", min=2, max=16)

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from liteframe import load_teacher
 from liteframe.models.teacher_base import head_mean_log_attention
@@ -81,3 +82,22 @@ def test_unknown_and_unsuitable_names():
         load_teacher("timm/vit_intern301m", pretrained=False)
     with pytest.raises(ValueError, match="timm/resnet50 is not a plain ViT"):
         load_teacher("timm/resnet50", pretrained=False)
+
+
+def test_pretrained_weights_come_from_safetensors(tmp_path, monkeypatch):
+    random = load_teacher("timm/vit_intern300m_patch14_448", pretrained=False, **TINY)
+    save_file(random.tower.model.state_dict(), tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repo_id, filename, **_):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    teacher = load_teacher("timm/vit_intern300m_patch14_448", **TINY)
+    assert asked == [("timm/vit_intern300m_patch14_448.ogvl_dist", "model.safetensors")]
+    assert teacher.identity == random.identity
+    assert teacher.licence == "mit"
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot be built: .*model.safetensors.*hub or its local cache"):
+        load_teacher("timm/vit_intern300m_patch14_448", **TINY)
