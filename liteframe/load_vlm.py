@@ -80,18 +80,19 @@ def processor_for(base: InternVLProcessor, config: LiteFrameInternVLConfig) -> L
         ValueError: the two disagree on frame size, mean or std.
     """
     encoder = config.vision_config.encoder_config
-    _check_preprocessing(base.video_processor, encoder)
     t, h, w = encoder.compression
     if h != w:
         raise ValueError(f"the encoder compresses {h}x{w} patches; InternVL's prompt needs the same both ways")
     shuffle = round(1 / config.downsample_ratio)
-    return LiteFrameInternVLProcessor(
+    processor = LiteFrameInternVLProcessor(
         base.tokenizer,
         base.video_processor,
         chat_template=base.chat_template,
         frames_per_slot=t,
         pixels_per_token=encoder.patch_size * h * shuffle,
     )
+    _check_preprocessing(processor, encoder)
+    return processor
 
 
 def load_adapter(model: VideoLLM, adapter: str | os.PathLike[str]) -> PeftModel:
@@ -111,12 +112,11 @@ def merge_adapter(model: PeftModel) -> VideoLLM:
     return model.merge_and_unload(safe_merge=True)
 
 
-def _check_preprocessing(video_processor: Any, encoder: LiteFrameConfig) -> None:
-    size = video_processor.size
+def _check_preprocessing(processor: LiteFrameInternVLProcessor, encoder: LiteFrameConfig) -> None:
     found = {
-        "size": (size.height, size.width),
-        "mean": tuple(video_processor.image_mean),
-        "std": tuple(video_processor.image_std),
+        "size": processor.frame_size,
+        "mean": tuple(processor.video_processor.image_mean),
+        "std": tuple(processor.video_processor.image_std),
     }
     wanted = {"size": (encoder.image_size,) * 2, "mean": encoder.image_mean, "std": encoder.image_std}
     for name, value in wanted.items():

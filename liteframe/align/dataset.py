@@ -12,12 +12,20 @@ from liteframe.data.chat import IGNORE, Conversation, encode_conversation
 from liteframe.data.clips import decode_size
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
-from liteframe.data.manifest import VideoEntry
 from liteframe.data.processor import LiteFrameInternVLProcessor
 from liteframe.data.sampler import Key
 from liteframe.data.video_types import VideoError
 
 FramesKey = tuple[str, tuple[int, ...]]
+
+
+class VideoFacts(NamedTuple):
+    """Number of frames, frames per second, and pixels of a video."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
 
 
 class Sample(NamedTuple):
@@ -89,9 +97,9 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         self.conversations = list(conversations)
         self.entries = [conversation.entry for conversation in self.conversations]
         self.processor, self.budgets, self.fps, self.seed, self.known = processor, list(budgets), fps, seed, known
-        size = processor.video_processor.size
-        self.size = (size.height, size.width)
+        self.size = processor.frame_size
         self.decoder = DecodeProcess(deadline)
+        self._infos: dict[int, VideoFacts] = {}
 
     def __len__(self) -> int:
         """Number of conversations."""
@@ -108,11 +116,10 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             return error
 
     def _sample(self, index: int, budget: int, fps: float) -> Sample:
-        entry = self._measured(index)
-        assert entry.frames and entry.fps and entry.width and entry.height
+        entry, info = self.entries[index], self._info(index)
         try:
             indices = at_fps(
-                entry.frames, entry.fps, target_fps=fps, max_frames=budget, start=entry.start or 0.0, end=entry.end
+                info.frames, info.fps, target_fps=fps, max_frames=budget, start=entry.start or 0.0, end=entry.end
             )
         except ValueError as error:
             remedy = "correct start and end of the row"
@@ -120,23 +127,22 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         key = (entry.video, tuple(indices))
         pixels = None
         if key not in self.known:
-            size = decode_size(entry.height, entry.width, self.size)
+            size = decode_size(info.height, info.width, self.size)
             pixels = self.processor.pixels(self.decoder.read(entry.video, indices, reader=entry.reader, size=size))
         video = self.processor.slot_prompt(len(indices), *self.size)
         ids, labels = encode_conversation(self.conversations[index].turns, video, self.processor.tokenizer)
         return Sample(ids, labels, pixels, key)
 
-    def _measured(self, index: int) -> VideoEntry:
-        """The entry with frames, fps and size, probed once where the row does not tell."""
-        entry = self.entries[index]
-        if None in (entry.frames, entry.fps, entry.width, entry.height):
-            info = self.decoder.probe(entry.video)
-            entry = VideoEntry(
-                entry.video, entry.start, entry.end, info.duration, info.fps, info.width, info.height, info.frames,
-                entry.reader,
-            )  # fmt: skip
-            self.entries[index] = entry
-        return entry
+    def _info(self, index: int) -> VideoFacts:
+        """Length, rate and size of the video, probed once where the row does not tell."""
+        if index not in self._infos:
+            entry = self.entries[index]
+            told = (entry.frames, entry.fps, entry.height, entry.width)
+            if None in told:
+                info = self.decoder.probe(entry.video)
+                told = (info.frames, info.fps, info.height, info.width)
+            self._infos[index] = VideoFacts(*told)  # type: ignore[arg-type]  # none is None here
+        return self._infos[index]
 
 
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> ChatBatch:

@@ -51,6 +51,18 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
         """Names of what __call__ returns."""
         return ["input_ids", "attention_mask", "pixel_values_videos", "video_frames"]
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels that frames are resized to.
+
+        Raises:
+            ValueError: the video processor does not resize to a fixed size.
+        """
+        size = dict(self.video_processor.size)
+        if not {"height", "width"} <= size.keys():
+            raise ValueError(f"the video processor's size is {size}; a fixed height and width are needed")
+        return size["height"], size["width"]
+
     def __call__(
         self,
         images: Sequence[Frames] | Frames | None = None,

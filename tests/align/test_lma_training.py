@@ -1,0 +1,274 @@
+"""train_lma.py through its own entry point: each YAML, the loss under accumulation, resume, bad videos, adapter."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_lma
+from liteframe.align.module import LMAModule
+from liteframe.data.chat import encode_conversation, load_conversations
+from liteframe.data.frame_sampling import at_fps
+from liteframe.data.sampler import ClipStream
+from liteframe.data.video_reader import read_frames
+from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+from liteframe.toyworld.dataset import write_toyworld
+from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "lma"
+ENCODER = LiteFrameConfig(
+    dim=24, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128,
+    downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
+)  # fmt: skip
+SMALL = ["--data.frames", "[8,12]", "--data.workers", "0", "--data.micro_batch_size", "2", "--data.batch_size", "4"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A random tiny InternVL, an encoder for it, and six videos with conversations of different lengths."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    build_processor(tokenizer).save_pretrained(folder / "vlm")
+    vlm = build_model(tokenizer)
+    with torch.no_grad():
+        vlm.lm_head.weight.mul_(10)  # tied embeddings as small as they start could not make a confident logit
+    vlm.save_pretrained(folder / "vlm")
+    encoder = LiteFrameEncoder(ENCODER)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    encoder.save_pretrained(folder / "encoder")
+    made = write_toyworld(folder / "toy", train=6, test=1, seed=3)
+    rows = [json.loads(line) for line in made.train_rows.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["conversations"] = row["conversations"][: 2 + 2 * (i % 4)]
+    made.train_rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def train(world, monkeypatch):
+    def run(run_folder, *arguments, config="internvl3_8b", rows=None):
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "train_lma.py", "fit", "--config", str(CONFIGS / f"{config}.yaml"), "--run", str(run_folder),
+                "--model.vlm", str(world / "vlm"), "--model.encoder", str(world / "encoder"),
+                "--data.conversations", str(rows or world / "toy" / "train.jsonl"),
+                "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", *arguments,
+            ],
+        )  # fmt: skip
+        train_lma.main()
+
+    return run
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def folder_hash(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_config_runs(train, world, tmp_path, capsys, config):
+    before = folder_hash(world / "vlm"), folder_hash(world / "encoder")
+    train(tmp_path / "run", *SMALL, config=config)
+    shown = capsys.readouterr().err
+    assert "LoRA on 28 layers of the language model" in shown
+    assert "projector: frozen; encoder: frozen" in shown
+    assert "step 2/2" in shown
+    assert {"config.yaml", "report.json", "adapter", "checkpoints"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert any((tmp_path / "run").glob("events.out.tfevents.*"))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(".lora_" in name for name in saved)
+    assert len(saved) == 2 * 28
+    assert all(".language_model." in name for name in adapter(tmp_path / "run"))
+    figures = report(tmp_path / "run")
+    assert figures["steps"] == 2
+    assert figures["lora_layers"] == 28
+    assert figures["data"]["clips_read"] == 8
+    assert (folder_hash(world / "vlm"), folder_hash(world / "encoder")) == before
+
+
+def exact(*arguments):
+    fixed = ["--data.fps", "[8,8]", "--data.frames", "[8]", "--data.workers", "0", "--data.batch_size", "8"]
+    return [*fixed, "--model.lora.dropout", "0", "--trainer.gradient_clip_val", "null", *arguments]
+
+
+def test_the_loss_is_the_mean_over_the_answer_tokens_of_the_global_batch(train, world, tmp_path):
+    figures = {}
+    for micro in (8, 4, 1):
+        folder = tmp_path / str(micro)
+        train(folder, *exact("--data.micro_batch_size", str(micro), "--trainer.max_steps", "1"))
+        figures[micro] = report(folder)["figures"]
+    model, processor = load_video_llm(world / "vlm", encoder=world / "encoder")
+    losses = []
+    order = [index for _, index in _first_batch(8, rows=6)]
+    conversations = load_conversations(world / "toy" / "train.jsonl")
+    for index in order:
+        conversation = conversations[index]
+        frames = read_frames(conversation.entry.video, at_fps(64, 8, target_fps=8, max_frames=8))
+        ids, labels = encode_conversation(conversation.turns, processor.slot_prompt(8, 64, 64), processor.tokenizer)
+        with torch.no_grad():
+            pixels = processor.pixels(frames)
+            logits = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels).logits[0].double()
+        losses += [
+            -logits[place - 1].log_softmax(-1)[label].item() for place, label in enumerate(labels) if label != -100
+        ]
+    assert len({len(c.turns) for c in conversations}) > 1  # otherwise a mean of means would pass
+    for micro in figures:
+        assert figures[micro]["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert figures[micro]["train/gradient_norm"] == pytest.approx(figures[8]["train/gradient_norm"], rel=1e-4)
+
+
+def _first_batch(size, rows):
+    return ClipStream(rows, size, 1, seed=0).batch(0)
+
+
+def test_gradients_do_not_depend_on_how_the_batch_is_cut(train, tmp_path, monkeypatch):
+    seen = {}
+    original = LMAModule.configure_gradient_clipping
+
+    def spy(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        seen[self.data().micro_batch_size] = {
+            name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad
+        }
+
+    monkeypatch.setattr(LMAModule, "configure_gradient_clipping", spy)
+    for micro in (8, 2):
+        train(tmp_path / str(micro), *exact("--data.micro_batch_size", str(micro), "--trainer.max_steps", "1"))
+    moved = [name for name, grad in seen[8].items() if grad.abs().max() > 0]
+    assert len(moved) == 28  # lora_B starts at zero, so only it has gradients
+    for name in moved:
+        torch.testing.assert_close(seen[2][name], seen[8][name], rtol=1e-3, atol=1e-6)
+
+
+def test_resume_after_a_signal_gives_the_same_adapter(train, tmp_path, monkeypatch):
+    settings = [*SMALL, "--trainer.max_steps", "4", "--model.lora.dropout", "0.3", "--model.optimizer.lr", "0.01"]
+    train(tmp_path / "whole", *settings)
+    original = LMAModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LMAModule, "training_step", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path / "cut", *settings)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not (tmp_path / "cut" / "adapter").exists()
+    saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < saved["global_step"] < 4
+    train(tmp_path / "cut", *settings, "--resume")
+    whole, cut = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert report(tmp_path / "cut")["data"]["clips_read"] == 16
+
+
+def test_resume_refuses_other_data_and_other_weights(train, world, tmp_path):
+    train(tmp_path / "run", *SMALL)
+    with pytest.raises(ValueError, match="frames was"):
+        train(tmp_path / "run", *SMALL, "--data.frames", "[4]", "--resume", "--trainer.max_steps", "3")
+    LiteFrameEncoder.from_pretrained(world / "encoder").save_pretrained(tmp_path / "other")
+    other = LiteFrameEncoder.from_pretrained(tmp_path / "other")
+    with torch.no_grad():
+        other.head.bias.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="not those the run started with"):
+        train(tmp_path / "run", *SMALL, "--model.encoder", str(tmp_path / "other"), "--resume")
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", *SMALL)  # a run is not overwritten
+
+
+def test_bad_videos_are_counted_and_bounded(train, world, tmp_path, capsys):
+    rows = (world / "toy" / "train.jsonl").read_text().splitlines()
+    rows = [{**json.loads(row), "video": str(world / "toy" / json.loads(row)["video"])} for row in rows]
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    rows[1]["video"] = str(tmp_path / "empty.mp4")
+    rows[4]["start"] = 99.0
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(tmp_path / "run", *SMALL, "--data.max_failure_rate", "0.9", "--trainer.max_steps", "3", rows=path)
+    figures = report(tmp_path / "run")["data"]
+    assert figures["clips_failed"] == 4  # two rows, two epochs
+    assert figures["clips_read"] == 8
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
+    assert {(Path(row["path"]).name, row["kind"]) for row in listed} == {
+        ("empty.mp4", "empty"),
+        (Path(rows[4]["video"]).name, "index"),
+    }
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "strict", *SMALL, "--data.max_failure_rate", "0.1", "--trainer.max_steps", "6", rows=path)
+    assert "empty.mp4: empty" in str(stopped.value.code)
+    assert "max_failure_rate" in str(stopped.value.code)
+
+
+def test_kept_features_train_the_same_adapter(train, tmp_path):
+    settings = [*SMALL, "--data.fps", "[8,8]", "--trainer.max_steps", "4", "--model.lora.dropout", "0"]
+    settings += ["--model.optimizer.lr", "0.01"]
+    train(tmp_path / "again", *settings)
+    train(tmp_path / "kept", *settings, "--data.cache_features", "true")
+    again, kept = adapter(tmp_path / "again"), adapter(tmp_path / "kept")
+    assert any(again[name].abs().max() > 0 for name in again if "lora_B" in name)
+    for name in again:
+        torch.testing.assert_close(kept[name], again[name], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="features change"):
+        train(tmp_path / "no", *settings, "--data.cache_features", "true", "--model.train_encoder", "true")
+
+
+def test_it_learns_and_the_merged_model_answers_as_the_adapter_does(train, world, tmp_path):
+    settings = ["--data.fps", "[8,8]", "--data.frames", "[8]", "--data.batch_size", "6", "--data.micro_batch_size", "6"]
+    settings += ["--data.workers", "0", "--data.cache_features", "true", "--model.lora.rank", "16"]
+    settings += ["--model.optimizer.lr", "0.02", "--trainer.max_steps", "25"]
+    train(tmp_path / "run", *settings)
+    assert report(tmp_path / "run")["figures"]["train/loss"] < 1.5  # log(562) = 6.3 for a guess
+    merged, processor = load_video_llm(world / "vlm", encoder=world / "encoder", adapter=tmp_path / "run" / "adapter")
+    plain, _ = load_video_llm(world / "vlm", encoder=world / "encoder")
+    inputs = processor(text="<video>\nWhat shape is the object?", videos=[torch.zeros(8, 64, 64, 3, dtype=torch.uint8)])
+    unmerged = load_adapter(load_video_llm(world / "vlm", encoder=world / "encoder")[0], tmp_path / "run" / "adapter")
+    with torch.no_grad():
+        logits = merged(**inputs).logits
+        torch.testing.assert_close(logits, unmerged.eval()(**inputs).logits, rtol=1e-3, atol=1e-3)
+        assert (logits - plain(**inputs).logits).abs().max() > 1
+    merged.save_pretrained(tmp_path / "merged")
+    processor.save_pretrained(tmp_path / "merged")
+    again, _ = load_video_llm(tmp_path / "merged")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, logits)
+
+
+def test_a_trained_projector_and_encoder_travel_with_the_adapter(train, world, tmp_path, capsys):
+    settings = [*SMALL, "--model.train_projector", "true", "--model.train_encoder", "true"]
+    train(tmp_path / "run", *settings, "--model.optimizer.lr", "0.01")
+    assert "projector: trained; encoder: trained" in capsys.readouterr().err
+    merged, _ = load_video_llm(world / "vlm", encoder=world / "encoder", adapter=tmp_path / "run" / "adapter")
+    before, _ = load_video_llm(world / "vlm", encoder=world / "encoder")
+    assert not torch.equal(
+        merged.model.multi_modal_projector.linear_1.weight, before.model.multi_modal_projector.linear_1.weight
+    )
+    saved = LiteFrameEncoder.from_pretrained(tmp_path / "run" / "encoder").state_dict()
+    trained = merged.model.vision_tower.encoder.state_dict()
+    assert all(torch.equal(saved[name], trained[name]) for name in saved)
+    assert not torch.equal(trained["head.weight"], before.model.vision_tower.encoder.head.weight)
+    merged.save_pretrained(tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "liteframe_internvl"

@@ -1,0 +1,70 @@
+"""LoRA touches the language model and nothing else."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from liteframe.align.lora import LoraSettings, adapted_layers, add_lora, describe, frozen_digest, language_model_layers
+
+
+def test_every_layer_of_the_language_model_and_no_other(model):
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    expected = {f"model.language_model.layers.{i}.self_attn.{name}" for i in range(4) for name in attention}
+    expected |= {f"model.language_model.layers.{i}.mlp.{name}" for i in range(4) for name in mlp}
+    adapted = add_lora(model, LoraSettings(rank=2))
+    assert expected < names
+    assert set(adapted_layers(adapted)) == expected
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(expected)
+    assert all(".language_model." in name and ".lora_" in name for name in trained)
+    text = describe(adapted)
+    assert "28 layers" in text
+    assert "4 down_proj" in text
+    assert "projector: frozen; encoder: frozen" in text
+
+
+def test_the_tower_has_the_same_names_so_a_suffix_list_would_hit_it(vlm):
+    adapted = get_peft_model(vlm, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
+    assert any("vision_tower" in name for name in adapted_layers(adapted))
+    assert not any("vision_tower" in name for name in language_model_layers(vlm))
+
+
+def test_projector_and_encoder_are_trained_when_asked(model):
+    adapted = add_lora(model, LoraSettings(), train_projector=True, train_encoder=True)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    for part in ("multi_modal_projector.modules_to_save", "vision_tower.modules_to_save"):
+        assert any(part in name for name in trained)
+    assert "projector: trained; encoder: trained" in describe(adapted)
+    assert not any("original_module" in name for name in trained)
+
+
+def test_what_is_trained_is_float32_in_a_bfloat16_model(model):
+    adapted = add_lora(model.to(torch.bfloat16), LoraSettings(), train_projector=True)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_a_language_model_without_these_layers_is_refused():
+    other = nn.ModuleDict({"language_model": nn.ModuleDict({"wqkv": nn.Linear(2, 2)}), "q_proj": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="its linear layers are wqkv"):
+        add_lora(other, LoraSettings())
+
+
+def test_settings_out_of_range_are_refused():
+    for bad in ({"rank": 0}, {"alpha": 0}, {"dropout": 1.0}):
+        with pytest.raises(ValueError, match="rank >= 1"):
+            LoraSettings(**bad)
+
+
+def test_the_digest_sees_one_bit_of_a_frozen_weight_and_no_trained_one(model):
+    adapted = add_lora(model, LoraSettings())
+    before = frozen_digest(adapted)
+    with torch.no_grad():
+        next(p for p in adapted.parameters() if p.requires_grad).add_(1)
+    assert frozen_digest(adapted) == before
+    with torch.no_grad():
+        weight = adapted.get_base_model().model.multi_modal_projector.linear_2.bias
+        weight[-1] = torch.nextafter(weight[-1], torch.tensor(9.0))
+    assert frozen_digest(adapted) != before
