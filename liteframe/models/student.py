@@ -225,7 +225,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} does not exist; the encoder's weights are expected there")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Tensors of a mapped file change when somebody copies another file over it: own them.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}); copy or export it again") from error
 

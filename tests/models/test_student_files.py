@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -30,6 +31,14 @@ def test_round_trip_is_exact(tmp_path):
     video = torch.randn(1, 4, 3, 16, 16)
     assert torch.equal(again(video), encoder(video))
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def test_loaded_weights_do_not_follow_the_file(folder, tmp_path):
+    loaded = LiteFrameEncoder.from_pretrained(folder)
+    before = loaded.head.weight.clone()
+    LiteFrameEncoder(CONFIG).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
+    assert torch.equal(loaded.head.weight, before)
 
 
 def test_dtype_survives(tmp_path):
