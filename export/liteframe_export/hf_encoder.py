@@ -1,0 +1,101 @@
+"""A trained encoder as a Hugging Face model folder with its own code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liteframe.data.transforms import FrameTransform
+from liteframe.models.student import LiteFrameEncoder, preprocessor_dict
+from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.vision import LiteFrameVisionConfig, LiteFrameVisionModel
+from liteframe_export import card, verify
+from liteframe_export.bundle import bundle, file_name
+from liteframe_export.files import add_auto_map, staged, write_json
+from liteframe_export.provenance import run_report
+
+MODULE = "liteframe.models.vision"
+
+
+def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write an encoder as a folder that `AutoModel.from_pretrained(out, trust_remote_code=True)` loads.
+
+    Neither the library nor its kernels are needed there: the code travels in the folder.
+
+    Args:
+        encoder_dir: what LiteFrameEncoder.save_pretrained wrote (a run's `encoder/`). The run's report.json, if it
+            is there, goes into the model card.
+        out: the new folder.
+
+    Returns:
+        The parity report, also saved as parity.json.
+
+    Raises:
+        FileNotFoundError, ValueError: `encoder_dir` is no encoder, `out` exists, or the reloaded export computes
+            something else than the encoder; then nothing is written.
+    """
+    with staged(out) as folder:
+        encoder = LiteFrameEncoder.from_pretrained(encoder_dir)
+        save_encoder(encoder, folder)
+        parity = check_encoder(encoder, folder)
+        write_json(folder / "parity.json", parity)
+        parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        report = run_report(Path(encoder_dir).resolve().parent)
+        text = card.encoder_card(Path(out).name, encoder.config, parameters, report, parity)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    return parity
+
+
+def save_encoder(encoder: LiteFrameEncoder, folder: Path) -> None:
+    """Write config, weights, preprocessing and code, in the encoder's own dtype."""
+    config = LiteFrameVisionConfig(**encoder.config.to_dict())
+    with torch.device("meta"):
+        model = LiteFrameVisionModel(config)
+    model.encoder = encoder
+    model.save_pretrained(folder)
+    bundle([MODULE], folder)
+    stem = Path(file_name(MODULE)).stem
+    names = {"AutoConfig": "Config", "AutoModel": "Model"}
+    add_auto_map(folder / "config.json", {auto: f"{stem}.LiteFrameVision{name}" for auto, name in names.items()})
+    write_json(folder / "preprocessor_config.json", video_processor_dict(encoder.config))
+
+
+def video_processor_dict(config: LiteFrameConfig) -> dict[str, Any]:
+    """The encoder's preprocessing as transformers' InternVLVideoProcessor reads it (AutoVideoProcessor finds it)."""
+    values = {**preprocessor_dict(config), "video_processor_type": "InternVLVideoProcessor", "do_sample_frames": False}
+    del values["resize"]  # would hide the processor's method of that name
+    if config.resize == "crop":
+        values |= {"size": {"shortest_edge": config.image_size}, "do_center_crop": True}
+        values["crop_size"] = {"height": config.image_size, "width": config.image_size}
+    return values
+
+
+def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
+    """Compare the encoder with its export in float32 on the CPU, from uint8 frames to features.
+
+    Raises:
+        ValueError: they differ by more than verify.TOLERANCE.
+    """
+    config, encoder = encoder.config, encoder.float().cpu().eval()
+    # Not square, so that the resize is seen; one frame, a length that must be padded, and a whole clip.
+    size = config.image_size
+    videos = verify.noise_videos([1, 5, config.clip_frames], size + size // 2, size + size // 4)
+    transform = FrameTransform(size, config.image_mean, config.image_std, config.resize)
+    reloaded = verify.reload(folder, "encoder", videos)
+    cases = []
+    for number, frames in enumerate(videos):
+        pixels = transform(frames)[None]
+        with torch.inference_mode():
+            features: Tensor = encoder(pixels)
+        cases.append(
+            {
+                "frames": len(frames),
+                "features": list(features.shape),
+                "largest_feature": features.abs().max().item(),
+                "pixel_difference": verify.difference("pixels", pixels, reloaded.outputs[f"pixels.{number}"]),
+                "max_abs_difference": verify.difference("features", features, reloaded.outputs[f"features.{number}"]),
+            }
+        )
+    return verify.report(cases, reloaded)

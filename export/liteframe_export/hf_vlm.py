@@ -1,0 +1,120 @@
+"""A Video LLM with a LiteFrame encoder as a Hugging Face model folder with its own code, LoRA merged."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from liteframe.load_vlm import merge_adapter
+from liteframe_export import card, verify
+from liteframe_export.bundle import bundle, file_name
+from liteframe_export.files import add_auto_map, staged, write_json
+from liteframe_export.parts import Parts, load_parts
+from liteframe_export.provenance import checkpoint_licence, run_report
+from liteframe_export.reload_child import ask
+
+MODEL, PROCESSOR = "liteframe.models.internvl", "liteframe.data.processor"
+QUESTIONS = ["What happens in the video?", "How many objects are there, and which of them moves first?"]
+NEW_TOKENS = 16
+
+
+def export_vlm(parts: Parts, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a Video LLM as a folder that `AutoModelForImageTextToText` and `AutoProcessor` load without liteframe.
+
+    The weights keep the dtype of the InternVL. Needs memory for the whole model in float32.
+
+    Args:
+        parts: InternVL, encoder and adapter (see parts_of_run for those of an LMA run).
+        out: the new folder.
+
+    Returns:
+        The parity report, also saved as parity.json.
+
+    Raises:
+        ValueError: a part is not what it should be, the adapter belongs to other weights, `out` exists, or the
+            reloaded export computes something else than the trained model; then nothing is written.
+    """
+    with staged(out) as folder:
+        model, processor = load_parts(parts)
+        summary = card.VlmSummary(
+            name=Path(out).name,
+            vlm=parts.vlm,
+            licence=checkpoint_licence(parts.vlm),
+            adapter=parts.adapter,
+            encoder=model.config.vision_config.encoder_config,
+            encoder_report=run_report(Path(parts.encoder).resolve().parent),
+            adapter_report=parts.adapter_report,
+        )
+        parity = write_and_check(model, processor, folder)
+        write_json(folder / "parity.json", parity)
+        (folder / "README.md").write_text(card.vlm_card(summary, parity), encoding="utf-8")
+    return parity
+
+
+def write_and_check(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
+    """Merge, save, reload in another process and compare; `model` is used up.
+
+    Raises:
+        ValueError: logits differ by more than verify.TOLERANCE, or prompts, frames or greedy answers differ.
+    """
+    encoder = model.config.vision_config.encoder_config
+    size = encoder.image_size
+    # A video that fills a part of one slot, and one that ends within its second clip.
+    videos = verify.noise_videos([2, encoder.clip_frames + 3], size + size // 2, size + size // 4)
+    frames = [video.numpy() for video in videos]
+    dtype = model.dtype
+    expected = ask(model.float(), processor, frames, QUESTIONS, NEW_TOKENS)
+    if isinstance(model, PeftModel):
+        model = merge_adapter(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # not the buffers: rotary frequencies stay float32, as when loaded
+    save_vlm(model, processor, folder)
+    rounded = 0.0
+    if dtype != torch.float32:
+        # The file holds fewer digits than the float32 sum of weight and update: compare with what it can hold.
+        exact = expected["logits"]
+        expected = ask(model.float(), processor, frames, QUESTIONS, NEW_TOKENS)
+        rounded = (exact - expected["logits"]).abs().max().item()
+    del model  # the other process needs the memory
+    reloaded = verify.reload(folder, "vlm", videos, questions=QUESTIONS, new_tokens=NEW_TOKENS)
+    return compare(expected, reloaded, dtype, rounded)
+
+
+def save_vlm(model: Any, processor: Any, folder: Path) -> None:
+    """Write weights, configs, tokenizer, processor and code."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    bundle([MODEL, PROCESSOR], folder)
+    stem = Path(file_name(MODEL)).stem
+    names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
+    add_auto_map(folder / "config.json", {auto: f"{stem}.LiteFrameInternVL{name}" for auto, name in names.items()})
+    processor_class = f"{Path(file_name(PROCESSOR)).stem}.LiteFrameInternVLProcessor"
+    add_auto_map(folder / "processor_config.json", {"AutoProcessor": processor_class})
+
+
+def compare(
+    expected: dict[str, Tensor], reloaded: verify.Reloaded, dtype: torch.dtype, rounded: float
+) -> dict[str, Any]:
+    """The parity report of a Video LLM.
+
+    Raises:
+        ValueError: something differs that should not.
+    """
+    found = reloaded.outputs
+    for name in ("input_ids", "video_frames", "answers"):
+        if not torch.equal(expected[name], found[name]):
+            raise ValueError(f"{name} of the reloaded export differ from the trained model's; nothing is written")
+    case = {
+        "videos": expected["video_frames"].tolist(),
+        "prompt_tokens": expected["attention_mask"].sum(1).tolist(),
+        "greedy_tokens": expected["answers"].shape[1] - expected["input_ids"].shape[1],
+        "greedy_answers_equal": True,
+        "largest_logit": expected["logits"].abs().max().item(),
+        "pixel_difference": verify.difference("pixels", expected["pixel_values_videos"], found["pixel_values_videos"]),
+        "max_abs_difference": verify.difference("logits", expected["logits"], found["logits"]),
+    }
+    report = verify.report([case], reloaded)
+    return {**report, "saved_dtype": str(dtype).removeprefix("torch."), "rounding_to_saved_dtype": rounded}

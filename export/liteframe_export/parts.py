@@ -1,0 +1,97 @@
+"""What an exported Video LLM is put together from, and proof that the parts belong together."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+
+from liteframe.align.lora import frozen_digest
+from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe_export.provenance import run_report
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a Video LLM are.
+
+    Attributes:
+        vlm: folder or Hugging Face id of the InternVL.
+        encoder: folder of the LiteFrame encoder.
+        adapter: folder of the PEFT adapter that was trained on the two, or None.
+    """
+
+    vlm: str
+    encoder: str
+    adapter: str | None = None
+
+    @property
+    def adapter_report(self) -> dict[str, Any]:
+        """report.json of the LMA run that the adapter lies in; {} where there is none."""
+        return {} if self.adapter is None else run_report(Path(self.adapter).resolve().parent)
+
+
+def parts_of_run(run: str | os.PathLike[str], *, vlm: str | None = None, encoder: str | None = None) -> Parts:
+    """The parts of an LMA run, by its report.json; `vlm` and `encoder` say where they are now if they have moved.
+
+    Raises:
+        ValueError: the folder is not a finished LMA run.
+    """
+    report = run_report(Path(run))
+    if report.get("kind") != "lma":
+        raise ValueError(
+            f"{run} is not a finished LMA run: it has no report.json of kind 'lma'; "
+            "name the parts with --vlm, --encoder and --adapter"
+        )
+    return Parts(vlm or report["vlm"], encoder or report["encoder"], str(Path(run) / "adapter"))
+
+
+def load_parts(parts: Parts) -> tuple[Any, Any]:
+    """Model (with the adapter on it, unmerged) and processor, in the dtype of the InternVL, on the CPU.
+
+    Raises:
+        ValueError: a part cannot be loaded, or the adapter was trained on other weights.
+    """
+    try:
+        model, processor = load_video_llm(parts.vlm, encoder=parts.encoder)
+    except OSError as error:
+        raise ValueError(f"{parts.vlm} with {parts.encoder} cannot be loaded: {error}") from error
+    if parts.adapter is None:
+        return model, processor
+    try:
+        adapted = load_adapter(model, parts.adapter)
+    except RuntimeError as error:
+        raise ValueError(f"{parts.adapter} does not fit {parts.vlm}: {error}") from error
+    _check_names(adapted, parts)
+    _check_base(adapted, parts)
+    return adapted.eval(), processor
+
+
+def _check_names(model: PeftModel, parts: Parts) -> None:
+    """PEFT only warns when an adapter lacks weights or holds unknown ones."""
+    with safe_open(Path(str(parts.adapter)) / "adapter_model.safetensors", framework="pt") as file:
+        found = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(found ^ wanted):
+        raise ValueError(
+            f"{parts.adapter} was not trained on {parts.vlm} with {parts.encoder}: {len(found - wanted)} of its "
+            f"weights have no place and {len(wanted - found)} are missing (first: {odd[0]})"
+        )
+
+
+def _check_base(model: PeftModel, parts: Parts) -> None:
+    """The run that made an adapter has noted a hash of the frozen weights it was trained on."""
+    noted = parts.adapter_report.get("frozen_weights_sha256")
+    if noted is None:
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or ".modules_to_save." in name)
+    digest = frozen_digest(model)
+    model.requires_grad_(False)
+    if digest != noted:
+        raise ValueError(
+            f"{parts.adapter} was trained on other weights than those of {parts.vlm} with {parts.encoder} "
+            f"(sha256 {noted[:12]}.. noted, {digest[:12]}.. found); give the InternVL and the encoder of its run"
+        )

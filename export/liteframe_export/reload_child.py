@@ -1,0 +1,92 @@
+"""Loads an export where liteframe cannot be imported, and computes with it: `python -P reload_child.py JOB.json`.
+
+The job names the folder, the frames of each video ([T,H,W,3] uint8), and for Video LLMs the questions. Outputs go to a
+safetensors file, what this process ran with to a JSON file. Imports nothing of liteframe: it runs as a stranger would.
+"""
+
+import importlib.abc
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+BLOCKED = ("liteframe", "liteframe_kernels", "liteframe_export")
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Makes imports of liteframe fail, as they do where it is not installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Refuse our packages, leave the others to the finders that follow."""
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}: an export must load without it", name=name)
+
+
+def block_liteframe() -> None:
+    """From here on, importing liteframe fails in this process."""
+    if loaded := [name for name in BLOCKED if name in sys.modules]:
+        raise RuntimeError(f"{', '.join(loaded)} is imported already")
+    sys.meta_path.insert(0, Blocker())
+
+
+def run_encoder(folder: str, videos: list[Any]) -> dict[str, Any]:
+    """Pixels and features of each video, [1,T,3,H,W] and [1,T',h,w,C]."""
+    import torch
+    from transformers import AutoModel, AutoVideoProcessor
+
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    outputs = {}
+    for number, frames in enumerate(videos):
+        pixels = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
+        with torch.inference_mode():
+            outputs[f"features.{number}"] = model(pixels).last_hidden_state
+        outputs[f"pixels.{number}"] = pixels
+    return outputs
+
+
+def run_vlm(folder: str, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
+    """See `ask`."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    return ask(model, AutoProcessor.from_pretrained(folder, trust_remote_code=True), videos, questions, new_tokens)
+
+
+def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
+    """Ask one question a video: the prompt, pixels, logits [tokens,V] without padding, greedy answers [B,L+new]."""
+    import torch
+
+    chats = [
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}] for question in questions
+    ]
+    prompts = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=prompts, videos=videos)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+        answers = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
+    return {**inputs, "logits": logits, "answers": answers}
+
+
+def main() -> None:
+    """Do the job that the file on the command line describes."""
+    block_liteframe()
+    from safetensors.torch import load_file, save_file
+
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    inputs = load_file(job["inputs"])
+    videos = [inputs[f"video.{number}"].numpy() for number in range(len(inputs))]
+    if job["kind"] == "encoder":
+        outputs = run_encoder(job["folder"], videos)
+    else:
+        outputs = run_vlm(job["folder"], videos, job["questions"], job["new_tokens"])
+    save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, job["outputs"])
+    environment = {name: version(name) for name in ("torch", "transformers", "safetensors")}
+    environment["python"] = sys.version.split()[0]
+    Path(job["environment"]).write_text(json.dumps(environment), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Write an encoder or a Video LLM for other software."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+ENCODER_HELP = "an encoder, for AutoModel.from_pretrained(OUT, trust_remote_code=True)"
+VLM_HELP = "a Video LLM with its encoder, for AutoModelForImageTextToText and AutoProcessor; LoRA is merged"
+VLM_TEXT = f"""Write {VLM_HELP}.
+
+  liteframe export hf-vlm RUN OUT                                 a finished LMA run
+  liteframe export hf-vlm --vlm V --encoder E [--adapter A] OUT   its parts, one by one
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
+    encoder = formats.add_parser("hf-encoder", help=ENCODER_HELP, description=f"Write {ENCODER_HELP}.")
+    encoder.add_argument("encoder", metavar="ENCODER", help="encoder folder, such as runs/ctd_toy/encoder")
+    encoder.add_argument("out", metavar="OUT", help="folder to write; it must not exist")
+    vlm = formats.add_parser(
+        "hf-vlm",
+        help=VLM_HELP,
+        description=VLM_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"{parser.prog} hf-vlm [-h] [--vlm VLM] [--encoder ENCODER] [--adapter ADAPTER] [RUN] OUT",
+    )
+    vlm.add_argument("paths", nargs="+", metavar="PATH", help="LMA run folder, if any, and the folder to write")
+    vlm.add_argument("--vlm", help="InternVL, folder or Hugging Face id; default: the one that RUN was trained on")
+    vlm.add_argument("--encoder", help="encoder folder; default: the one that RUN was trained on")
+    vlm.add_argument("--adapter", help="PEFT adapter folder trained on the two; default: that of RUN")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print how exactly the reloaded export computes what was trained.
+
+    Raises:
+        ValueError: see export_encoder and export_vlm; nothing is written then.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if args.format == "hf-encoder":
+        from liteframe_export.hf_encoder import export_encoder
+
+        out = args.out
+        print("exporting, then reloading in a process without liteframe ...", file=sys.stderr)
+        parity = export_encoder(args.encoder, out)
+    else:
+        from liteframe_export.hf_vlm import export_vlm
+
+        out = args.paths[-1]
+        parts = _parts(args)
+        print("merging and exporting, then reloading in a process without liteframe ...", file=sys.stderr)
+        parity = export_vlm(parts, out)
+    print(
+        f"{out}: written; reloaded without liteframe it differs by at most {parity['max_abs_difference']:.2g} "
+        f"in float32 (limit {parity['tolerance']:g}); how to load it: {out}/README.md"
+    )
+    return 0
+
+
+def _parts(args: argparse.Namespace) -> Any:
+    from liteframe_export.parts import Parts, parts_of_run
+
+    if len(args.paths) > 2:
+        raise ValueError(f"hf-vlm takes [RUN] OUT, got {len(args.paths)} folders: {', '.join(args.paths)}")
+    if len(args.paths) == 2:
+        if args.adapter:
+            raise ValueError("hf-vlm: the run has its own adapter; leave out --adapter, or RUN")
+        return parts_of_run(args.paths[0], vlm=args.vlm, encoder=args.encoder)
+    if not args.vlm or not args.encoder:
+        raise ValueError("hf-vlm: name an LMA run (hf-vlm RUN OUT), or both --vlm and --encoder")
+    return Parts(args.vlm, args.encoder, args.adapter)
