@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from liteframe.data.processor import LiteFrameInternVLProcessor
 from liteframe.models.internvl import LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration
@@ -18,7 +25,6 @@ from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import attach_encoder
 
-VideoLLM = InternVLForConditionalGeneration | LiteFrameInternVLForConditionalGeneration
 CLASSES = {
     "internvl": InternVLForConditionalGeneration,
     "liteframe_internvl": LiteFrameInternVLForConditionalGeneration,
@@ -33,7 +39,7 @@ def load_video_llm(
     encoder: str | os.PathLike[str] | LiteFrameEncoder | None = None,
     adapter: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str = "auto",
-) -> tuple[VideoLLM, InternVLProcessor | LiteFrameInternVLProcessor]:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
 
     Args:
@@ -43,7 +49,7 @@ def load_video_llm(
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
 
     Returns:
-        The model and its processor; without an encoder, transformers' own classes.
+        The model and its processor: with an encoder ours, else transformers' own InternVL classes.
 
     Raises:
         ValueError: source is no InternVL, already has an encoder, does not fit the encoder, or the adapter has no
@@ -95,7 +101,7 @@ def processor_for(base: InternVLProcessor, config: LiteFrameInternVLConfig) -> L
     return processor
 
 
-def load_adapter(model: VideoLLM, adapter: str | os.PathLike[str]) -> PeftModel:
+def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
     """Put a saved adapter on a model, unmerged and frozen.
 
     Raises:
@@ -107,7 +113,7 @@ def load_adapter(model: VideoLLM, adapter: str | os.PathLike[str]) -> PeftModel:
     return PeftModel.from_pretrained(model, adapter)
 
 
-def merge_adapter(model: PeftModel) -> VideoLLM:
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Add the adapter's update to the weights and return the plain model, which save_pretrained can write."""
     return model.merge_and_unload(safe_merge=True)
 

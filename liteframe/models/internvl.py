@@ -40,6 +40,8 @@ class LiteFrameInternVLConfig(InternVLConfig):
     else:
         sub_configs = {**InternVLConfig.sub_configs, "vision_config": LiteFrameVisionConfig}
 
+    vision_config: Any = None
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the vision config from whatever form it came in."""
         if self.vision_config is None or isinstance(self.vision_config, dict):
