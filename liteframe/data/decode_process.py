@@ -93,6 +93,12 @@ class DecodeProcess:
         else:
             self._leave_to_owner()
 
+    def interrupt(self) -> None:
+        """Kills the child under another thread's call, which then raises `VideoError` of kind "crash"."""
+        child = self._child
+        if child is not None and self._owner == os.getpid():
+            child.kill()
+
     def __enter__(self) -> DecodeProcess:
         return self
 

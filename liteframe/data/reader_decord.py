@@ -29,11 +29,11 @@ def available() -> bool:
     return found
 
 
-def read_frames(path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int) -> np.ndarray:
+def read_frames(path: str, indices: list[int], size: tuple[int, int] | None) -> np.ndarray:
     """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`.
 
     Raises:
-        VideoError: not a video, index out of range, too large, or decord's own error as corrupt.
+        VideoError: not a video, index out of range, or decord's own error as corrupt.
     """
     import decord
 
@@ -45,10 +45,6 @@ def read_frames(path: str, indices: list[int], size: tuple[int, int] | None, max
         bad = [i for i in indices if not 0 <= i < total]
         if bad:
             raise VideoError(path, "index", f"frame {bad[0]} was asked for; decord sees {total} frames")
-        rows, columns, _ = reader[0].shape
-        if len(indices) * rows * columns * 3 > max_bytes:
-            raise VideoError(path, "too_large", f"{len(indices)} frames of {columns}x{rows} exceed {max_bytes} bytes")
-        reader.seek(0)
         return reader.get_batch(indices).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
         # the first line names the failed check; the rest is a C++ stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import queue
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -55,34 +56,50 @@ def scan(
     if workers < 1 or samples < 0 or not deadline > 0:
         raise ValueError(f"workers {workers}, samples {samples}, deadline {deadline}: from 1, from 0 and above 0")
     results: dict[int, ScanResult] = {}
+    # decord gets processes of its own: one that it hangs in takes nothing with it
+    idle = queue.SimpleQueue[tuple[DecodeProcess, DecodeProcess]]()
+    pairs = [(DecodeProcess(deadline), DecodeProcess(min(_DECORD_SECONDS, deadline))) for _ in range(workers)]
+    for pair in pairs:
+        idle.put(pair)
+
+    def check(entry: VideoEntry) -> ScanResult:
+        pair = idle.get()
+        try:
+            return ScanResult(_Check(*pair, entry, deadline, samples).run())
+        except VideoError as error:
+            return ScanResult(entry, error)
+        finally:
+            idle.put(pair)
+
     pool = ThreadPoolExecutor(workers)
     try:
-        jobs = {pool.submit(_scan_entry, entry, deadline, samples): place for place, entry in enumerate(entries)}
+        jobs = {pool.submit(check, entry): place for place, entry in enumerate(entries)}
         for job in as_completed(jobs):
             results[jobs[job]] = job.result()
             done(results[jobs[job]])
     finally:
-        pool.shutdown(cancel_futures=True)
+        processes = [process for pair in pairs for process in pair]
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.interrupt()  # after Ctrl-C a call may still be under way
+        pool.shutdown()
+        for process in processes:
+            process.close()
     return [results[place] for place in range(len(entries))]
-
-
-def _scan_entry(entry: VideoEntry, deadline: float, samples: int) -> ScanResult:
-    with DecodeProcess(deadline) as process:
-        try:
-            return ScanResult(_Check(process, entry, deadline, samples).run())
-        except VideoError as error:
-            return ScanResult(entry, error)
 
 
 class _Check:
     """The steps for one file."""
 
-    def __init__(self, process: DecodeProcess, entry: VideoEntry, deadline: float, samples: int):
-        self.process, self.entry, self.samples, self.deadline = process, entry, samples, deadline
+    def __init__(
+        self, process: DecodeProcess, decord_process: DecodeProcess, entry: VideoEntry, deadline: float, samples: int
+    ):
+        self.process, self.decord_process = process, decord_process
+        self.entry, self.samples, self.deadline = entry, samples, deadline
         self.until = time.monotonic() + deadline
 
     def run(self) -> VideoEntry:
-        path = self.entry.video
+        path, self.process.deadline = self.entry.video, self.deadline
         info = self.process.probe(path)
         if (self.entry.start or 0.0) >= info.duration:
             reason = f"start {self.entry.start} s lies beyond its end ({info.duration:.3f} s)"
@@ -131,19 +148,17 @@ class _Check:
         """Whether decord sees the same number of frames and the same pictures, in two orders."""
         if not (info.closed_groups and reader_decord.available()):
             return False
-        orders = [wanted, random.Random(1).sample(wanted, len(wanted))]
-        with DecodeProcess(min(_DECORD_SECONDS, self.deadline)) as process:
-            try:
-                for order in orders:
-                    seen = process.read(self.entry.video, order, reader="decord", size=size)
-                    if not all(_is_picture(image, index, frames) for index, image in zip(order, seen, strict=True)):
-                        return False
-            except VideoError:
-                return False
-            try:
-                process.read(self.entry.video, [info.frames], reader="decord")
-            except VideoError as error:
-                return error.kind == "index"  # it must not see a frame more
+        try:
+            for order in (wanted, random.Random(1).sample(wanted, len(wanted))):
+                seen = self.decord_process.read(self.entry.video, order, reader="decord", size=size)
+                if not all(_is_picture(image, index, frames) for index, image in zip(order, seen, strict=True)):
+                    return False
+        except VideoError:
+            return False
+        try:
+            self.decord_process.read(self.entry.video, [info.frames], reader="decord")
+        except VideoError as error:
+            return error.kind == "index"  # it must not see a frame more
         return False
 
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,11 +16,7 @@ from liteframe.data.video_types import VideoError, VideoInfo
 
 __all__ = ["MAX_BYTES", "VideoError", "VideoInfo", "probe", "read_frames"]
 
-_BACKENDS: dict[str, Callable[..., np.ndarray]] = {
-    "pyav": reader_pyav.read_frames,
-    "pyav-sequential": partial(reader_pyav.read_frames, from_start=True),
-    "decord": reader_decord.read_frames,
-}
+_READERS = ("pyav", "pyav-sequential", "decord")
 MAX_BYTES = 4 << 30  # of one answer: 512 frames of 1080p, 172 of 4K
 
 
@@ -56,7 +51,7 @@ def read_frames(
             installed, since `liteframe scan` found both to give the same frames. "pyav-sequential" decodes from the
             first frame on and counts: slow, and what an index means.
         size: `(height, width)` in pixels to scale to inside the decoder (bicubic); None keeps the file's size.
-        max_bytes: largest answer.
+        max_bytes: largest answer; not looked at for decord, whose files were scanned.
 
     Returns:
         uint8 RGB `[T,H,W,3]`, T = len(indices).
@@ -65,13 +60,13 @@ def read_frames(
         VideoError: the file, or one of the frames, cannot be had exactly.
         ValueError: no index, a bad size or an unknown reader.
     """
-    reader = reader or "pyav"
-    if reader not in _BACKENDS:
-        raise ValueError(f"reader is {reader!r}; known readers: {', '.join(_BACKENDS)}")
+    if reader not in (None, *_READERS):
+        raise ValueError(f"reader is {reader!r}; known readers: {', '.join(_READERS)}")
     if not len(indices):
         raise ValueError("no frame index given; ask for at least one frame")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size is {size}; it is (height, width) in pixels")
-    if reader == "decord" and not reader_decord.available():
-        reader = "pyav"
-    return _BACKENDS[reader](os.path.abspath(os.fspath(path)), [int(i) for i in indices], size, max_bytes)
+    path, indices = os.path.abspath(os.fspath(path)), [int(i) for i in indices]
+    if reader == "decord" and reader_decord.available():
+        return reader_decord.read_frames(path, indices, size)
+    return reader_pyav.read_frames(path, indices, size, max_bytes, from_start=reader == "pyav-sequential")

@@ -1,0 +1,7 @@
+import pytest
+from video_corpus import Corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    return Corpus(tmp_path_factory.mktemp("corpus"))
