@@ -84,8 +84,3 @@ def check_shape(function: str, name: str, tensor: torch.Tensor | None, expected:
     """Raise ValueError for a given tensor that has not the expected shape."""
     if tensor is not None and tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Dtype sums are kept in: float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -6,7 +6,7 @@ cls_y[b,t,c] = bias[c] + sum_i (sum_jl weight[c,i,j,l]) * cls[b,t*kt+i,c]: a cls
 
 from torch import Tensor
 
-from liteframe_kernels.backend import accumulator
+from liteframe_kernels.precision import accumulator
 
 
 def strided_conv_reference(

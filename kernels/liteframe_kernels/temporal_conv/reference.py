@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liteframe_kernels.backend import accumulator
+from liteframe_kernels.precision import accumulator
 
 
 def temporal_conv_reference(

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from liteframe_kernels.backend import accumulator
+from liteframe_kernels.precision import accumulator
 
 
 def weighted_average_pool_reference(
