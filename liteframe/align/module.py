@@ -67,8 +67,9 @@ class LMAModule(LightningModule):
         if data.cache_features:
             self.cache = data.known = FeatureCache()
         self.frozen_digest = frozen_digest(self.model)
+        longest = self._longest(data)
         if self.trainer.is_global_zero:
-            print(describe(self.model), file=sys.stderr, flush=True)
+            print(f"{describe(self.model)}\n{longest}", file=sys.stderr, flush=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine."""
@@ -163,6 +164,20 @@ class LMAModule(LightningModule):
             raise ValueError(
                 f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
             )
+
+    def _longest(self, data: ChatDataModule) -> str:
+        """How long the longest video is in tokens, before the run finds out."""
+        assert data.processor is not None
+        frames = max(data.frames)
+        text = data.processor.slot_prompt(frames, *data.processor.frame_size)
+        tokens = len(data.processor.tokenizer(text)["input_ids"])
+        limit = self.model.get_base_model().config.text_config.max_position_embeddings
+        if tokens >= limit:
+            raise ValueError(
+                f"data.frames={data.frames}: {frames} frames take {tokens} tokens, but the language model reads "
+                f"{limit}; use fewer frames"
+            )
+        return f"a video of {frames} frames takes {tokens:,} of the {limit:,} tokens that the language model reads"
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
         if self.cache is None:

@@ -109,9 +109,10 @@ class LiteFrameInternVLModel(InternVLPreTrainedModel):
         if min(counts, default=0) < 1 or sum(counts) != total:
             raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
         factor = round(1 / self.config.downsample_ratio)
-        grids = self._encode(pixel_values_videos.to(self.multi_modal_projector.linear_1.weight.dtype), counts)
+        weight = self.multi_modal_projector.linear_1.weight
+        grids = self._encode(pixel_values_videos.to(next(self.vision_tower.parameters(), weight).dtype), counts)
         tokens = [pixel_shuffle(grid, factor).flatten(0, 2) for grid in grids]
-        projected = self.multi_modal_projector(torch.cat(tokens))
+        projected = self.multi_modal_projector(torch.cat(tokens).to(weight.dtype))
         return BaseModelOutputWithPooling(pooler_output=list(projected.split([len(t) for t in tokens])))
 
     def _encode(self, frames: Tensor, counts: list[int]) -> list[Tensor]:

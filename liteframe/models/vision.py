@@ -71,6 +71,11 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     _no_split_modules = ["Block"]
+    # The encoder always uses torch's own attention; a choice made for the language model must not fail here.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: LiteFrameVisionConfig):
         super().__init__(config)

@@ -123,6 +123,35 @@ def test_saved_and_loaded_is_bit_exact(model, processor, frames, prompt, tmp_pat
     assert AutoConfig.from_pretrained(tmp_path).vision_config.encoder_config == model.model.vision_tower.encoder.config
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_untied_head_survives_and_attention_can_be_chosen(tokenizer, vlm, encoder, tmp_path, attention):
+    values = vlm.config.to_dict()
+    values["tie_word_embeddings"] = values["text_config"]["tie_word_embeddings"] = False
+    untied = type(vlm)(type(vlm.config)(**values))
+    model = attach_encoder(untied, encoder)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=attention)
+    assert torch.equal(loaded.lm_head.weight, untied.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
+    assert loaded.model.language_model.config._attn_implementation == attention
+
+
+def test_the_loss_is_the_mean_over_labelled_tokens(model, processor, frames, prompt):
+    inputs = processor(text=[prompt] * 2, videos=[frames(9), frames(4, seed=1)])
+    labels = torch.where(inputs["attention_mask"] * (inputs["input_ids"] < 100) > 0, inputs["input_ids"], -100)
+    labels[inputs["input_ids"] == model.config.image_token_id] = -100
+    with torch.no_grad():
+        output = model(**inputs, labels=labels)
+    losses = [
+        -output.logits[row, place - 1].double().log_softmax(-1)[label]
+        for row in range(2)
+        for place, label in enumerate(labels[row].tolist())
+        if label != -100 and place > 0
+    ]
+    assert len(losses) > 10
+    torch.testing.assert_close(output.loss.double(), torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_checkpoint_without_the_encoder_is_refused(vlm, model, tmp_path):
     vlm.save_pretrained(tmp_path)
     model.config.save_pretrained(tmp_path)

@@ -223,6 +223,22 @@ def test_bad_videos_are_counted_and_bounded(train, world, tmp_path, capsys):
     assert "max_failure_rate" in str(stopped.value.code)
 
 
+def test_more_frames_than_the_language_model_reads_are_refused(train, tmp_path):
+    with pytest.raises(ValueError, match="use fewer frames"):
+        train(tmp_path / "run", *SMALL, "--data.frames", "[8,4000]")
+
+
+def test_a_batch_without_any_readable_video_changes_nothing(train, world, tmp_path):
+    rows = [json.loads(row) for row in (world / "toy" / "train.jsonl").read_text().splitlines()]
+    rows = [{**row, "video": str(tmp_path / f"none{i}.mp4")} for i, row in enumerate(rows)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(tmp_path / "run", *SMALL, "--data.max_failure_rate", "1.0", rows=path)
+    assert report(tmp_path / "run")["data"]["clips_failed"] == 8
+    weights = adapter(tmp_path / "run")
+    assert all(weights[name].abs().max() == 0 for name in weights if "lora_B" in name)
+
+
 def test_kept_features_train_the_same_adapter(train, tmp_path):
     settings = [*SMALL, "--data.fps", "[8,8]", "--trainer.max_steps", "4", "--model.lora.dropout", "0"]
     settings += ["--model.optimizer.lr", "0.01"]
