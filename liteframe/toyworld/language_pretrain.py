@@ -1,5 +1,8 @@
 """Second stage of the toyworld teacher: teach projector and language model to answer, on stored ViT features.
 
+Besides the answers, two read-outs through the word embeddings keep the stage short: a projected image token names the
+colour and shape of what it shows, and inside the language model it names the direction in which that moves.
+
 Several questions share one video in a sequence: each sees the video and itself, never another question, so that one
 pass over the frames trains many answers without one question giving away another.
 """
@@ -29,13 +32,28 @@ class Packed:
     labels: Tensor  # int64 [B, Q, L], -100 outside the answer and its end-of-turn
     video: np.ndarray  # int64 [B], which videos
     order: np.ndarray  # int64 [B, Q], which of a video's questions
+    words: Tensor  # int64 [B, F, h, w, 3], ids of the colour, shape and direction word of each image token, or -100
 
 
 class Packer:
     """Draws videos and questions and lays them out as token ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], seed: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], owner: np.ndarray, seed: int
+    ) -> None:
+        """`owner` is `vision_pretrain.owners` of each scene, `[V, T, GRID, GRID]`."""
         self.tokenizer = tokenizer
+        self.owner = owner
+        word = tokenizer.convert_tokens_to_ids
+        none = (-100, -100, -100)
+        self.words = np.array(
+            [
+                [none]
+                + [(word(m.colour), word(m.shape), word(m.direction)) for m in scene.movers]
+                + [(word(scene.flash.colour), word("star"), -100)]
+                for scene in scenes
+            ]
+        )
         self.rng = np.random.default_rng(seed)
         self.questions = [all_questions(scene) for scene in scenes]
         self.pool = [[self._encode(question) for question in questions] for questions in self.questions]
@@ -71,8 +89,18 @@ class Packer:
                 ids[b, q, : len(tokens)] = tokens
                 labels[b, q, len(tokens) - answer : len(tokens)] = tokens[-answer:]
         return Packed(
-            torch.from_numpy(times), self.prefix(frames), torch.from_numpy(ids), torch.from_numpy(labels), rows, order
+            torch.from_numpy(times), self.prefix(frames), torch.from_numpy(ids), torch.from_numpy(labels), rows, order,
+            torch.from_numpy(self._words_of(rows, times)),
         )
+
+    def _words_of(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Word ids of each image token (2 x 2 patches: the object that owns most of them), `[B, F, h, w, 3]`."""
+        patches = self.owner[rows[:, None], times]
+        b, f, h, w = patches.shape
+        blocks = patches.reshape(b, f, h // 2, 2, w // 2, 2)
+        counts = np.stack([(blocks == thing).sum(axis=(3, 5)) for thing in range(4)], axis=-1)
+        counts[..., 0] = 0  # background only where there is nothing else
+        return self.words[rows[:, None, None, None], counts.argmax(-1)]
 
 
 def _mask(prefix: int, questions: int, length: int) -> Tensor:
@@ -83,8 +111,18 @@ def _mask(prefix: int, questions: int, length: int) -> Tensor:
     return (visible & torch.ones(total, total, dtype=torch.bool).tril())[None, None]
 
 
-def answer_loss(model: InternVLForConditionalGeneration, patches: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the answers.
+def _named(model: InternVLForConditionalGeneration, tokens: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy of naming `words` (ids, -100 = nothing to name) from `tokens [..., C]` by the language head."""
+    spoken = words != -100
+    if not spoken.any():
+        return tokens.sum() * 0.0
+    return F.cross_entropy(model.lm_head(tokens[spoken]).float(), words[spoken])
+
+
+def answer_loss(
+    model: InternVLForConditionalGeneration, patches: Tensor, batch: Packed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy on the answers, and of the two read-outs.
 
     Args:
         model: the tiny InternVL; its ViT is not run.
@@ -92,7 +130,8 @@ def answer_loss(model: InternVLForConditionalGeneration, patches: Tensor, batch:
         batch: the layout.
 
     Returns:
-        Mean loss, and whether each question was answered right `[B, Q]` (bool, teacher-forced first token).
+        Mean loss of the answers, mean loss of the read-outs, and whether each question was answered right
+        `[B, Q]` (bool, teacher-forced).
     """
     inner = model.model
     videos, frames, h, w, dim = patches.shape
@@ -100,22 +139,26 @@ def answer_loss(model: InternVLForConditionalGeneration, patches: Tensor, batch:
     tokens = inner.multi_modal_projector(shuffled.flatten(1, 2)).reshape(videos, -1, inner.config.text_config.hidden_size)
     embed = inner.get_input_embeddings()
     prefix = embed(batch.prefix)[None].expand(videos, -1, -1)
-    where = (batch.prefix == inner.config.image_token_id)[None, :, None].expand_as(prefix)
-    prefix = prefix.masked_scatter(where, tokens.to(prefix.dtype))
+    shows = batch.prefix == inner.config.image_token_id
+    prefix = prefix.masked_scatter(shows[None, :, None].expand_as(prefix), tokens.to(prefix.dtype))
     count, length = batch.questions.shape[1:]
     size = prefix.shape[1]
     position = torch.cat([torch.arange(size), (size + torch.arange(length)).repeat(count)])[None]
-    hidden = inner.language_model(
+    output = inner.language_model(
         inputs_embeds=torch.cat([prefix, embed(batch.questions).flatten(1, 2)], dim=1),
         attention_mask={"full_attention": _mask(size, count, length)},
         position_ids=position.expand(videos, -1),
         use_cache=False,
-    ).last_hidden_state
-    hidden = hidden[:, size:].unflatten(1, (count, length))[:, :, :-1]
+        output_hidden_states=True,
+    )
+    colour, shape, direction = batch.words.flatten(1, 3).unbind(-1)
+    middle = output.hidden_states[2][:, :size][:, shows]
+    read_out = _named(model, tokens, colour) + _named(model, tokens, shape) + _named(model, middle, direction)
+    hidden = output.last_hidden_state[:, size:].unflatten(1, (count, length))[:, :, :-1]
     labels = batch.labels[:, :, 1:]
     spoken = labels != -100
     logits = model.lm_head(hidden[spoken]).float()
     loss = F.cross_entropy(logits, labels[spoken])
     right = torch.ones_like(labels, dtype=torch.bool)
     right[spoken] = logits.argmax(-1) == labels[spoken]
-    return loss, right.all(-1)
+    return loss, read_out, right.all(-1)

@@ -27,21 +27,22 @@ from transformers import InternVLForConditionalGeneration
 
 from liteframe.toyworld import language_pretrain, vision_pretrain
 from liteframe.toyworld.model import IMAGENET_MEAN, IMAGENET_STD, build_model, build_processor, build_tokenizer
-from liteframe.toyworld.questions import CHANCE, all_questions
-from liteframe.toyworld.scenes import FRAMES, SIZE, render, scene_for, write_video
+from liteframe.toyworld.questions import CHANCE
+from liteframe.toyworld.scenes import FRAMES, SIZE, Scene, render, scene_for, write_video
 
 HELD_OUT = 150
 FRAME_COUNTS = (4, 8, 16, 32)
-VIDEOS_OF = {4: 32, 8: 24, 16: 12, 32: 6}  # videos in a batch, so that a batch has about 192 frames
+VIDEOS_OF = {4: 24, 8: 16, 16: 8, 32: 4}  # videos in a batch, so that a batch has about 128 frames
+QUESTIONS = 11  # every question of a scene
 
 
-def rendered_videos(count: int, seed: int, progress: Progress) -> np.ndarray:
-    """Scenes of a world, written as H.264 and read back: uint8 `[V, T, H, W, 3]`."""
-    videos = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8)
+def rendered_videos(scenes: list[Scene], progress: Progress) -> np.ndarray:
+    """The scenes, written as H.264 and read back: uint8 `[V, T, H, W, 3]`."""
+    videos = np.empty((len(scenes), FRAMES, SIZE, SIZE, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        for i in progress.track(range(count), description="render"):
-            write_video(path, render(scene_for(seed, i)))
+        for i, scene in enumerate(progress.track(scenes, description="render")):
+            write_video(path, render(scene))
             with av.open(str(path)) as container:
                 videos[i] = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     return videos
@@ -76,12 +77,20 @@ def _optimise(
             progress.console.log(f"{name} step {i + 1}: {words}")
 
 
-def train_vision(model: InternVLForConditionalGeneration, videos: np.ndarray, seed: int, steps: int, progress: Progress) -> None:
+def train_vision(
+    model: InternVLForConditionalGeneration,
+    videos: np.ndarray,
+    scenes: list[Scene],
+    owner: np.ndarray,
+    *,
+    seed: int,
+    steps: int,
+    progress: Progress,
+) -> None:
     """Stage one on single frames of the videos."""
     vit = model.model.vision_tower
     heads = vision_pretrain.PatchHeads(vit.config.hidden_size)
-    scenes = [scene_for(seed, i) for i in range(len(videos))]
-    batches = vision_pretrain.frame_batches(videos, scenes, 64, seed)
+    batches = vision_pretrain.frame_batches(videos, scenes, owner, 64, seed)
 
     def step(_: int) -> tuple[Tensor, str]:
         frames, *labels = next(batches)
@@ -104,23 +113,33 @@ def stored_features(model: InternVLForConditionalGeneration, videos: np.ndarray,
     return torch.stack(rows)
 
 
-def _loss(model: InternVLForConditionalGeneration, features: Tensor, batch: language_pretrain.Packed) -> tuple[Tensor, Tensor]:
+def _loss(
+    model: InternVLForConditionalGeneration, features: Tensor, batch: language_pretrain.Packed
+) -> tuple[Tensor, Tensor, Tensor]:
     chosen = features[torch.from_numpy(batch.video)[:, None], batch.frames]
     side = int(chosen.shape[2] ** 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return language_pretrain.answer_loss(model, chosen.float().unflatten(2, (side, side)), batch)
 
 
-def train_language(model: InternVLForConditionalGeneration, features: Tensor, seed: int, steps: int, progress: Progress) -> None:
-    """Stage two on stored features; the first half at eight frames, because motion is not learned otherwise."""
-    packer = language_pretrain.Packer(build_tokenizer(), [scene_for(seed, i) for i in range(len(features))], seed)
+def train_language(
+    model: InternVLForConditionalGeneration,
+    features: Tensor,
+    packer: language_pretrain.Packer,
+    *,
+    seed: int,
+    steps: int,
+    progress: Progress,
+) -> None:
+    """Stage two on stored features `[V, T, h * w, C]`; the first half at eight frames, the second at 4 to 32."""
     rng = np.random.default_rng(seed)
     inner = model.model
 
     def step(i: int) -> tuple[Tensor, str]:
         frames = 8 if i < steps // 2 else int(rng.choice([4, 8, 8, 16, 16, 32]))
-        loss, right = _loss(model, features, packer.draw(VIDEOS_OF[frames], frames, 6))
-        return loss, f"loss {float(loss.detach()):.3f}, right {float(right.float().mean()):.3f}"
+        loss, read_out, right = _loss(model, features, packer.draw(VIDEOS_OF[frames], frames, QUESTIONS))
+        words = f"loss {float(loss.detach()):.3f}, read-outs {float(read_out.detach()):.3f}"
+        return loss + 0.3 * read_out, f"{words}, right {float(right.float().mean()):.3f}"
 
     parameters = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters()]
     _optimise(parameters, steps, 2e-3, step, progress, "language")
@@ -128,22 +147,28 @@ def train_language(model: InternVLForConditionalGeneration, features: Tensor, se
 
 @torch.inference_mode()
 def held_out_accuracy(
-    model: InternVLForConditionalGeneration, features: Tensor, seed: int, first: int
+    model: InternVLForConditionalGeneration, features: Tensor, packer: language_pretrain.Packer
 ) -> dict[str, dict[str, float]]:
-    """Accuracy by frame count and question type on scenes `first`, `first + 1`, ... of the world."""
-    scenes = [scene_for(seed, first + i) for i in range(len(features))]
-    packer = language_pretrain.Packer(build_tokenizer(), scenes, seed + 1)
+    """Accuracy by frame count and question type on 240 draws of the packer's videos."""
     table: dict[str, dict[str, float]] = {}
     for frames in FRAME_COUNTS:
         right: dict[str, list[float]] = defaultdict(list)
         for _ in range(10):
-            batch = packer.draw(24, frames, 11)
-            _, good = _loss(model, features, batch)
+            batch = packer.draw(24, frames, QUESTIONS)
+            _, _, good = _loss(model, features, batch)
             for b, video in enumerate(batch.video):
                 for q, kind in enumerate(packer.kinds(int(video), batch.order[b])):
                     right[kind].append(float(good[b, q]))
         table[str(frames)] = {kind: round(float(np.mean(values)), 4) for kind, values in sorted(right.items())}
     return table
+
+
+def save_checkpoint(model: InternVLForConditionalGeneration, folder: Path) -> None:
+    """An ordinary checkpoint with its processor; weights are stored in bfloat16 and load as float32, for CPUs."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_processor(build_tokenizer()).save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,14 +187,20 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    scenes = [scene_for(args.seed, i) for i in range(args.videos)]
+    known, held_out = slice(None, -HELD_OUT), slice(-HELD_OUT, None)
     with Progress(*columns) as progress:
-        videos = rendered_videos(args.videos, args.seed, progress)
-        train_vision(model, videos[:-HELD_OUT], args.seed, args.vision_steps, progress)
+        videos = rendered_videos(scenes, progress)
+        owner = np.stack([vision_pretrain.owners(s) for s in progress.track(scenes, description="label")])
+        given = {"seed": args.seed, "progress": progress}
+        train_vision(model, videos[known], scenes[known], owner[known], steps=args.vision_steps, **given)
         features = stored_features(model, videos, progress)
         del videos
-        train_language(model, features[:-HELD_OUT], args.seed, args.language_steps, progress)
+        packer = language_pretrain.Packer(tokenizer, scenes[known], owner[known], args.seed)
+        train_language(model, features[known], packer, steps=args.language_steps, **given)
     model = model.eval().to(torch.bfloat16).float()  # the figures below are those of the weights that are stored
-    accuracy = held_out_accuracy(model, features[-HELD_OUT:], args.seed, args.videos - HELD_OUT)
+    packer = language_pretrain.Packer(tokenizer, scenes[held_out], owner[held_out], args.seed)
+    accuracy = held_out_accuracy(model, features[held_out], packer)
     record = {
         "command": " ".join(["python -m liteframe.toyworld.pretrain", *(sys.argv[1:] if argv is None else argv)]),
         "seconds": round(time.monotonic() - began),
@@ -179,8 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     temporary = args.out.with_name(f".{args.out.name}.tmp")
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    build_processor(tokenizer).save_pretrained(temporary)
+    save_checkpoint(model, temporary)
     (temporary / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(args.out, ignore_errors=True)
     temporary.rename(args.out)

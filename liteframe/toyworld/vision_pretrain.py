@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liteframe.toyworld.model import PATCH
-from liteframe.toyworld.scenes import COLOURS, SHAPES, SIZE, Scene, coverage, visible_objects
+from liteframe.toyworld.scenes import COLOURS, FRAMES, SHAPES, SIZE, Scene, coverage, visible_objects
 
 GRID = SIZE // PATCH
 COLOUR_NAMES = list(COLOURS)
@@ -24,22 +24,32 @@ SHAPE_NAMES = [*SHAPES, "star"]
 COVERED = 0.2  # a patch belongs to the front-most object that covers at least this share of it
 
 
-def patch_labels(scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def owners(scene: Scene) -> np.ndarray:
+    """Which object each patch of each frame shows: uint8 `[T, GRID, GRID]`, 0 background, 1 and 2 movers, 3 star."""
+    grid = np.zeros((FRAMES, GRID, GRID), np.uint8)
+    for frame in range(FRAMES):
+        for name, tint, where, radius in visible_objects(scene, frame):
+            share = coverage(name, where, radius).reshape(GRID, PATCH, GRID, PATCH).mean(axis=(1, 3))
+            grid[frame][share >= COVERED] = 1 + [m.colour for m in (*scene.movers, scene.flash)].index(tint)
+    return grid
+
+
+def patch_labels(scene: Scene, frame: int, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per patch of a frame: colour index, shape index (0 = background, names from 1), and centre of its object.
+
+    Args:
+        scene: the scene.
+        frame: frame index.
+        owner: the frame's row of `owners`, `[GRID, GRID]`.
 
     Returns:
         int64 `[GRID, GRID]`, int64 `[GRID, GRID]`, float32 `[GRID, GRID, 2]` (centre x, y as a share of the side).
     """
-    colour = np.zeros((GRID, GRID), np.int64)
-    shape = np.zeros((GRID, GRID), np.int64)
-    centre = np.zeros((GRID, GRID, 2), np.float32)
-    for name, tint, where, radius in visible_objects(scene, frame):
-        share = coverage(name, where, radius).reshape(GRID, PATCH, GRID, PATCH).mean(axis=(1, 3))
-        inside = share >= COVERED
-        colour[inside] = 1 + COLOUR_NAMES.index(tint)
-        shape[inside] = 1 + SHAPE_NAMES.index(name)
-        centre[inside] = np.array(where, np.float32) / SIZE
-    return colour, shape, centre
+    things = (*scene.movers, scene.flash)
+    colours = np.array([0, *(1 + COLOUR_NAMES.index(thing.colour) for thing in things)])
+    shapes = np.array([0, *(1 + SHAPE_NAMES.index(m.shape) for m in scene.movers), 1 + SHAPE_NAMES.index("star")])
+    centres = [(0.0, 0.0), *(mover.centre(frame) for mover in scene.movers), scene.flash.centre]
+    return colours[owner], shapes[owner], np.array(centres, np.float32)[owner] / SIZE
 
 
 class PatchHeads(nn.Module):
@@ -80,13 +90,14 @@ class PatchHeads(nn.Module):
 
 
 def frame_batches(
-    videos: np.ndarray, scenes: list[Scene], size: int, seed: int
+    videos: np.ndarray, scenes: list[Scene], owner: np.ndarray, size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor]]:
     """Endless batches of single frames with labels; frames that show the star are drawn ten times as often.
 
     Args:
         videos: uint8 `[V, T, H, W, 3]`.
         scenes: the scene of each video.
+        owner: `owners` of each scene, `[V, T, GRID, GRID]`.
         size: frames in a batch.
         seed: order of the draw.
     """
@@ -96,6 +107,6 @@ def frame_batches(
         times = rng.integers(videos.shape[1], size=size)
         star = rng.random(size) < 0.3
         times = np.where(star, [scenes[r].flash.first + rng.integers(3) for r in rows], times)
-        labels = [patch_labels(scenes[r], int(t)) for r, t in zip(rows, times, strict=True)]
+        labels = [patch_labels(scenes[r], int(t), owner[r, t]) for r, t in zip(rows, times, strict=True)]
         colour, shape, centre = (torch.from_numpy(np.stack(part)) for part in zip(*labels, strict=True))
         yield videos[rows, times], colour, shape, centre
