@@ -14,6 +14,7 @@ from liteframe.align.dataset import ChatBatch
 from liteframe.align.features import FeatureCache
 from liteframe.align.lora import LoraSettings, add_lora, describe, frozen_digest
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
+from liteframe.data.chat import template_warning
 from liteframe.load_vlm import load_video_llm
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 
@@ -68,8 +69,9 @@ class LMAModule(LightningModule):
             self.cache = data.known = FeatureCache()
         self.frozen_digest = frozen_digest(self.model)
         longest = self._longest(data)
+        lines = [describe(self.model), longest, template_warning(data.processor)]
         if self.trainer.is_global_zero:
-            print(f"{describe(self.model)}\n{longest}", file=sys.stderr, flush=True)
+            print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine."""

@@ -122,6 +122,18 @@ def encode_conversation(turns: tuple[Turn, ...], video: str, tokenizer: Any) -> 
     return ids, labels
 
 
+def template_warning(processor: Any) -> str | None:
+    """A warning if the processor's own chat template writes a question otherwise than training does, else None."""
+    if not processor.chat_template:
+        return None
+    content = [{"type": "video"}, {"type": "text", "text": "Why?"}]
+    theirs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ours = question_prompt("Why?")
+    if theirs == ours:
+        return None
+    return f"warning: training writes {ours!r}, but the processor's chat template {theirs!r}; ask as training does"
+
+
 def question_prompt(question: str, system: str | None = None) -> str:
     """The ChatML prompt of one question about one video, up to where the answer starts; holds `<video>` once."""
     turns = [Turn("system", system)] if system else []

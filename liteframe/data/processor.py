@@ -5,6 +5,7 @@ frames that become one token grid: `Frame{a}-{b}: <img>` + n image tokens + `</i
 This file travels inside exported models: it imports torch, transformers and numpy, nothing else.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,7 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
         """Tokenize prompts and prepare their frames.
 
         Args:
-            images: [H,W,3] uint8 each; an image is a video of one frame, its placeholder `<IMG_CONTEXT>`.
+            images: [H,W,3] uint8 each, or of PIL in RGB; an image is a video of one frame. Placeholder `<IMG_CONTEXT>`.
             text: prompts, with one `<video>` a video and one `<IMG_CONTEXT>` an image.
             videos: [T,H,W,3] uint8 each, in the order of the placeholders.
             return_tensors: "pt" only.
@@ -115,10 +116,7 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
         """
         video = torch.as_tensor(frames)
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8 or len(video) == 0:
-            raise ValueError(
-                f"expected frames [T,H,W,3] uint8 with T >= 1, got {list(video.shape)} {video.dtype}; "
-                "hand over decoded frames, not paths"
-            )
+            raise ValueError(f"expected frames [T,H,W,3] uint8 with T >= 1, got {list(video.shape)} {video.dtype}")
         video = video.permute(0, 3, 1, 2).contiguous()
         out = self.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
         return out["pixel_values_videos"][0]
@@ -167,9 +165,13 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
 
 
 def _listed(value: Any, ndim: int) -> list[Any]:
-    """One array, a list of arrays, or (as chat templates give them) lists of lists of arrays -> a list of arrays."""
+    """One array or image, a list of them, or (as chat templates give them) lists of lists -> a list of arrays."""
     if value is None:
         return []
     if isinstance(value, list | tuple):
         return [array for item in value for array in _listed(item, ndim)]
+    if isinstance(value, str | os.PathLike):
+        raise ValueError(f"got {str(value)!r}: hand over decoded frames, not paths")
+    if not hasattr(value, "ndim"):  # an image of PIL
+        return [np.array(value)]
     return [value] if value.ndim == ndim else list(value)

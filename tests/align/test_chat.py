@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from liteframe.data.chat import encode_conversation, load_conversations, question_prompt
+from liteframe.data.chat import encode_conversation, load_conversations, question_prompt, template_warning
+from liteframe.data.processor import LiteFrameInternVLProcessor
 
 GOOD = [
     {"from": "human", "value": "<video>\nWhat colour is the circle?"},
@@ -100,3 +101,6 @@ def test_the_prompt_of_training_is_the_prompt_of_asking(tmp_path, tokenizer, pro
     assert ids[:first] == asked
     chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What colour is the circle?"}]}]
     assert processor.apply_chat_template(chat, add_generation_prompt=True) == prompt
+    assert template_warning(processor) is None
+    other = LiteFrameInternVLProcessor(tokenizer, processor.video_processor, chat_template="{{ messages[0]['role'] }}")
+    assert "'user'" in template_warning(other)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import InternVLVideoProcessor
 
 from liteframe.data.processor import LiteFrameInternVLProcessor
@@ -53,6 +54,8 @@ def test_images_are_videos_of_one_frame_in_the_order_of_the_text(processor, fram
     assert inputs["video_frames"].tolist() == [1, 5, 1]
     assert torch.equal(inputs["pixel_values_videos"][1:6], processor.pixels(video))
     assert torch.equal(inputs["pixel_values_videos"][:1], processor.pixels(still[None]))
+    pil = processor(text="<IMG_CONTEXT>", images=Image.fromarray(still))
+    assert torch.equal(pil["pixel_values_videos"], processor.pixels(still[None]))
     decoded = processor.tokenizer.decode(inputs["input_ids"][0])
     assert len(re.findall("<IMG_CONTEXT>", decoded)) == 4 + 8 + 4
 
@@ -84,6 +87,8 @@ def test_bad_input_names_what_is_wrong(processor, tokenizer, frames):
         processor(text="hello", videos=[frames(4)])
     with pytest.raises(ValueError, match="uint8"):
         processor(text="<video>", videos=[frames(4).astype(np.float32)])
+    with pytest.raises(ValueError, match="not paths"):
+        processor(text="<video>", videos=["a.mp4"])
     with pytest.raises(ValueError, match="T >= 1"):
         processor(text="<video>", videos=[frames(0)])
     odd = InternVLVideoProcessor(size={"height": 450, "width": 448}, image_mean=MEAN, image_std=STD)
