@@ -1,11 +1,72 @@
-"""Public function: depthwise convolution with kernel = stride."""
+"""Depthwise convolution with kernel = stride: custom ops, their gradients, and the public function."""
 
-from typing import overload
+from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from liteframe_kernels.backend import check_floating, check_shape, use_triton, with_reference
+from liteframe_kernels.precision import accumulator
 from liteframe_kernels.strided_conv.reference import strided_conv_reference
+
+
+@torch.library.custom_op("liteframe_kernels::strided_conv", mutates_args=())
+def strided_conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Triton forward; see `strided_conv`. The second output is empty without cls."""
+    from liteframe_kernels.strided_conv import launcher
+
+    return launcher.forward(x, weight, bias, cls)
+
+
+@torch.library.custom_op("liteframe_kernels::strided_conv_backward", mutates_args=())
+def strided_conv_backward_op(
+    grad: Tensor, grad_cls: Tensor, x: Tensor, weight: Tensor, cls: Tensor | None, need_dx: bool, need_dw: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Triton backward: gradients of x, cls, weight and bias, empty where not needed."""
+    from liteframe_kernels.strided_conv import launcher
+
+    return launcher.backward(grad, grad_cls, x, weight, cls, need_dx, need_dw)
+
+
+@strided_conv_op.register_fake
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
+    sizes = [size // stride for size, stride in zip(x.shape[1:4], weight.shape[1:], strict=True)]
+    y = x.new_empty((x.shape[0], *sizes, x.shape[4]))
+    return y, x.new_empty((0,) if cls is None else (x.shape[0], sizes[0], x.shape[4]))
+
+
+@strided_conv_backward_op.register_fake
+def _backward_fake(
+    grad: Tensor, grad_cls: Tensor, x: Tensor, weight: Tensor, cls: Tensor | None, need_dx: bool, need_dw: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    dcls = x.new_empty(cls.shape if cls is not None and need_dx else (0,))
+    dtype = accumulator(x.dtype)
+    dw = x.new_empty(weight.shape if need_dw else (0,), dtype=dtype)
+    return dx, dcls, dw, x.new_empty((weight.shape[0] if need_dw else 0,), dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, cls = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, cls)
+
+
+def _gradients(ctx: Any, grad: Tensor, grad_cls: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, cls = ctx.saved_tensors
+    need_x, need_weight, need_bias, need_cls = ctx.needs_input_grad
+    dx, dcls, dw, db = strided_conv_backward_op(
+        grad, grad_cls, x, weight, cls, need_x or need_cls, need_weight or need_bias
+    )
+    return (
+        dx if need_x else None,
+        dw.to(weight.dtype) if need_weight else None,
+        db.to(ctx.bias_dtype) if need_bias else None,
+        dcls if need_cls else None,
+    )
+
+
+strided_conv_op.register_autograd(_gradients, setup_context=_save)
 
 
 @overload
@@ -46,7 +107,9 @@ def strided_conv(
         ValueError: shapes that do not fit or do not divide, a dtype that is no supported float.
     """
     _check(x, weight, bias, cls)
-    use_triton("strided_conv", x, backend)
+    if use_triton("strided_conv", x, backend):
+        y, cls_y = strided_conv_op(x, weight, bias, cls)
+        return y if cls is None else (y, cls_y)
     return strided_conv_reference(x, weight, bias, cls=cls)
 
 

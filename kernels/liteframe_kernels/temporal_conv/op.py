@@ -1,10 +1,89 @@
-"""Public function: depthwise temporal convolution."""
+"""Depthwise temporal convolution: custom ops, their gradients, and the public function."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from liteframe_kernels.backend import check_floating, check_shape, use_triton, with_reference
+from liteframe_kernels.precision import accumulator
 from liteframe_kernels.temporal_conv.reference import temporal_conv_reference
+
+
+@torch.library.custom_op("liteframe_kernels::temporal_conv", mutates_args=())
+def temporal_conv_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, residual: bool, causal: bool
+) -> Tensor:
+    """Triton forward; see `temporal_conv`."""
+    from liteframe_kernels.temporal_conv import launcher
+
+    return launcher.forward(x, weight, bias, cu_seqlens, residual, causal)
+
+
+@torch.library.custom_op("liteframe_kernels::temporal_conv_backward", mutates_args=())
+def temporal_conv_backward_op(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    residual: bool,
+    causal: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton backward: gradients of x, weight and bias in accumulator precision, empty where not needed."""
+    from liteframe_kernels.temporal_conv import launcher
+
+    return launcher.backward(grad, x, weight, cu_seqlens, residual, causal, need_dx, need_dw)
+
+
+@temporal_conv_op.register_fake
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, residual: bool, causal: bool
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@temporal_conv_backward_op.register_fake
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    residual: bool,
+    causal: bool,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    shape = weight.shape if need_dw else (0, 0)
+    dtype = accumulator(x.dtype)
+    return dx, x.new_empty(shape, dtype=dtype), x.new_empty(shape[0], dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, cu_seqlens, ctx.residual, ctx.causal = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, cu_seqlens)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, cu_seqlens = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    dx, dw, db = temporal_conv_backward_op(
+        grad, x, weight, cu_seqlens, ctx.residual, ctx.causal, need_x, need_weight or need_bias
+    )
+    return (
+        dx if need_x else None,
+        dw.to(weight.dtype) if need_weight else None,
+        db.to(ctx.bias_dtype) if need_bias else None,
+        None,
+        None,
+        None,
+    )
+
+
+temporal_conv_op.register_autograd(_gradients, setup_context=_save)
 
 
 @with_reference(temporal_conv_reference)
@@ -37,7 +116,8 @@ def temporal_conv(
         ValueError: shapes that do not fit, an even k, a dtype that is no supported float, wrong borders.
     """
     _check(x, weight, bias, cu_seqlens)
-    use_triton("temporal_conv", x, backend)
+    if use_triton("temporal_conv", x, backend):
+        return temporal_conv_op(x, weight, bias, cu_seqlens, residual, causal)
     return temporal_conv_reference(x, weight, bias, residual=residual, causal=causal, cu_seqlens=cu_seqlens)
 
 

@@ -1,0 +1,49 @@
+"""Surroundings of the kernel checks: Triton's interpreter, fresh memory full of NaN, one tolerance a dtype.
+
+The files here run in a process of their own, which test_triton_interpreter.py starts with TRITON_INTERPRET=1: kernels
+decorated for the interpreter cannot be compiled, and the other way round.
+"""
+
+import pytest
+import torch
+from liteframe_kernels.backend import INTERPRETING
+
+# Largest error allowed, as a share of the largest value. The interpreter truncates to bfloat16 instead of rounding.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Whatever a kernel allocates and does not write is NaN."""
+    assert INTERPRETING, "run these files through tests/kernels/test_triton_interpreter.py"
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.ones(1).new_empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def assert_near():
+    """assert_near(got, exact): same shape, no NaN, within the tolerance of got's dtype."""
+
+    def check(got: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        assert got.shape == exact.shape
+        if exact.numel():
+            error = (got.double() - exact.double()).abs().max() / exact.double().abs().max().clamp_min(1e-3)
+            assert error <= TOLERANCE[dtype or got.dtype], f"error {error:.2e}"
+
+    return check
+
+
+@pytest.fixture
+def embedded():
+    """embedded(shape, dtype): a view with room around it on every axis but the last, full of NaN where not its own."""
+
+    def build(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> torch.Tensor:
+        base = torch.full([size + 2 for size in shape[:-1]] + [shape[-1]], float("nan"), dtype=dtype)
+        view = base[tuple(slice(1, size + 1) for size in shape[:-1])]
+        view.copy_(torch.randn(shape))
+        return view.requires_grad_(grad)
+
+    return build
