@@ -52,15 +52,21 @@ def load_video_llm(
         The model and its processor: with an encoder ours, else transformers' own InternVL classes.
 
     Raises:
-        ValueError: source is no InternVL, already has an encoder, does not fit the encoder, or the adapter has no
-            safetensors weights.
+        ValueError: source is no InternVL, lacks weights, already has an encoder, does not fit the encoder, or the
+            adapter has no safetensors weights.
     """
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in CLASSES:
         raise ValueError(f"{source} is a {kind!r} model; expected one of {', '.join(CLASSES)}")
     if kind == "liteframe_internvl" and encoder is not None:
         raise ValueError(f"{source} already has a LiteFrame encoder; give the InternVL it was made from")
-    model: Any = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True)
+    model: Any
+    model, info = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{source} lacks {len(lacking)} weights of its model (first: {lacking[0]}), which would be random; "
+            "copy or download it again"
+        )
     processor = AutoProcessor.from_pretrained(source)
     if encoder is not None:
         model = with_encoder(model, encoder)

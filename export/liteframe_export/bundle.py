@@ -2,7 +2,7 @@
 
 transformers loads custom code from files of one folder that import each other by `from .name import ...`. The files of
 the library become such files: only their imports of liteframe are rewritten, and the lines that register classes with
-transformers' Auto classes are left out (`auto_map` does that in an export, and two exports never share code by mistake).
+transformers' Auto classes are left out (an export's `auto_map` does that; two exports never share code by mistake).
 """
 
 import ast
@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 OWN_PACKAGES = ("liteframe", "liteframe_kernels", "liteframe_export")
 KERNELS = "liteframe_kernels"
 # Left out of the names of the copied files; what follows must stay unique.
-ROOMS = ("liteframe.models.", "liteframe.data.", "liteframe_kernels.", "liteframe.")
+ROOMS = ("liteframe.models.", "liteframe.data.", "liteframe_kernels.", "liteframe_export.", "liteframe.")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def _relative_import(path: Path, node: ast.ImportFrom, target: str) -> tuple[str
         # Exports run on plain PyTorch: each public kernel function stands for its reference, which computes the same.
         for alias in node.names:
             reference = f"{KERNELS}.{alias.name}.reference"
+            _source_file(reference)
             lines.append(
                 f"{indent}from .{Path(file_name(reference)).stem} import {alias.name}_reference as "
                 f"{alias.asname or alias.name}\n"

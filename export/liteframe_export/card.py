@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoVideoProcessor
 
 folder = "{folder}"  # this folder, or its id on a hub
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-processor = AutoVideoProcessor.from_pretrained(folder)
+processor = AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
 
 frames = np.zeros((20, 360, 640, 3), np.uint8)  # RGB frames [T,H,W,3] of your video, at 1 to 4 frames a second
 pixels = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"].to(model.dtype)  # [1,T,3,{size},{size}]
@@ -94,8 +94,8 @@ def vlm_card(summary: VlmSummary, parity: Mapping[str, Any]) -> str:
     tokens = f"{config.compression[0]} frames become one line `Frame{{a}}-{{b}}: <img>...</img>` of the prompt"
     about = (
         f"{summary.vlm} with a LiteFrame video encoder (arXiv 2605.17260) in place of its vision tower"
-        f"{', and a LoRA update merged into its weights' if summary.adapter else ''}: it answers questions about videos. "
-        f"{tokens}."
+        f"{', and a LoRA update merged into its weights' if summary.adapter else ''}: it answers questions about "
+        f"videos. {tokens}."
     )
     base = {
         "Video LLM": summary.vlm,

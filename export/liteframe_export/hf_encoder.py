@@ -16,7 +16,7 @@ from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, staged, write_json
 from liteframe_export.provenance import run_report
 
-MODULE = "liteframe.models.vision"
+MODEL, CROPPING_PROCESSOR = "liteframe.models.vision", "liteframe_export.video_processor"
 
 
 def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -55,21 +55,27 @@ def save_encoder(encoder: LiteFrameEncoder, folder: Path) -> None:
         model = LiteFrameVisionModel(config)
     model.encoder = encoder
     model.save_pretrained(folder)
-    bundle([MODULE], folder)
-    stem = Path(file_name(MODULE)).stem
+    bundle([MODEL] if encoder.config.resize == "squash" else [MODEL, CROPPING_PROCESSOR], folder)
+    stem = Path(file_name(MODEL)).stem
     names = {"AutoConfig": "Config", "AutoModel": "Model"}
     add_auto_map(folder / "config.json", {auto: f"{stem}.LiteFrameVision{name}" for auto, name in names.items()})
     write_json(folder / "preprocessor_config.json", video_processor_dict(encoder.config))
 
 
 def video_processor_dict(config: LiteFrameConfig) -> dict[str, Any]:
-    """The encoder's preprocessing as transformers' InternVLVideoProcessor reads it (AutoVideoProcessor finds it)."""
-    values = {**preprocessor_dict(config), "video_processor_type": "InternVLVideoProcessor", "do_sample_frames": False}
+    """The encoder's preprocessing as AutoVideoProcessor reads it: transformers' own class, or ours for centre crops."""
+    values = {**preprocessor_dict(config), "do_sample_frames": False}
     del values["resize"]  # would hide the processor's method of that name
-    if config.resize == "crop":
-        values |= {"size": {"shortest_edge": config.image_size}, "do_center_crop": True}
-        values["crop_size"] = {"height": config.image_size, "width": config.image_size}
-    return values
+    if config.resize == "squash":
+        return {**values, "video_processor_type": "InternVLVideoProcessor"}
+    return {
+        **values,
+        "video_processor_type": "LiteFrameVideoProcessor",
+        "auto_map": {"AutoVideoProcessor": f"{Path(file_name(CROPPING_PROCESSOR)).stem}.LiteFrameVideoProcessor"},
+        "size": {"shortest_edge": config.image_size},
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+    }
 
 
 def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
@@ -79,10 +85,9 @@ def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
         ValueError: they differ by more than verify.TOLERANCE.
     """
     config, encoder = encoder.config, encoder.float().cpu().eval()
-    # Not square, so that the resize is seen; one frame, a length that must be padded, and a whole clip.
-    size = config.image_size
-    videos = verify.noise_videos([1, 5, config.clip_frames], size + size // 2, size + size // 4)
-    transform = FrameTransform(size, config.image_mean, config.image_std, config.resize)
+    # One frame, a length that must be padded, and a whole clip.
+    videos = verify.noise_videos([1, 5, config.clip_frames], config.image_size)
+    transform = FrameTransform(config.image_size, config.image_mean, config.image_std, config.resize)
     reloaded = verify.reload(folder, "encoder", videos)
     cases = []
     for number, frames in enumerate(videos):

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from liteframe.load_vlm import merge_adapter
+from liteframe.models.student_config import LiteFrameConfig
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, staged, write_json
@@ -38,34 +39,33 @@ def export_vlm(parts: Parts, out: str | os.PathLike[str]) -> dict[str, Any]:
             reloaded export computes something else than the trained model; then nothing is written.
     """
     with staged(out) as folder:
-        model, processor = load_parts(parts)
+        parity, encoder = write_and_check(parts, folder)
+        write_json(folder / "parity.json", parity)
         summary = card.VlmSummary(
             name=Path(out).name,
             vlm=parts.vlm,
             licence=checkpoint_licence(parts.vlm),
             adapter=parts.adapter,
-            encoder=model.config.vision_config.encoder_config,
+            encoder=encoder,
             encoder_report=run_report(Path(parts.encoder).resolve().parent),
             adapter_report=parts.adapter_report,
         )
-        parity = write_and_check(model, processor, folder)
-        write_json(folder / "parity.json", parity)
         (folder / "README.md").write_text(card.vlm_card(summary, parity), encoding="utf-8")
     return parity
 
 
-def write_and_check(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-    """Merge, save, reload in another process and compare; `model` is used up.
+def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFrameConfig]:
+    """Load, merge, save, reload in another process and compare: the parity report, and what the encoder is.
 
     Raises:
         ValueError: logits differ by more than verify.TOLERANCE, or prompts, frames or greedy answers differ.
     """
+    model, processor = load_parts(parts)
     encoder = model.config.vision_config.encoder_config
-    size = encoder.image_size
     # A video that fills a part of one slot, and one that ends within its second clip.
-    videos = verify.noise_videos([2, encoder.clip_frames + 3], size + size // 2, size + size // 4)
+    videos = verify.noise_videos([2, encoder.clip_frames + 3], encoder.image_size)
     frames = [video.numpy() for video in videos]
-    dtype = model.dtype
+    dtype = model.get_input_embeddings().weight.dtype  # of the InternVL: what was trained may be wider
     expected = ask(model.float(), processor, frames, QUESTIONS, NEW_TOKENS)
     if isinstance(model, PeftModel):
         model = merge_adapter(model)
@@ -80,7 +80,7 @@ def write_and_check(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
         rounded = (exact - expected["logits"]).abs().max().item()
     del model  # the other process needs the memory
     reloaded = verify.reload(folder, "vlm", videos, questions=QUESTIONS, new_tokens=NEW_TOKENS)
-    return compare(expected, reloaded, dtype, rounded)
+    return compare(expected, reloaded, dtype, rounded), encoder
 
 
 def save_vlm(model: Any, processor: Any, folder: Path) -> None:

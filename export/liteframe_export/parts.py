@@ -57,7 +57,9 @@ def load_parts(parts: Parts) -> tuple[Any, Any]:
     try:
         model, processor = load_video_llm(parts.vlm, encoder=parts.encoder)
     except OSError as error:
-        raise ValueError(f"{parts.vlm} with {parts.encoder} cannot be loaded: {error}") from error
+        raise ValueError(
+            f"{parts.vlm} with {parts.encoder} cannot be loaded (--vlm and --encoder say where they are): {error}"
+        ) from error
     if parts.adapter is None:
         return model, processor
     try:

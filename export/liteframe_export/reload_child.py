@@ -36,7 +36,7 @@ def run_encoder(folder: str, videos: list[Any]) -> dict[str, Any]:
     from transformers import AutoModel, AutoVideoProcessor
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-    processor = AutoVideoProcessor.from_pretrained(folder)
+    processor = AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
     outputs = {}
     for number, frames in enumerate(videos):
         pixels = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]

@@ -28,10 +28,14 @@ class Reloaded:
     environment: dict[str, str]
 
 
-def noise_videos(frame_counts: list[int], height: int, width: int) -> list[Tensor]:
-    """Videos of random pixels, [T,height,width,3] uint8 each: no two pixels alike, so that no mix-up hides."""
+def noise_videos(frame_counts: list[int], image_size: int) -> list[Tensor]:
+    """Videos of random pixels, [T,H,W,3] uint8 each, so that no mix-up of pixels, frames or videos hides.
+
+    They are larger than image_size, of another shape, and each of another height: resizing is seen too.
+    """
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator) for n in frame_counts]
+    shapes = [(n, image_size * 3 // 2 + i, image_size * 5 // 4, 3) for i, n in enumerate(frame_counts)]
+    return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes]
 
 
 def reload(folder: Path, kind: str, videos: list[Tensor], **job: Any) -> Reloaded:
@@ -62,9 +66,7 @@ def reload(folder: Path, kind: str, videos: list[Tensor], **job: Any) -> Reloade
         )
         if process.returncode:
             tail = "\n".join(process.stderr.strip().splitlines()[-LAST_LINES:])
-            raise ValueError(
-                f"the export does not load without liteframe; nothing is written. Exit code {process.returncode}:\n{tail}"
-            )
+            raise ValueError(f"the export does not load without liteframe; nothing is written. Its last words:\n{tail}")
         environment = json.loads(Path(paths["environment"]).read_text(encoding="utf-8"))
         return Reloaded(load_file(paths["outputs"]), environment)
 

@@ -1,0 +1,87 @@
+"""A tiny InternVL, an encoder, an adapter trained on the two, and their exports, each made once."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from liteframe.align.lora import LoraSettings, add_lora, frozen_digest
+from liteframe.cli.main import main
+from liteframe.load_vlm import load_video_llm
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
+
+REPORT = {
+    "kind": "ctd",
+    "teacher": {"name": "a tiny teacher", "sha256": "feed" * 16, "licence": "cc-by-nc-4.0"},
+    "data": {"videos": "a folder | of videos", "train_videos": 3},
+    "figures": {"val/cosine": 0.98765432},
+    "command": ["python", "train_ctd.py", "fit", "--run", "a b"],
+    "versions": {"torch": "2.15.0"},
+}
+
+
+def make_encoder(folder, **changes):
+    torch.manual_seed(1)
+    shape = {"dim": 24, "depth": 3, "heads": 2, "patch_size": 8, "image_size": 64, "teacher_dim": 128}
+    config = LiteFrameConfig(**shape, downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8, **changes)
+    encoder = LiteFrameEncoder(config)
+    for parameter in encoder.parameters():  # the temporal convolutions start at zero, where they would go untested
+        torch.nn.init.normal_(parameter, std=0.2)
+    encoder.save_pretrained(folder)
+    return folder
+
+
+def make_vlm(folder, seed=0):
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vlm = build_model(tokenizer)
+    for parameter in vlm.parameters():
+        if parameter.ndim == 2:  # so that logits are of the size that trained models have
+            torch.nn.init.normal_(parameter, std=0.1)
+    vlm.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    return folder
+
+
+def make_run(folder, vlm, encoder):
+    model, _ = load_video_llm(vlm, encoder=encoder)
+    model = add_lora(model, LoraSettings(rank=3), train_projector=True)
+    digest = frozen_digest(model)
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    report = {"kind": "lma", "vlm": str(vlm), "encoder": str(encoder), "frozen_weights_sha256": digest}
+    (folder / "report.json").write_text(json.dumps({**report, "figures": {"train/loss": 0.25}}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export")
+    vlm, encoder = make_vlm(root / "vlm"), make_encoder(root / "ctd" / "encoder")
+    # Trained on centre crops: more to get right than when frames are squashed, which the Video LLM's export covers.
+    cropping = make_encoder(root / "ctd_crop" / "encoder", resize="crop")
+    for run in ("ctd", "ctd_crop"):
+        (root / run / "report.json").write_text(json.dumps(REPORT))
+    run = make_run(root / "lma", vlm, encoder)
+    return SimpleNamespace(root=root, vlm=vlm, encoder=encoder, cropping_encoder=cropping, run=run)
+
+
+@pytest.fixture(scope="session")
+def exported_encoder(world):
+    out = world.root / "my-encoder.v1"
+    assert main(["export", "hf-encoder", str(world.cropping_encoder), str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def exported_vlm(world):
+    out = world.root / "my-vlm"
+    assert main(["export", "hf-vlm", str(world.run), str(out)]) == 0
+    return out

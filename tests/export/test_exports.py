@@ -1,0 +1,128 @@
+"""Encoder and Video LLM, exported, then used where liteframe cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
+
+from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.models.student import LiteFrameEncoder
+
+
+@pytest.fixture(scope="module")
+def videos():
+    random = np.random.default_rng(5)
+    return {
+        name: torch.from_numpy(random.integers(0, 256, (frames, 97, 80, 3), dtype=np.uint8))
+        for name, frames in (("long", 11), ("short", 1))
+    }
+
+
+@pytest.fixture(scope="module")
+def stranger(world, exported_encoder, exported_vlm, videos, tmp_path_factory):
+    """What tests/export/stranger.py found."""
+    place = tmp_path_factory.mktemp("stranger")
+    save_file(videos, place / "in.safetensors")
+    process = subprocess.run(
+        [sys.executable, "-P", Path(__file__).with_name("stranger.py"), world.root, *_files(place)],
+        cwd=place,
+        env={**os.environ, "HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return load_file(place / "out.safetensors")
+
+
+def _files(place):
+    return place / "in.safetensors", place / "out.safetensors"
+
+
+def test_exported_encoder_computes_what_the_encoder_computes(world, videos, stranger):
+    encoder = LiteFrameEncoder.from_pretrained(world.cropping_encoder)
+    config = encoder.config
+    prepare = v2.Compose(
+        [
+            v2.Resize(64, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(64),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(config.image_mean, config.image_std),
+        ]
+    )
+    with torch.no_grad():
+        expected = encoder(prepare(videos["long"].permute(0, 3, 1, 2))[None])
+    assert expected.abs().max() > 0.5
+    torch.testing.assert_close(stranger["features"], expected, atol=1e-5, rtol=0)
+
+
+def test_exported_vlm_computes_what_the_model_with_its_adapter_computes(world, videos, stranger):
+    model, processor = load_video_llm(world.vlm, encoder=world.encoder)
+    prompt = "<|im_start|>user\n<video>\nand then <video>\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
+    batch = processor(text=prompt, videos=[videos["long"].numpy(), videos["short"].numpy()])
+    with torch.no_grad():
+        plain = model(**batch).logits
+        adapted = load_adapter(model, world.run / "adapter").eval()
+        expected = adapted(**batch).logits
+        answer = adapted.generate(**batch, do_sample=False, max_new_tokens=12)
+    assert (expected - plain).abs().max() > 0.1, "the adapter must matter, else merging it goes untested"
+    torch.testing.assert_close(stranger["logits"], expected, atol=1e-4, rtol=0)
+    assert stranger["answer"].tolist() == answer.tolist()
+    assert torch.equal(stranger["logits_again"], stranger["logits"])
+    torch.testing.assert_close(stranger["hidden"], stranger["hidden_of_whole"], atol=1e-5, rtol=0)
+
+
+def test_the_code_in_the_cards_runs(stranger):
+    said = {name: bytes(stranger[f"said.{name}"].tolist()).decode() for name in ("my-encoder.v1", "my-vlm")}
+    # 20 frames in clips of 8: two tokens, two tokens, one token in time.
+    assert said["my-encoder.v1"] == "(1, 5, 4, 4, 128)\n"
+    assert said["my-vlm"].strip()
+
+
+def test_parity_reports_say_what_was_compared(exported_encoder, exported_vlm):
+    for folder, limit in ((exported_encoder, 1e-5), (exported_vlm, 1e-4)):
+        report = json.loads((folder / "parity.json").read_text())
+        assert 0 <= report["max_abs_difference"] <= limit
+        assert report["max_abs_difference"] == max(case["max_abs_difference"] for case in report["cases"])
+        assert report["tolerance"] == 1e-4
+        assert report["reloaded_with"]["torch"] == torch.__version__.split("+")[0]
+    assert [case["frames"] for case in json.loads((exported_encoder / "parity.json").read_text())["cases"]] == [1, 5, 8]
+
+
+def test_cards_tell_teacher_licence_data_figures_and_command(exported_encoder, exported_vlm):
+    encoder_card = (exported_encoder / "README.md").read_text()
+    for fact in (
+        'license: "cc-by-nc-4.0"',
+        "| teacher | a tiny teacher |",
+        "feed" * 16,
+        "| data: videos | a folder \\| of videos |",
+        "| val/cosine | 0.987654 |",
+        "`python train_ctd.py fit --run 'a b'`",
+        "trust_remote_code=True",
+    ):
+        assert fact in encoder_card, fact
+    vlm_card = (exported_vlm / "README.md").read_text()
+    for fact in ('license: "mit"', "a LoRA update merged", "| train/loss | 0.25 |", "| val/cosine | 0.987654 |"):
+        assert fact in vlm_card, fact
+
+
+def test_only_finished_exports_are_left(world, exported_encoder, exported_vlm):
+    assert not [path for path in world.root.iterdir() if "partial" in path.name]
+    for folder in (exported_encoder, exported_vlm):
+        assert (folder / "config.json").stat().st_mode == (folder / "model.safetensors").stat().st_mode
+    names = {path.name for path in exported_vlm.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "generation_config.json",
+    }
+    assert "preprocessor_config.json" in {path.name for path in exported_encoder.iterdir()}
