@@ -18,7 +18,9 @@ class CTDCommand(TrainingCommand):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What CTD adds to a training command."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--init_from", type=str | None, default=None, help="folder of a saved encoder to start from")
+        parser.add_argument(
+            "--init_from", type=str | None, default=None, help="folder of a saved encoder to start from"
+        )
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.student.clip_frames", "data.clip_frames")
         parser.add_lightning_class_args(FeaturePanel, "panel")

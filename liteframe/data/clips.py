@@ -123,7 +123,10 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         return entry
 
     def _clip(self, entry: VideoEntry, rng: np.random.Generator) -> Clip:
-        assert entry.frames and entry.fps and entry.width and entry.height
+        assert entry.frames is not None
+        assert entry.fps is not None
+        assert entry.height is not None
+        assert entry.width is not None
         try:
             indices = dense_clip(
                 entry.frames, entry.fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,

@@ -144,7 +144,9 @@ class ClipDataModule(LightningDataModule):
         """
         assert self.tally is not None
         ours, theirs = self._identity(), state_dict["stream"]
-        changed = [f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)]
+        changed = [
+            f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
+        ]
         if changed:
             raise ValueError(
                 f"--resume continues a run on the same stream of clips, but {'; '.join(changed)}. "
@@ -190,7 +192,7 @@ class ClipDataModule(LightningDataModule):
             persistent_workers=persistent and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_interrupt,
-            # A batch cannot take longer than probing and reading each of its files; a dead worker must not hang the run.
+            # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
             timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
             # The loader would draw from the global generator, and its state would depend on how often it was restarted.
             generator=torch.Generator(),

@@ -69,16 +69,21 @@ class ClipStream(Sampler[list[Key]]):
 
 
 class FixedBatches(Sampler[list[Key]]):
-    """Every `world_size`-th of the videos, once, in order, with epoch 0: for validation."""
+    """Every `world_size`-th of the videos, once, in order, with epoch 0: for validation.
+
+    All ranks get as many batches, since they synchronise; a rank with fewer videos ends with smaller or empty ones.
+    """
 
     def __init__(self, videos: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
         self.indices = list(range(rank, videos, world_size))
         self.batch_size = batch_size
+        self.batches = -(-videos // (world_size * batch_size))
 
     def __len__(self) -> int:
-        """Batches on this rank."""
-        return -(-len(self.indices) // self.batch_size)
+        """Batches on each rank."""
+        return self.batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.indices), self.batch_size):
+        for number in range(self.batches):
+            first = number * self.batch_size
             yield [(0, index) for index in self.indices[first : first + self.batch_size]]

@@ -108,15 +108,14 @@ def count_clips(batch: ClipBatch) -> int:
 def progress_line() -> ProgressLine:
     """CTD's progress line."""
     names = {"loss": "loss", "cosine": "cosine", "grad": "gradient_norm", "clipped": "clipped_fraction"}
-    return ProgressLine(
-        {short: f"train/{name}" for short, name in names.items()}, count=count_clips, unit="clips"
-    )
+    return ProgressLine({short: f"train/{name}" for short, name in names.items()}, count=count_clips, unit="clips")
 
 
 def write_report(trainer: Trainer, module: CTDModule, figures: dict[str, float], seed: int) -> None:
     """Write report.json: figures, time, data, teacher, student, versions, machine, date and command."""
     data, line = module.data(), trainer.progress_bar_callback
-    assert data.tally is not None and isinstance(line, ProgressLine)
+    assert data.tally is not None
+    assert isinstance(line, ProgressLine)
     teacher, student = module.teacher, module.student
     write_json(
         RunFolder(trainer.default_root_dir).report,

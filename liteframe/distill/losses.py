@@ -38,7 +38,7 @@ def token_losses(prediction: Tensor, target: Tensor, name: LossName) -> Tensor:
 
 
 def drop_large_losses(losses: Tensor, weight: Tensor, sigmas: float) -> Tensor:
-    """Weights [B,T,h,w] with those tokens at 0 whose loss exceeds mean + `sigmas` std of the batch's weighted tokens."""
+    """Weights [B,T,h,w], 0 for tokens whose loss exceeds mean + `sigmas` std of the batch's weighted tokens."""
     values = losses.detach()
     total = weight.sum().clamp_min(1)
     mean = (values * weight).sum() / total

@@ -43,7 +43,7 @@ class HeldOutMetrics(nn.Module):
 
         Every rank must have called `update`, with no clips if need be.
         """
-        cosine, explained = self.cosine.compute(), self.explained.compute()
+        cosine, explained = self.cosine.compute(), torch.as_tensor(self.explained.compute())
         values = {
             "token_cosine": cosine,
             "explained_variance_mean": explained.mean(),

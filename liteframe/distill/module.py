@@ -118,8 +118,8 @@ class CTDModule(LightningModule):
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """A teacher in training mode would give other targets without any error."""
-        modes = [module.training for part in (self.teacher.tower, self.teacher.projector) if part for module in part.modules()]
-        if any(modes):
+        parts = [part for part in (self.teacher.tower, self.teacher.projector) if part is not None]
+        if any(module.training for part in parts for module in part.modules()):
             raise RuntimeError(f"the teacher {self.teacher.name} is in training mode; something called .train() on it")
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
@@ -201,9 +201,7 @@ class CTDModule(LightningModule):
     @torch.no_grad()
     def _measure_statistics(self, data: ClipDataModule) -> None:
         rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
-        statistics = FeatureStatistics(
-            self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s"
-        )
+        statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
         for batch in data.statistics_dataloader(self.target_settings.statistics_clips):
             data.record(batch)
             if batch.paths:
@@ -221,6 +219,7 @@ class CTDModule(LightningModule):
             write_atomically(folder / "target_statistics.safetensors", save(tensors, {"tokens": str(statistics.count)}))
 
     def data(self) -> ClipDataModule:
+        """The trainer's data module."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipDataModule):
             raise ValueError("CTDModule needs a ClipDataModule: pass it to the trainer as datamodule=")

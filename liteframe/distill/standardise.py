@@ -20,8 +20,8 @@ SMALLEST_SCALE = 1e-3
 class Standardiser(nn.Module):
     """An affine map of features [...,C] with an exact inverse, frozen once `fit` has been called.
 
-    "channel": zero mean and unit variance for every channel. "phi_s": PHI-S (arXiv 2410.01680): a rotation and one scale
-    that give every channel unit variance and keep angles and relative distances. "none": the identity.
+    "channel": zero mean and unit variance for every channel. "phi_s": PHI-S (arXiv 2410.01680): a rotation and one
+    scale that give every channel unit variance and keep angles and relative distances. "none": the identity.
 
     Args:
         channels: C.

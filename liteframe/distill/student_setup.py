@@ -19,7 +19,7 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
     """
     if config.teacher_dim != teacher.dim:
         raise ValueError(
-            f"model.student.teacher_dim is {config.teacher_dim}, but teacher {teacher.name} has {teacher.dim} channels; "
+            f"model.student.teacher_dim is {config.teacher_dim}, but {teacher.name} has {teacher.dim} channels; "
             f"set it to {teacher.dim}"
         )
     if config.patch_size != teacher.patch_size:

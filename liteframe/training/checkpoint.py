@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -45,21 +46,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             os.close(folder)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of tensors and plain values; anything else is refused, whatever `weights_only` says.
 
         Raises:
             ValueError: the file is damaged or holds other objects.
         """
+        remedy = "start a new run, with --init_from RUN/encoder if an encoder was saved"
+        # torch.load would try its old format on anything else.
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is not a loadable checkpoint (no complete zip archive); {remedy}")
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{path} is not a loadable checkpoint ({str(error).splitlines()[0]}); "
-                "start a new run, with --init_from RUN/encoder if an encoder was saved"
-            ) from error
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a loadable checkpoint ({reason}); {remedy}") from error
 
 
 class LastCheckpoint(Callback):

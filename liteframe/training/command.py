@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -36,6 +36,8 @@ EXPECTED_WARNINGS = (
     ".*does not have many workers",  # workers is the user's choice
     ".*checkpoint that ended before the epoch ended",  # the stream continues from the global step
     ".*is smaller than the logging interval",  # log_every_n_steps counts over epochs
+    ".*sync_dist=True",  # held-out figures are synchronised where they are computed
+    ".*Total length of `list` across ranks is zero",  # nothing is held out
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
 )
 
@@ -51,14 +53,19 @@ OWNED = {
 class TrainingCommand(LightningCLI):
     """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, module: type[LightningModule], datamodule: type[LightningDataModule]):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        kwargs.setdefault("trainer_defaults", TRAINER_DEFAULTS)
-        kwargs.setdefault("seed_everything_default", 0)
-        kwargs.setdefault("save_config_kwargs", {"overwrite": True})
-        super().__init__(*args, auto_configure_optimizers=False, load_from_checkpoint_support=False, **kwargs)
+        super().__init__(
+            module,
+            datamodule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -68,7 +75,9 @@ class TrainingCommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder and what is kept in it."""
         parser.add_argument("--run", type=str, required=True, help="folder of this run, e.g. runs/first")
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="continue the run in --run")
+        parser.add_argument(
+            "--resume", type=bool, default=False, nargs="?", const=True, help="continue the run in --run"
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 

@@ -23,7 +23,7 @@ class ProgressLine(ProgressBar):
 
     Args:
         metrics: what to show, {short name: logged name}.
-        count: items (clips, samples) of a batch.
+        count: items (clips, samples) of a batch; every rank is taken to have as many.
         unit: name of an item.
     """
 
@@ -69,9 +69,7 @@ class ProgressLine(ProgressBar):
         self._ended = self._began = time.perf_counter()
         self._window = (self.seconds, self.waited, self.items)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Everything since the previous batch ended was waiting for this one."""
         self._started = time.perf_counter()
         self.waited += self._started - self._ended
@@ -82,14 +80,13 @@ class ProgressLine(ProgressBar):
         """Count the step, log the speeds, print if it is time to."""
         now = time.perf_counter()
         self.seconds += now - self._ended
-        self.items += self.count(batch)
+        self.items += self.count(batch) * trainer.world_size
         self._ended = now
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            summary = self.summary()
-            pl_module.log(f"speed/{self.unit}_per_second", summary[f"{self.unit}_per_second"])
-            pl_module.log("speed/data_wait_share", summary["data_wait_share"])
+        summary = self.summary()
+        pl_module.log(f"speed/{self.unit}_per_second", summary[f"{self.unit}_per_second"])
+        pl_module.log("speed/data_wait_share", summary["data_wait_share"])
         self._print_if_due(trainer, now)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

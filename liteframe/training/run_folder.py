@@ -9,7 +9,7 @@ TRACES = ("config.yaml", "report.json", "checkpoints", "encoder", "events.out.tf
 
 
 class RunFolder:
-    """Paths of a run: config.yaml, TensorBoard events, checkpoints/last.ckpt, encoder/, report.json, bad_videos.jsonl."""
+    """Paths of a run: config.yaml, TensorBoard events, checkpoints/last.ckpt, encoder/, report.json."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)

@@ -44,9 +44,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     Norms, biases, LayerScale and positions are scales and offsets; depthwise temporal kernels start as the identity or
     the mean, and decay would pull them away from it.
     """
-    matrices = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if id(parameter) in matrices]
     others = [parameter for parameter in trained if id(parameter) not in matrices]
@@ -58,7 +56,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) -> float:
-    """Part of the peak learning rate at `step` (from 0): linear up to 1 over `warmup` steps, then a cosine to `final`."""
+    """Part of the peak rate at `step` (from 0): linear up to 1 over `warmup` steps, then a cosine down to `final`."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -67,9 +65,7 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) ->
 
 def configure_adamw(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> dict[str, object]:
     """What `LightningModule.configure_optimizers` returns."""
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas)
     warmup = min(settings.warmup_steps, total_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -86,11 +82,12 @@ def total_steps(trainer: Trainer) -> int:
     Raises:
         ValueError: neither max_steps nor max_epochs bounds the run.
     """
+    steps_per_epoch = trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
     bounds = []
     if trainer.max_steps > 0:
         bounds.append(trainer.max_steps)
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        bounds.append(trainer.max_epochs * trainer.datamodule.steps_per_epoch())
+        bounds.append(trainer.max_epochs * steps_per_epoch)
     if not bounds:
         raise ValueError("the run has no end: set --trainer.max_steps or --trainer.max_epochs")
     return min(bounds)

@@ -50,9 +50,11 @@ def test_ranks_share_the_stream_of_one_process(world):
 
 
 def test_fixed_batches_cover_all_once():
-    parts = [FixedBatches(7, 2, rank=rank, world_size=2) for rank in range(2)]
-    assert sorted(index for part in parts for batch in part for _, index in batch) == list(range(7))
-    assert [len(part) for part in parts] == [len(list(part)) for part in parts] == [2, 2]
+    for videos, batches in [(7, 2), (9, 3), (1, 1)]:
+        parts = [FixedBatches(videos, 2, rank=rank, world_size=2) for rank in range(2)]
+        assert sorted(index for part in parts for batch in part for _, index in batch) == list(range(videos))
+        # A rank that ends early would leave the others waiting.
+        assert [len(part) for part in parts] == [len(list(part)) for part in parts] == [batches] * 2
 
 
 def test_bad_arguments():

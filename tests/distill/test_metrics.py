@@ -29,7 +29,9 @@ def test_against_numpy():
     np.testing.assert_allclose(values["token_cosine"], cosine(ours, theirs), rtol=1e-6)
     np.testing.assert_allclose(values["explained_variance_mean"], explained.mean(), rtol=1e-6)
     np.testing.assert_allclose(values["explained_variance_median"], np.median(explained), rtol=1e-6)
-    np.testing.assert_allclose(values["projected_cosine"], cosine(ours[..., :2] - 100, theirs[..., :2] - 100), rtol=1e-4)
+    np.testing.assert_allclose(
+        values["projected_cosine"], cosine(ours[..., :2] - 100, theirs[..., :2] - 100), rtol=1e-4
+    )
 
 
 def test_no_clip_gives_no_figure():

@@ -41,7 +41,7 @@ def _rank(rank, port, results):
     statistics = FeatureStatistics(6, full=True)
     data = torch.from_numpy(features())
     # The second rank starts with a batch of which every clip failed.
-    for part in ([data[:200]] if rank == 0 else [data[:0], data[200:]]):
+    for part in [data[:200]] if rank == 0 else [data[:0], data[200:]]:
         statistics.update(part)
     statistics.reduce()
     results.put((statistics.count, statistics.mean.tolist(), statistics.std.tolist()))

@@ -110,7 +110,7 @@ def test_pooling_ignores_filling_frames():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="target.sigmas"):
+    with pytest.raises(ValueError, match=r"target\.sigmas"):
         TargetSettings(sigmas=0)
-    with pytest.raises(ValueError, match="target.statistics_clips"):
+    with pytest.raises(ValueError, match=r"target\.statistics_clips"):
         TargetSettings(statistics_clips=0)

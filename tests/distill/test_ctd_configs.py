@@ -1,0 +1,49 @@
+"""Every YAML goes through the real entry point, two steps at a small size; only sizes and places are overridden."""
+
+import json
+
+import pytest
+from ctd_world import ROOT, make_vlm_folder
+
+FOLDER = ROOT / "configs" / "ctd"
+NAMES = ["internvit300m_timm", "internvl3_8b", "toy"]
+SMALL = ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.strategy", "auto",
+         "--data.batch_size", 2, "--data.micro_batch_size", 1, "--data.workers", 0, "--data.max_failure_rate", 0,
+         "--model.target.statistics_clips", 2, "--trainer.val_check_interval", 1]  # fmt: skip
+STUDENT = ["--model.student.dim", 32, "--model.student.heads", 4, "--model.student.mlp_dim", 64,
+           "--model.student.teacher_dim", 64, "--model.student.image_size", 56,
+           "--model.student.clip_frames", 4]  # fmt: skip
+
+
+def overrides(name, tmp_path):
+    if name == "toy":
+        shape = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}
+        return ["--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
+    if name == "internvl3_8b":
+        shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 64,
+                 "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
+        return [*STUDENT, "--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
+    if name == "internvit300m_timm":
+        options = {"img_size": 56, "embed_dim": 64, "depth": 12, "num_heads": 8, "mlp_ratio": 1}
+        return [*STUDENT, "--model.teacher.pretrained", "false", "--model.teacher.options", json.dumps(options)]
+    raise AssertionError(f"say here how {name}.yaml becomes small")
+
+
+def test_no_config_is_left_out():
+    assert sorted(path.stem for path in FOLDER.glob("*")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_runs(name, fit, tmp_path, video_folder):
+    fit("--run", tmp_path / "run", "--data.videos", video_folder, *SMALL, *overrides(name, tmp_path),
+        config=FOLDER / f"{name}.yaml")  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 2
+    assert "val/token_cosine" in report["figures"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_names_the_command(name):
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    header = "".join(line for line in lines if line.startswith("#"))
+    assert f"train_ctd.py fit --config configs/ctd/{name}.yaml" in header

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from liteframe.training.run_folder import RunFolder, write_atomically, write_json
+
+
+@pytest.mark.parametrize(
+    "trace", ["config.yaml", "report.json", "checkpoints/last.ckpt", "encoder/config.json", "events.out.tfevents.1.x"]
+)
+def test_any_trace_of_a_run_protects_it(tmp_path, trace):
+    path = tmp_path / "run" / trace
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(ValueError, match=r"already holds a run.*--resume"):
+        RunFolder(tmp_path / "run").claim(resume=False)
+
+
+def test_new_and_resumed(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert run.claim(resume=False) is None
+    assert not run.path.exists()
+    with pytest.raises(ValueError, match="leave out --resume"):
+        run.claim(resume=True)
+    run.last_checkpoint.parent.mkdir(parents=True)
+    run.last_checkpoint.touch()
+    assert run.claim(resume=True) == run.last_checkpoint
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        RunFolder(tmp_path / "run").claim(resume=False)
+
+
+def test_writes_are_whole_or_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "deep" / "a.json"
+    write_json(target, {"a": "ä"})
+    assert json.loads(target.read_text(encoding="utf-8")) == {"a": "ä"}
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(target, b"half")
+    assert json.loads(target.read_text(encoding="utf-8")) == {"a": "ä"}
+    assert [path.name for path in target.parent.iterdir()] == ["a.json"]
