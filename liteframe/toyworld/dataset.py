@@ -56,7 +56,9 @@ def write_toyworld(
             write_video(part / name, render(scene))
             questions = one_of_each(scene, np.random.default_rng([world, i, 1]))
             video = f"{part.name}/{name}"
-            rows += [conversation_row(video, questions)] if part == made.train_videos else evaluation_rows(video, questions)
+            rows += (
+                [conversation_row(video, questions)] if part == made.train_videos else evaluation_rows(video, questions)
+            )
             progress(1)
         _write_jsonl(made.train_rows if part == made.train_videos else made.test_rows, rows)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -70,6 +69,15 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - began, 1)
 
 
+def processor_name() -> str:
+    """What Linux calls the processor; elsewhere what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
 def prepare_folder(folder: Path) -> None:
     """An empty folder for the demo; an earlier demo's is replaced, anything else is refused.
 
@@ -90,7 +98,9 @@ def train(script: str, *arguments: str) -> None:
         ValueError: it is not there, or it failed.
     """
     if not (REPOSITORY / script).is_file():
-        raise ValueError(f"the demo runs {script} of the repository, which is not in {REPOSITORY}; run it in a checkout")
+        raise ValueError(
+            f"the demo runs {script} of the repository, which is not in {REPOSITORY}; run it in a checkout"
+        )
     command = [sys.executable, script, "fit", *arguments]
     print("$ python", *command[1:], flush=True)
     code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
@@ -98,7 +108,9 @@ def train(script: str, *arguments: str) -> None:
         raise ValueError(f"{script} failed with exit code {code}; its messages stand above")
 
 
-def compare_systems(world: ToyFolder, encoder: Path, adapter: Path, runs: int, console: Console) -> tuple[list[Result], dict]:
+def compare_systems(
+    world: ToyFolder, encoder: Path, adapter: Path, runs: int, console: Console
+) -> tuple[list[Result], dict]:
     """Score and time every system; also the answers by system and frames."""
     rows = load_questions(world.test_rows)
     results, answers = [], {}
@@ -188,12 +200,14 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
         export_encoder(encoder, folder / "hf-encoder")
         export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
         parity = check_export(world, encoder, adapter, folder / "hf-vlm", max(FRAMES[LMA]))
-        console.print(f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
-                      f"logits differ by at most {parity['largest logit difference']:.1e}")
+        console.print(
+            f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
+            f"logits differ by at most {parity['largest logit difference']:.1e}"
+        )
     report = {
         **started,
         "command": "liteframe demo" + (" --full" if settings == FULL else "") + (f" --seed {seed}" if seed else ""),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}, {processor_name()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning", "av")},
         "seconds": watch.seconds,
         "chance": CHANCE,
@@ -220,7 +234,8 @@ def show(world: ToyFolder, results: list[Result], answers: dict[str, list[str]],
     by = {(r.system, r.frames): r for r in results}
     teacher, student = by[TEACHER, frames // 8], by[LMA, frames]
     console.print(
-        f"At 8x the frames the aligned student takes {student.total_ms / teacher.total_ms:.2f}x the teacher's time "
-        f"({student.total_ms:.1f} against {teacher.total_ms:.1f} ms) and is right on {100 * student.accuracy:.1f} % "
-        f"against {100 * teacher.accuracy:.1f} % (standard errors {100 * student.error:.1f} and {100 * teacher.error:.1f})."
+        f"At 8x the frames ({frames} against {frames // 8}) the aligned student takes "
+        f"{student.total_ms / teacher.total_ms:.2f}x the teacher's time ({student.total_ms:.1f} against "
+        f"{teacher.total_ms:.1f} ms) and is right on {100 * student.accuracy:.1f} % against "
+        f"{100 * teacher.accuracy:.1f} % (standard errors {100 * student.error:.1f} and {100 * teacher.error:.1f})."
     )

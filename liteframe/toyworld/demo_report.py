@@ -99,7 +99,9 @@ def plot(results: Sequence[Result], path: Path) -> None:
         for r in rows:
             axes.annotate(str(r.frames), (r.total_ms, 100 * r.accuracy), textcoords="offset points", xytext=(7, -11))
     axes.set_xscale("log")
-    ticks = [t for t in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if any(0.4 * t < r.total_ms < 2.5 * t for r in results)]
+    ticks = [
+        t for t in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if any(0.4 * t < r.total_ms < 2.5 * t for r in results)
+    ]
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("encoder + prefill, ms (log scale)")

@@ -19,7 +19,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 
 from liteframe.toyworld.model import TOKENS_PER_FRAME
 from liteframe.toyworld.questions import Question, all_questions
-from liteframe.toyworld.scenes import FRAMES, Scene
+from liteframe.toyworld.scenes import COLOURS, DIRECTIONS, FRAMES, SHAPES, Scene
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,21 @@ class Packed:
     video: np.ndarray  # int64 [B], which videos
     order: np.ndarray  # int64 [B, Q], which of a video's questions
     words: Tensor  # int64 [B, F, h, w, 3], ids of the colour, shape and direction word of each image token, or -100
+    choices: tuple[Tensor, Tensor, Tensor]  # ids of all colour words, shape words, direction words
 
 
 class Packer:
     """Draws videos and questions and lays them out as token ids."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], owner: np.ndarray, seed: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene], owner: np.ndarray, seed: int) -> None:
         """`owner` is `vision_pretrain.owners` of each scene, `[V, T, GRID, GRID]`."""
         self.tokenizer = tokenizer
         self.owner = owner
         word = tokenizer.convert_tokens_to_ids
         none = (-100, -100, -100)
+        names = (COLOURS, (*SHAPES, "star"), DIRECTIONS)
+        colours, shapes, directions = (torch.tensor([word(name) for name in group]) for group in names)
+        self.choices = (colours, shapes, directions)
         self.words = np.array(
             [
                 [none]
@@ -89,8 +91,14 @@ class Packer:
                 ids[b, q, : len(tokens)] = tokens
                 labels[b, q, len(tokens) - answer : len(tokens)] = tokens[-answer:]
         return Packed(
-            torch.from_numpy(times), self.prefix(frames), torch.from_numpy(ids), torch.from_numpy(labels), rows, order,
+            torch.from_numpy(times),
+            self.prefix(frames),
+            torch.from_numpy(ids),
+            torch.from_numpy(labels),
+            rows,
+            order,
             torch.from_numpy(self._words_of(rows, times)),
+            self.choices,
         )
 
     def _words_of(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -111,12 +119,20 @@ def _mask(prefix: int, questions: int, length: int) -> Tensor:
     return (visible & torch.ones(total, total, dtype=torch.bool).tril())[None, None]
 
 
-def _named(model: InternVLForConditionalGeneration, tokens: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy of naming `words` (ids, -100 = nothing to name) from `tokens [..., C]` by the language head."""
+def _named(model: InternVLForConditionalGeneration, tokens: Tensor, words: Tensor, choices: Tensor) -> Tensor:
+    """Cross-entropy of naming a word by the language head, among `choices`.
+
+    Args:
+        model: holds the head.
+        tokens: `[N, C]`.
+        words: int64 `[N]`, token ids, or -100 where there is nothing to name.
+        choices: int64 `[K]`, the token ids that compete: a token names its colour and its shape at the same time.
+    """
     spoken = words != -100
     if not spoken.any():
         return tokens.sum() * 0.0
-    return F.cross_entropy(model.lm_head(tokens[spoken]).float(), words[spoken])
+    logits = F.linear(tokens[spoken], model.lm_head.weight[choices]).float()
+    return F.cross_entropy(logits, (words[spoken, None] == choices).long().argmax(-1))
 
 
 def answer_loss(
@@ -136,7 +152,9 @@ def answer_loss(
     inner = model.model
     videos, frames, h, w, dim = patches.shape
     shuffled = inner.pixel_shuffle(patches.reshape(videos * frames, h, w, dim), scale_factor=0.5)
-    tokens = inner.multi_modal_projector(shuffled.flatten(1, 2)).reshape(videos, -1, inner.config.text_config.hidden_size)
+    tokens = inner.multi_modal_projector(shuffled.flatten(1, 2)).reshape(
+        videos, -1, inner.config.text_config.hidden_size
+    )
     embed = inner.get_input_embeddings()
     prefix = embed(batch.prefix)[None].expand(videos, -1, -1)
     shows = batch.prefix == inner.config.image_token_id
@@ -153,7 +171,10 @@ def answer_loss(
     )
     colour, shape, direction = batch.words.flatten(1, 3).unbind(-1)
     middle = output.hidden_states[2][:, :size][:, shows]
-    read_out = _named(model, tokens, colour) + _named(model, tokens, shape) + _named(model, middle, direction)
+    seen, known = tokens.flatten(0, 1), middle.flatten(0, 1)
+    colours, shapes, directions = batch.choices
+    read_out = _named(model, seen, colour.flatten(), colours) + _named(model, seen, shape.flatten(), shapes)
+    read_out = read_out + _named(model, known, direction.flatten(), directions)
     hidden = output.last_hidden_state[:, size:].unflatten(1, (count, length))[:, :, :-1]
     labels = batch.labels[:, :, 1:]
     spoken = labels != -100

@@ -101,6 +101,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGen
             "intermediate_size": 384,
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
+            "initializer_range": 0.05,
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,

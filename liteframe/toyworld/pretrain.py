@@ -1,7 +1,7 @@
 """Train the tiny InternVL that the repository ships: `python -m liteframe.toyworld.pretrain OUT`.
 
 Two stages, each seeded: the ViT learns to see (`vision_pretrain`), then projector and language model learn to answer
-from stored ViT features (`language_pretrain`), first at eight frames a video, then at four to thirty-two.
+from stored ViT features (`language_pretrain`), first at a fixed number of frames, then at four to thirty-two.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from liteframe.toyworld.scenes import FRAMES, SIZE, Scene, render, scene_for, wr
 
 HELD_OUT = 150
 FRAME_COUNTS = (4, 8, 16, 32)
-VIDEOS_OF = {4: 24, 8: 16, 16: 8, 32: 4}  # videos in a batch, so that a batch has about 128 frames
+VIDEOS_OF = {4: 8, 8: 6, 16: 4, 32: 2}  # videos in a batch: small, because steps matter more than their size here
+CURRICULUM = ((4,), (8,), (8,), (4, 8, 8, 16, 16, 32))  # frame counts in each quarter: motion needs a fixed one first
 QUESTIONS = 11  # every question of a scene
 
 
@@ -73,7 +74,7 @@ def _optimise(
         optimizer.step()
         schedule.step()
         progress.update(task, advance=1, description=f"{name}: {words}")
-        if (i + 1) % 100 == 0:
+        if (i + 1) % 200 == 0:
             progress.console.log(f"{name} step {i + 1}: {words}")
 
 
@@ -131,12 +132,13 @@ def train_language(
     steps: int,
     progress: Progress,
 ) -> None:
-    """Stage two on stored features `[V, T, h * w, C]`; the first half at eight frames, the second at 4 to 32."""
+    """Stage two on stored features `[V, T, h * w, C]`; frame counts as in `CURRICULUM`."""
     rng = np.random.default_rng(seed)
     inner = model.model
 
     def step(i: int) -> tuple[Tensor, str]:
-        frames = 8 if i < steps // 2 else int(rng.choice([4, 8, 8, 16, 16, 32]))
+        counts = CURRICULUM[min(len(CURRICULUM) - 1, len(CURRICULUM) * i // steps)]
+        frames = int(rng.choice(counts))
         loss, read_out, right = _loss(model, features, packer.draw(VIDEOS_OF[frames], frames, QUESTIONS))
         words = f"loss {float(loss.detach()):.3f}, read-outs {float(read_out.detach()):.3f}"
         return loss + 0.3 * read_out, f"{words}, right {float(right.float().mean()):.3f}"
@@ -175,8 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     """Render, train both stages, save the checkpoint with its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write (an earlier one is replaced)")
-    parser.add_argument("--videos", type=int, default=3000, help="videos to render, the last 150 held out")
-    parser.add_argument("--vision-steps", type=int, default=2000)
+    parser.add_argument("--videos", type=int, default=2000, help="videos to render, the last 150 held out")
+    parser.add_argument("--vision-steps", type=int, default=1500)
     parser.add_argument("--language-steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
@@ -186,7 +188,13 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     scenes = [scene_for(args.seed, i) for i in range(args.videos)]
     known, held_out = slice(None, -HELD_OUT), slice(-HELD_OUT, None)
     with Progress(*columns) as progress:

@@ -75,7 +75,10 @@ class PatchHeads(nn.Module):
         centre_loss = (self.centre(read) - centre.flatten(1, 2)).abs().sum(-1)
         weights = (patches @ cls[..., None])[..., 0] / math.sqrt(cls.shape[-1])
         pooled = self.norm((weights.softmax(-1)[..., None] * patches).sum(1))
-        seen = [F.one_hot(label.flatten(1), 1 + n).amax(1)[:, 1:] for label, n in ((colour, len(COLOUR_NAMES)), (shape, len(SHAPE_NAMES)))]
+        seen = [
+            F.one_hot(label.flatten(1), 1 + n).amax(1)[:, 1:]
+            for label, n in ((colour, len(COLOUR_NAMES)), (shape, len(SHAPE_NAMES)))
+        ]
         present = torch.cat(seen, dim=1).float()
         frame_loss = F.binary_cross_entropy_with_logits(self.frame(pooled), present)
         parts = {

@@ -46,13 +46,15 @@ def test_packed_questions_equal_one_forward_each(tiny):
     patches = []
     with torch.inference_mode():
         for b, video in enumerate(batch.video):
-            for q, pick in enumerate(batch.order[b]):
+            for pick in batch.order[b]:
                 question = packer.questions[video][pick]
                 prompt = processor.apply_chat_template(
                     [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.text}]}],
                     add_generation_prompt=True,
                 )
-                inputs = processor(text=[f"{prompt}{question.answer}<|im_end|>"], videos=[pixels[b]], return_tensors="pt")
+                inputs = processor(
+                    text=[f"{prompt}{question.answer}<|im_end|>"], videos=[pixels[b]], return_tensors="pt"
+                )
                 answer = 2  # one word and the end of the turn
                 logits = model(**inputs).logits[0, -answer - 1 : -1]
                 target = inputs["input_ids"][0, -answer:]

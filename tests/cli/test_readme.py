@@ -1,0 +1,103 @@
+"""Every command and snippet of the README is run, on a small world, in the order in which it stands there."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from liteframe.toyworld.dataset import write_toyworld
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Fewer steps; nothing else differs from what the README says.
+SHORTER = {
+    "train_ctd.py": ["--trainer.max_steps=2", "--data.batch_size=2", "--model.target.statistics_clips=2"],
+    "train_lma.py": ["--trainer.max_steps=2", "--data.batch_size=2", "--data.micro_batch_size=2"],
+}
+TARGETS = re.findall(r"^(?:\.PHONY: )?([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that looks like a checkout, with the user's files of the README in it."""
+    place = tmp_path_factory.mktemp("checkout")
+    for name in ("train_ctd.py", "train_lma.py", "configs", "liteframe"):
+        (place / name).symlink_to(ROOT / name)
+    world = write_toyworld(place / "world", train=4, test=1, seed=3)
+    world.train_videos.rename(place / "my_videos")
+    rows = [json.loads(line) for line in world.train_rows.read_text().splitlines()]
+    for row in rows:
+        row["video"] = row["video"].replace("train/", "my_videos/")
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = [json.loads(line) for line in world.test_rows.read_text().splitlines()]
+    for row in questions:
+        row["video"] = f"world/{row['video']}"
+    (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    return place
+
+
+@pytest.fixture(scope="module")
+def outputs(place):
+    """What each command printed."""
+    said = {}
+    for command in (line for block in blocks("bash") for line in block.splitlines() if line.strip()):
+        words = shlex.split(command)
+        program = {"liteframe": [sys.executable, "-m", "liteframe"], "python": [sys.executable]}[words[0]]
+        call = [*program, *words[1:], *SHORTER.get(words[1], [])]
+        done = subprocess.run(call, cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        said[command] = done.stdout
+    return said
+
+
+def test_commands_do_what_the_readme_says(place, outputs):
+    assert len(outputs) == 8
+    assert len((place / "good.jsonl").read_text().splitlines()) == 4
+    assert (place / "good.bad.jsonl").read_text() == ""
+    for run in ("my_ctd", "my_lma"):
+        for name in ("config.yaml", "checkpoints/last.ckpt", "report.json"):
+            assert (place / "runs" / run / name).is_file()
+        assert list((place / "runs" / run).glob("events.out.tfevents.*"))
+    assert json.loads((place / "my_vlm" / "parity.json").read_text())["max_abs_difference"] <= 1e-4
+    assert json.loads((place / "my_encoder" / "parity.json").read_text())["max_abs_difference"] <= 1e-4
+    answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+    scores = json.loads((place / "answers.scores.json").read_text())
+    assert len(answers) == scores["count"] == 5
+    assert scores["accuracy"] == pytest.approx(sum(a["reply"] == a["answer"] for a in answers) / 5)
+
+
+def test_snippets_run(place, outputs, monkeypatch):
+    monkeypatch.chdir(place)
+    for block in blocks("python"):
+        names: dict = {}
+        exec(block, names)
+        assert names["tokens"].shape == (1, 16, 4, 4, 128)  # 64 frames of 64 pixels through the tiny student
+
+
+def test_the_costs_are_those_that_info_prints(outputs):
+    printed = outputs["liteframe info"]
+    for row in ("304.01M", "158.80T", "86.31M", "44.81T", "87.15M", "17.92T"):
+        assert row in printed
+        assert row in README
+
+
+def test_make_targets_exist():
+    for target in re.findall(r"^make ([a-z-]+)", README, re.MULTILINE):
+        assert target in TARGETS
+
+
+def test_recorded_results_stand_in_the_readme():
+    """The table is the file that the recorded run wrote, and says when, where and by which command."""
+    folder = ROOT / "docs" / "results" / "demo_full"
+    report = json.loads((folder / "report.json").read_text())
+    assert (folder / "results.md").read_text().strip() in README
+    for fact in (report["command"], report["date"], report["machine"]):
+        assert fact in README
