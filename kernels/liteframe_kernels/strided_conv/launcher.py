@@ -13,11 +13,14 @@ FORWARD = TunedKernel(
     [
         triton.Config({"TILE": 1024}, num_warps=4),
         triton.Config({"TILE": 512}, num_warps=2),
-        triton.Config({"TILE": 2048}, num_warps=8),
     ],
     key=("C", "KT", "KH", "KW"),
 )
-BACKWARD = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4)])
+# The sums of up to four spatial taps fit in 128 registers; BLOCKS fixes their order.
+BACKWARD = TunedKernel(
+    strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4, maxnreg=128)]
+)
+BACKWARD_WIDE = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4)])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -63,12 +66,13 @@ def backward(
         x, grad, grad_cls = rows_of(x), grad.contiguous(), grad_cls.contiguous()
         cls = x if cls is None else rows_of(cls)
         block = channel_block(channels)
-        meta = BACKWARD.configs[0].kwargs
+        kernel_function = BACKWARD if kernel[1] * kernel[2] <= 4 else BACKWARD_WIDE
+        meta = kernel_function.configs[0].kwargs
         rows_per_part = meta["TILE"] // block * meta["BLOCKS"]
         rows, cls_rows = grad.numel() // channels, batch * out[0] if with_cls else 0
         parts, cls_parts = triton.cdiv(rows, rows_per_part), triton.cdiv(cls_rows, rows_per_part)
         partial = sums.new_empty((parts + cls_parts, *sums.shape))
-        BACKWARD.launch(
+        kernel_function.launch(
             lambda meta: (parts + cls_parts) * kernel[0] * triton.cdiv(channels, block),
             x.device,
             p_g=grad, p_g_cls=grad_cls, p_x=x, p_cls=cls, p_w=weight.flatten(1).t().contiguous(),

@@ -14,7 +14,6 @@ FORWARD = TunedKernel(
         triton.Config({"TILE": 1024, "BT": 8}, num_warps=4),
         triton.Config({"TILE": 1024, "BT": 16}, num_warps=4),
         triton.Config({"TILE": 512, "BT": 8}, num_warps=2),
-        triton.Config({"TILE": 2048, "BT": 4}, num_warps=8),
     ],
     key=("C", "K", "RESIDUAL", "PACKED"),
 )
