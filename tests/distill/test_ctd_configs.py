@@ -17,7 +17,7 @@ STUDENT = ["--model.student.dim", 32, "--model.student.heads", 4, "--model.stude
 
 def overrides(name, tmp_path):
     if name == "toy":
-        shape = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}
+        shape = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
         return ["--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
     if name == "internvl3_8b":
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 64,

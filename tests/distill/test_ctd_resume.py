@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
 
+import train_ctd
 from liteframe.distill.module import CTDModule
 
 
@@ -13,8 +15,7 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.fixture
-def seen(monkeypatch):
+def watch(patch):
     """Paths and pixels of every training batch, in order."""
     record = []
     original = CTDModule.training_step
@@ -23,14 +24,19 @@ def seen(monkeypatch):
         record.append((self.global_step, tuple(batch.paths), batch.video.double().sum().item()))
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(CTDModule, "training_step", step)
+    patch.setattr(CTDModule, "training_step", step)
     return record
 
 
-@pytest.fixture
-def straight(fit, tmp_path, seen):
-    fit("--run", tmp_path / "straight")
-    return weights(tmp_path / "straight"), list(seen)
+@pytest.fixture(scope="module")
+def straight(tiny_config, tmp_path_factory):
+    """Final state and batches of a run that nobody stopped."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        record = watch(patch)
+        patch.setattr(sys, "argv", ["train_ctd.py", "fit", "--config", str(tiny_config), "--run", str(run)])
+        train_ctd.main()
+    return weights(run), record
 
 
 def send(monkeypatch, hook, at_step, number):
@@ -54,9 +60,9 @@ def send(monkeypatch, hook, at_step, number):
         ("validation_step", 3, signal.SIGTERM),
     ],
 )
-def test_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch, straight, seen, hook, step, number):
+def test_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch, straight, hook, step, number):
     expected, order = straight
-    seen.clear()
+    seen = watch(monkeypatch)
     run = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         send(patch, hook, step, number)
