@@ -34,7 +34,7 @@ def folder(corpus, tmp_path):
 def test_names_all_ten_broken_videos(folder, tmp_path, capsys):
     videos, names = folder
     good = tmp_path / "good.jsonl"
-    assert main(["scan", str(videos), "-o", str(good), "--workers", "2", "--deadline", "20"]) == 0
+    assert main(["scan", str(videos), "-o", str(good), "--workers", "2", "--deadline", "60"]) == 0
     printed = capsys.readouterr().out
     [row] = rows(good)
     assert row["video"] == str(videos / "h264.mp4")
@@ -59,14 +59,14 @@ def test_exit_codes(corpus, tmp_path, capsys):
     assert main(["scan", str(lone), "-o", out]) == 2
     assert "no video below this folder" in capsys.readouterr().err
     (lone / "zero.mp4").touch()
-    assert main(["scan", str(lone), "-o", out, "--deadline", "20"]) == 1
+    assert main(["scan", str(lone), "-o", out, "--deadline", "60"]) == 1
     assert "none of 1 videos can be used" in capsys.readouterr().err
     assert main(["scan", str(tmp_path / "nowhere"), "-o", out]) == 2
 
 
 def test_every_good_video_is_found_good_and_decord_is_believed_only_where_exact(corpus):
     names = [name for name in GOOD if name != "4k.mp4"]
-    results = scan([VideoEntry(str(corpus.path(name))) for name in names], deadline=30, samples=2)
+    results = scan([VideoEntry(str(corpus.path(name))) for name in names], deadline=60, samples=2)
     readers = {}
     for name, result in zip(names, results, strict=True):
         assert result.error is None, (name, result.error)
