@@ -82,20 +82,23 @@ def test_patch_labels_match_the_pixels():
 
 
 def test_words_of_image_tokens(tiny):
-    """A token over the star is named by the star's colour, as the pixels under it say."""
+    """A token that mostly shows the star is named by the star's colour, as the pixels under it say."""
     _, processor = tiny
-    scenes = [scene_for(2, i) for i in range(3)]
+    scenes = [scene_for(2, i) for i in range(20)]
     packer = Packer(processor.tokenizer, scenes, np.stack([owners(s) for s in scenes]), seed=0)
-    batch = packer.draw(videos=3, frames=64, questions=1)
+    batch = packer.draw(videos=20, frames=64, questions=1)
+    checked = 0
     for b, video in enumerate(batch.video):
         flash = scenes[video].flash
         frame = render(scenes[video])[flash.first + 1].astype(float)
         names = batch.words[b, flash.first + 1, ..., 0]
-        row, column = int(flash.centre[1] // 16), int(flash.centre[0] // 16)
         near = np.linalg.norm(frame - np.array(COLOURS[flash.colour]), axis=-1) < 60
         share = near.reshape(4, 16, 4, 16).mean(axis=(1, 3))
-        assert share[row, column] > 0.1
-        assert processor.tokenizer.convert_ids_to_tokens(int(names[row, column])) == flash.colour
+        row, column = np.unravel_index(share.argmax(), share.shape)
+        if share[row, column] > 0.35:
+            checked += 1
+            assert processor.tokenizer.convert_ids_to_tokens(int(names[row, column])) == flash.colour
+    assert checked >= 5
 
 
 def test_stage_one_learns(tiny):
