@@ -168,7 +168,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [DISASSEMBLERS / "cuobjdump", "--dump-resource-usage", file.name]
+        command = [str(DISASSEMBLERS / "cuobjdump"), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", text)}
 

@@ -1,7 +1,8 @@
 """Which implementation runs: the Triton kernels or the PyTorch reference."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -17,7 +18,24 @@ F = TypeVar("F", bound=Callable)
 
 CUDA_BACKEND = "reference" if triton is None else "triton"
 INTERPRETING = triton is not None and bool(triton.knobs.runtime.interpret)
+_forced: str | None = None
 logging.getLogger(__name__).info("CUDA tensors take the %s backend, others the reference", CUDA_BACKEND)
+
+
+@contextlib.contextmanager
+def force_backend(backend: str | None) -> Iterator[None]:
+    """Within the block, calls that name no backend take this one: a model with its kernels on or off.
+
+    Not for threads that run models side by side: the choice is one for the process.
+    """
+    global _forced
+    if backend not in BACKENDS:
+        raise ValueError(f"force_backend: backend is {backend!r}; use None, 'triton' or 'reference'")
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def use_triton(function: str, x: torch.Tensor, backend: str | None) -> bool:
@@ -28,6 +46,7 @@ def use_triton(function: str, x: torch.Tensor, backend: str | None) -> bool:
     """
     if backend not in BACKENDS:
         raise ValueError(f"{function}: backend is {backend!r}; use None, 'triton' or 'reference'")
+    backend = backend or _forced
     if backend is None:
         return x.is_cuda and CUDA_BACKEND == "triton"
     if backend == "reference":
@@ -56,7 +75,7 @@ def backend_report() -> dict[str, str]:
         "triton": "not installed" if triton is None else triton.__version__,
         "cuda": CUDA_BACKEND,
         "other devices": "reference",
-        "reason": reason,
+        "reason": reason if _forced is None else f"{reason}; forced: {_forced}",
     }
 
 

@@ -1,0 +1,107 @@
+"""Measure kernels and encoders on this machine: correctness first, then time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from liteframe_kernels.comparison import Comparison, compare
+from liteframe_kernels.strided_conv.bench import comparisons as strided_comparisons
+from liteframe_kernels.temporal_conv.bench import comparisons as temporal_comparisons
+from liteframe_kernels.timing import copy_bandwidth, machine, matmul_rate
+from liteframe_kernels.weighted_average_pool.bench import comparisons as pool_comparisons
+
+from liteframe.evaluate.bench_report import write_report
+from liteframe.evaluate.encoder_bench import Setup, measure_encoders
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+FRAMES = (8, 32, 64, 128, 256, 512)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("what", choices=("kernels", "encoder"), help="the kernels one by one, or whole encoders")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR", help="for the report")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--frames", type=int, nargs="+", metavar="N", help="kernels: 256; encoder: 8 32 ... 512")
+    parser.add_argument("--size", type=int, default=448, metavar="PIXELS", help="side of a frame (default: 448)")
+    parser.add_argument("--tiny", action="store_true", help="64 channels and few layers, for a machine without a GPU")
+    parser.add_argument("--warmup", type=int, default=40, metavar="N", help="calls that are not counted (40)")
+    parser.add_argument("--runs", type=int, default=100, metavar="N", help="calls that are counted (100)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what needs torch.compile")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report; 1 when an implementation of ours gives wrong results."""
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here; use --device cpu with --tiny")
+    if args.runs < 1 or args.warmup < 0 or min(args.frames or [1]) < 1:
+        raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")
+    record = _kernels(args, device) if args.what == "kernels" else _encoders(args, device)
+    for path in write_report(record, args.output, args.what):
+        print(path)
+    wrong = [row for row in record["rows"] if row["status"] == "wrong"]
+    for row in wrong:
+        print(
+            f"{row['kernel']} ({row['label']}) {row['direction']}, {row['implementation']}: error {row['error']:.1e}",
+            file=sys.stderr,
+        )
+    return int(any(row["implementation"] == "triton" for row in wrong))
+
+
+def _kernels(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    dtype = DTYPES[args.dtype]
+    frames = (args.frames or [256])[0]
+    protocol = {"warmup": args.warmup, "runs": args.runs}
+    rows = []
+    side = args.size // 14
+    channels = 64 if args.tiny else 768
+    copied = frames * (1 + side * side) * channels * dtype.itemsize
+    bandwidth = copy_bandwidth(device, copied, **protocol)
+    for comparison in _comparisons(args, device, frames, side, channels):
+        _say(f"{comparison.kernel}, {comparison.label}")
+        rows += compare(comparison, device, copy_bytes_per_s=bandwidth, **protocol)
+    return {
+        "machine": machine(device),
+        "setup": {"dtype": args.dtype, "frames": frames, "size": args.size, "tiny": args.tiny, **protocol},
+        "copy_bytes_per_s": bandwidth,
+        "matmul_flop_per_s": matmul_rate(device, dtype, 8192 if device.type == "cuda" else 256, **protocol),
+        "rows": rows,
+    }
+
+
+def _comparisons(
+    args: argparse.Namespace, device: torch.device, frames: int, side: int, channels: int
+) -> Iterator[Comparison]:
+    """The operations of the paper's model: 448 pixels give a side of 32 patches of 14 pixels."""
+    if frames % 4 or args.size % 28 or side == 0:
+        raise ValueError(f"--frames {frames} must be a multiple of 4 and --size {args.size} one of 28")
+    compiled = not args.no_compile
+    options: dict[str, Any] = {"frames": frames, "channels": channels, "compiled": compiled}
+    yield from temporal_comparisons(device, DTYPES[args.dtype], tokens=1 + side * side, **options)
+    yield from strided_comparisons(device, DTYPES[args.dtype], side=side, **options)
+    options["channels"] = 64 if args.tiny else 1024
+    yield from pool_comparisons(device, DTYPES[args.dtype], side=side, **options)
+
+
+def _encoders(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    setup = Setup(
+        frames=tuple(args.frames or FRAMES),
+        size=args.size,
+        dtype=DTYPES[args.dtype],
+        warmup=args.warmup,
+        runs=args.runs,
+        compiled=not args.no_compile,
+        tiny=args.tiny,
+    )
+    return measure_encoders(setup, device, _say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
