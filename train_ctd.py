@@ -32,6 +32,9 @@ class CTDCommand(TrainingCommand):
     def after_fit(self) -> None:
         """Validate the final weights and write the report."""
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if not figures:
+            print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
+            return
         if self.datamodule.val_entries:
             figures.update(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
         if self.trainer.is_global_zero:
