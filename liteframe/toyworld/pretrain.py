@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -131,20 +131,22 @@ def train_language(
     seed: int,
     steps: int,
     progress: Progress,
+    curriculum: Sequence[tuple[int, ...]] = CURRICULUM,
+    peak: float = 2e-3,
 ) -> None:
-    """Stage two on stored features `[V, T, h * w, C]`; frame counts as in `CURRICULUM`."""
+    """One cycle of stage two on stored features `[V, T, h * w, C]`; frame counts as the curriculum says."""
     rng = np.random.default_rng(seed)
     inner = model.model
 
     def step(i: int) -> tuple[Tensor, str]:
-        counts = CURRICULUM[min(len(CURRICULUM) - 1, len(CURRICULUM) * i // steps)]
+        counts = curriculum[len(curriculum) * i // steps]
         frames = int(rng.choice(counts))
         loss, read_out, right = _loss(model, features, packer.draw(VIDEOS_OF[frames], frames, QUESTIONS))
         words = f"loss {float(loss.detach()):.3f}, read-outs {float(read_out.detach()):.3f}"
         return loss + 0.3 * read_out, f"{words}, right {float(right.float().mean()):.3f}"
 
     parameters = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters()]
-    _optimise(parameters, steps, 2e-3, step, progress, "language")
+    _optimise(parameters, steps, peak, step, progress, "language")
 
 
 @torch.inference_mode()
@@ -179,7 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to write (an earlier one is replaced)")
     parser.add_argument("--videos", type=int, default=2000, help="videos to render, the last 150 held out")
     parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=4000)
+    parser.add_argument("--language-steps", type=int, default=4400)
+    parser.add_argument("--restart-steps", type=int, default=800, help="second, lower cycle of the language stage")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     if args.videos <= HELD_OUT:
@@ -206,6 +209,10 @@ def main(argv: list[str] | None = None) -> int:
         del videos
         packer = language_pretrain.Packer(tokenizer, scenes[known], owner[known], args.seed)
         train_language(model, features[known], packer, steps=args.language_steps, **given)
+        # a second, lower cycle: the first leaves some shapes that are not yet looked up reliably
+        packer = language_pretrain.Packer(tokenizer, scenes[known], owner[known], args.seed + 2)
+        again = {"curriculum": CURRICULUM[-1:], "peak": 8e-4, **given}
+        train_language(model, features[known], packer, steps=args.restart_steps, **again)
     model = model.eval().to(torch.bfloat16).float()  # the figures below are those of the weights that are stored
     packer = language_pretrain.Packer(tokenizer, scenes[held_out], owner[held_out], args.seed)
     accuracy = held_out_accuracy(model, features[held_out], packer)
