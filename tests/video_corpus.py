@@ -41,7 +41,7 @@ def number_of(image: np.ndarray) -> int:
     for bit in range(BITS):
         left, right = bit * width // BITS, (bit + 1) * width // BITS
         margin = (right - left) // 4
-        block = image[: height // 2, left + margin : right - margin].astype(float).mean(axis=(1, 2))
+        block = image[: height // 2, left + margin : right - margin].mean(axis=(1, 2))
         quarter = height // 4
         edge = quarter // 4
         upper, lower = block[edge : quarter - edge].mean(), block[quarter + edge : 2 * quarter - edge].mean()
@@ -157,6 +157,7 @@ GOOD: dict[str, Good] = {
     "fragmented.mp4": Good(_copy("h264.mp4", "-movflags", "frag_keyframe+empty_moov")),
     "sound.mp4": Good(_with_sound),
     "cover_art.mp4": Good(_cover_art),
+    "title_in_latin1.mkv": Good(_copy("h264.mp4", "-metadata", "title=F\udce4hre")),
     "all_intra.mp4": Good(_encoded("-c:v", "libx264", "-g", 1, "-preset", "ultrafast", "-pix_fmt", "yuv420p")),
     "open_group.mp4": Good(_encoded(*_x264("open-gop=1", "bframes=3"))),
     "open_group.mkv": Good(_copy("open_group.mp4")),
