@@ -24,6 +24,4 @@ class PooledTeacher(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """Video `[B, T, 3, H, W]` to features `[B, ceil(T / t), h, w, C]`."""
         features = self.teacher(video)
-        return weighted_average_pool(
-            features.patches, query=features.query, logits=features.logits, kernel=self.kernel
-        )
+        return weighted_average_pool(features.patches, query=features.query, logits=features.logits, kernel=self.kernel)
