@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils.logging import disable_progress_bar
 
 from liteframe.data.failures import TooManyBadVideosError
 from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
@@ -39,6 +40,7 @@ EXPECTED_WARNINGS = (
     ".*sync_dist=True",  # held-out figures are synchronised where they are computed
     ".*Total length of `list` across ranks is zero",  # nothing is held out
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
+    ".*is_gradient_checkpointing. is deprecated",  # PEFT's own code
 )
 
 
@@ -57,6 +59,7 @@ class TrainingCommand(LightningCLI):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        disable_progress_bar()  # of loading weights; the run's own line is the progress
         super().__init__(
             module,
             datamodule,
