@@ -22,10 +22,10 @@ FRAMES, WIDTH, HEIGHT, FPS = 48, 192, 128, 30
 def draw(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """A frame uint8 `[H,W,3]`: number in the first quarter, its complement in the second, moving colours below."""
     image = np.empty((height, width, 3), dtype=np.uint8)
-    y, x = np.mgrid[0:height, 0:width]
+    x, y = np.arange(width), np.arange(height)[:, None]
     image[..., 0] = (x + 5 * number) % 256
-    image[..., 1] = (y * 2 + 3 * number) % 256
-    image[..., 2] = (x + y - 7 * number) % 256
+    image[..., 1] = (2 * y + 3 * number) % 256
+    image[..., 2] = (x % 256).astype(np.uint8) + ((y - 7 * number) % 256).astype(np.uint8)
     for bit in range(BITS):
         columns = slice(bit * width // BITS, (bit + 1) * width // BITS)
         value = 235 if number >> bit & 1 else 16

@@ -21,7 +21,7 @@ from liteframe.data.video_types import VideoError, VideoInfo
 COMPARED_FRAMES = 600
 _COMPARED_PIXELS = 1920 * 1088  # larger frames are compared scaled down
 _DECORD_SECONDS = 10.0  # decord hangs on some files; one where it is slower than this gains nothing
-# Mean difference in levels of 255. Readers with one FFmpeg agree exactly, others round differently; more is another frame.
+# Mean difference in levels of 255: readers of different FFmpegs round differently, more is another frame.
 _TOLERANCE = 3.0
 
 
