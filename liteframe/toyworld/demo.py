@@ -35,7 +35,7 @@ from liteframe.toyworld.systems import build, evaluate
 from liteframe.training.run_folder import write_json
 
 REPOSITORY = Path(liteframe.__file__).parents[1]
-FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (16, 32, 64)}
+FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (32, 64)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
 
 
 QUICK = Settings(train_videos=480, test_videos=60, ctd_steps=500, lma_steps=240, timing_runs=20)
-FULL = Settings(train_videos=2000, test_videos=200, ctd_steps=3000, lma_steps=1200, timing_runs=100)
+FULL = Settings(train_videos=2000, test_videos=120, ctd_steps=2600, lma_steps=1000, timing_runs=100)
 
 
 class Stopwatch:

@@ -81,7 +81,7 @@ def test_parameters_in_half_precision(assert_near, embedded):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("k", [1, 3, 5, 9])
+@pytest.mark.parametrize("k", [1, 3, 9])
 def test_taps_and_modes(k, causal, residual, assert_near, embedded):
     check(assert_near, embedded(2, 6, 3, 4), k, causal=causal, residual=residual)
 
@@ -200,7 +200,7 @@ def test_backward_is_repeatable(embedded):
 
 
 @settings(
-    max_examples=12,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

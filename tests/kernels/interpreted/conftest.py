@@ -4,18 +4,27 @@ The files here run in a process of their own, which test_triton_interpreter.py s
 decorated for the interpreter cannot be compiled, and the other way round.
 """
 
+import numpy
 import pytest
 import torch
+import triton
 from liteframe_kernels.backend import INTERPRETING
+from packaging.version import Version
 
 # Largest error allowed, as a share of the largest value. The interpreter truncates to bfloat16 instead of rounding.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}
+
+
+def triton_and_numpy_agree():
+    """Triton before 3.7 makes Python numbers of arrays of one element, which numpy 2.4 no longer does."""
+    return Version(triton.__version__) >= Version("3.7") or Version(numpy.__version__) < Version("2.4")
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Whatever a kernel allocates and does not write is NaN."""
     assert INTERPRETING, "run these files through tests/kernels/test_triton_interpreter.py"
+    assert triton_and_numpy_agree(), "the interpreter of Triton 3.6 needs an older numpy: pip install 'numpy<2.4'"
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.ones(1).new_empty(8).isnan().all()
