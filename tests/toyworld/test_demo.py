@@ -1,0 +1,80 @@
+"""The demo from end to end at its smallest, and the shipped teacher's figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from liteframe.toyworld.demo import FRAMES, Settings, prepare_folder, run_demo
+from liteframe.toyworld.demo_report import SYSTEMS, TEACHER
+from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES
+from liteframe.toyworld.systems import CHECKPOINT
+
+SMALLEST = Settings(train_videos=6, test_videos=4, ctd_steps=2, lma_steps=2, timing_runs=2)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    with (folder.parent / "console.txt").open("w") as out:
+        report = run_demo(folder, SMALLEST, seed=7, console=Console(file=out, width=160))
+    return folder, report, (folder.parent / "console.txt").read_text()
+
+
+def test_every_system_is_scored_and_timed(demo):
+    folder, report, _ = demo
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert [(r["system"], r["frames"]) for r in report["results"]] == [(s, f) for s in SYSTEMS for f in FRAMES[s]]
+    for row in report["results"]:
+        assert row["questions"] == 4 * len(QUESTION_TYPES)
+        assert row["tokens_per_frame"] == (16 if row["system"] == TEACHER else 1)
+        assert row["total_ms"] == row["encoder_ms"] + row["prefill_ms"] > 0
+        assert set(row["types"]) == set(QUESTION_TYPES)
+
+
+def test_the_teacher_sees_and_the_export_agrees(demo):
+    _, report, _ = demo
+    accuracy = {(r["system"], r["frames"]): r["types"] for r in report["results"]}
+    for kind in ("shape", "direction", "order"):
+        assert accuracy[TEACHER, 16][kind] >= 0.75  # of four videos; chance is at most a half
+    assert report["export"]["same answers"] == report["export"]["questions"] == 20
+    assert report["export"]["largest logit difference"] <= 1e-4
+
+
+def test_it_ends_with_a_table_a_picture_and_answers(demo):
+    folder, report, printed = demo
+    assert (folder / "accuracy_against_time.png").read_bytes().startswith(b"\x89PNG")
+    assert len((folder / "results.md").read_text().splitlines()) == 2 + len(report["results"])
+    assert "At 8x the frames" in printed
+    assert "Ask about a video" in printed
+    for system in SYSTEMS:
+        assert system in printed
+
+
+def test_an_earlier_demo_is_replaced_and_anything_else_refused(tmp_path):
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "demo.json").write_text("{}")
+    (earlier / "old.txt").write_text("")
+    prepare_folder(earlier)
+    assert not list(earlier.iterdir())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="holds something else"):
+        prepare_folder(other)
+    assert (other / "thesis.tex").exists()
+
+
+def test_shipped_teacher_answers_its_held_out_questions():
+    """What the pretraining command recorded: 95 % on three types where the frames suffice, and more with more frames."""
+    record = json.loads((CHECKPOINT / "pretraining.json").read_text())
+    table = record["held-out accuracy by frames and question type"]
+    assert record["chance"] == pytest.approx(CHANCE)
+    for kind in ("shape", "direction", "order"):
+        assert table["16"][kind] >= 0.95
+    events = [table[frames]["event"] for frames in ("4", "8", "16", "32")]
+    assert events == sorted(events)
+    assert events[-1] > events[0] + 0.4
+    assert sum(path.stat().st_size for path in Path(CHECKPOINT).iterdir()) <= 8_000_000
