@@ -47,6 +47,7 @@ def compare(
     comparison: Comparison, device: torch.device, *, copy_bytes_per_s: float, warmup: int, runs: int
 ) -> list[dict[str, Any]]:
     """Rows of a record: a row for each implementation and direction, right and timed or with the reason why not."""
+    torch.compiler.reset()  # else the limit of recompilations makes later comparisons run eager
     sets = [comparison.inputs() for _ in range(rotation(comparison.tensor_bytes, device))]
     truth = _truth(comparison, sets[0])
     rows = {

@@ -61,8 +61,8 @@ def kernel_table(record: dict[str, Any]) -> str:
         rows.append([*head, *values])
     copy = f"Copy bandwidth in this run: {record['copy_bytes_per_s'] / 1e9:.1f} GB/s (read plus written).\n\n"
     notes = (
-        "GB/s counts the bytes that any implementation has to move; passes are the time in units of one copy-speed pass\n"
-        "over the tensor; error is the root mean square against float64, relative.\n"
+        "GB/s counts the bytes that any implementation has to move; passes are the time in units of one pass over the\n"
+        "tensor at copy speed; error is the root mean square against float64, relative.\n"
     )
     return _heading(record, "Kernels") + copy + _markdown(KERNEL_COLUMNS, rows) + "\n" + notes
 

@@ -119,6 +119,7 @@ def _video(shape: LiteFrameConfig | VitShape, frames: int, setup: Setup, device:
 @torch.inference_mode()
 def _measure(model: nn.Module, video: Tensor, backend: str, compiled: bool, setup: Setup) -> dict[str, Any]:
     device = video.device
+    torch.compiler.reset()  # else the limit of recompilations makes the last sizes run eager
     call = torch.compile(model, dynamic=False) if compiled else model
     with force_backend(backend):
         contender = {"": Contender(lambda run: video, call)}
