@@ -68,7 +68,7 @@ def test_an_earlier_demo_is_replaced_and_anything_else_refused(tmp_path):
 
 
 def test_shipped_teacher_answers_its_held_out_questions():
-    """What the pretraining command recorded: 95 % on three types where the frames suffice, and more with more frames."""
+    """What the pretraining command recorded: 95 % where the frames suffice (three types), more with more frames."""
     record = json.loads((CHECKPOINT / "pretraining.json").read_text())
     table = record["held-out accuracy by frames and question type"]
     assert record["chance"] == pytest.approx(CHANCE)
