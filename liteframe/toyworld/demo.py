@@ -230,7 +230,7 @@ def show(world: ToyFolder, results: list[Result], answers: dict[str, list[str]],
     console.print(f"{rows[0]['video']}, {frames} frames")
     for row, reply in list(zip(rows, answers[f"{LMA}, {frames} frames"], strict=True))[:5]:
         console.print(f"  {row['question']}  ->  [bold]{reply}[/bold]  (right: {row['answer']})")
-    console.print(as_table(results))
+    console.print(as_table(results, console.width))
     by = {(r.system, r.frames): r for r in results}
     teacher, student = by[TEACHER, frames // 8], by[LMA, frames]
     console.print(

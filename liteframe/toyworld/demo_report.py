@@ -17,6 +17,7 @@ from liteframe.toyworld.questions import QUESTION_TYPES
 
 TEACHER = "teacher VLM"
 POOLED = "teacher + WAP"
+WIDE = 125  # terminal columns that the table with all question types needs
 UNTRAINED = "student, untrained"
 CTD = "student, CTD"
 LMA = "student, CTD + LMA"
@@ -48,11 +49,12 @@ class Result:
         return {**asdict(self), "total_ms": self.total_ms}
 
 
-def as_table(results: Sequence[Result]) -> Table:
-    """The results as a table for a terminal."""
+def as_table(results: Sequence[Result], width: int) -> Table:
+    """The results as a table for a terminal of `width` columns; a narrow one goes without the question types."""
+    types = QUESTION_TYPES if width >= WIDE else ()
     table = Table(title="Held-out questions about videos that were never seen")
     table.add_column("system")
-    for name in ("frames", "tokens/frame", "encoder ms", "prefill ms", "total ms", "accuracy %", *QUESTION_TYPES):
+    for name in ("frames", "tokens/frame", "encoder ms", "prefill ms", "total ms", "accuracy %", *types):
         table.add_column(name, justify="right")
     previous = ""
     for r in results:
@@ -67,7 +69,7 @@ def as_table(results: Sequence[Result]) -> Table:
             f"{r.prefill_ms:.1f}",
             f"{r.total_ms:.1f}",
             f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}",
-            *(f"{100 * r.types[kind]:.0f}" for kind in QUESTION_TYPES),
+            *(f"{100 * r.types[kind]:.0f}" for kind in types),
         )
     return table
 
