@@ -3,15 +3,12 @@
 python train_lma.py fit --config configs/lma/<run>.yaml [--data.conversations rows.jsonl] [--run DIR] [...]
 """
 
-import sys
-
 from lightning.pytorch import Callback
 
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
-from liteframe.data.failures import TooManyBadVideosError
-from liteframe.training.command import TrainingCommand
+from liteframe.training.command import TrainingCommand, exit_codes
 
 
 class LMACommand(TrainingCommand):
@@ -29,10 +26,8 @@ class LMACommand(TrainingCommand):
 
 def main() -> None:
     """Entry point."""
-    try:
+    with exit_codes("train_lma.py"):
         LMACommand(LMAModule, ChatDataModule)
-    except TooManyBadVideosError as error:
-        sys.exit(f"train_lma.py: {error}")
 
 
 if __name__ == "__main__":

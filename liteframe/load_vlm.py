@@ -3,6 +3,7 @@
 Knows both rooms, models and data, and PEFT; it imports no training code, so that exports can use it too.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Add the adapter's update to the weights and return the plain model, which save_pretrained can write."""
     return model.merge_and_unload(safe_merge=True)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """A hash of all parameters that are not trained, by name and bits."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_preprocessing(processor: LiteFrameInternVLProcessor, encoder: LiteFrameConfig) -> None:

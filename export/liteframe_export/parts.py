@@ -8,8 +8,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
-from liteframe.align.lora import frozen_digest
-from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.load_vlm import frozen_digest, load_adapter, load_video_llm
 from liteframe_export.provenance import run_report
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from liteframe.align.dataset import ChatBatch
-from liteframe.align.lora import ENCODER, adapted_layers, frozen_digest
+from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
+from liteframe.load_vlm import frozen_digest
 from liteframe.models.vision import LiteFrameVisionModel
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment

@@ -1,10 +1,8 @@
 """LoRA on the language model and nothing else, and the proof of it."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -108,16 +106,6 @@ def describe(model: PeftModel) -> str:
             f"{sum(p.numel() for p in trained):,} of {total:,} parameters are trained",
         ]
     )
-
-
-def frozen_digest(model: nn.Module) -> str:
-    """A hash of all parameters that are not trained, by name and bits."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _is_trained(model: nn.Module, part: str) -> bool:

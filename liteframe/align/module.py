@@ -12,10 +12,10 @@ from torch import Tensor
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.features import FeatureCache
-from liteframe.align.lora import LoraSettings, add_lora, describe, frozen_digest
+from liteframe.align.lora import LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.data.chat import template_warning
-from liteframe.load_vlm import load_video_llm
+from liteframe.load_vlm import frozen_digest, load_video_llm
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)

@@ -15,11 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
     parser.add_argument("--frames", type=int, default=32, help="frames of each video, spread evenly (default 32)")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer in tokens (default 16)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
     parser.add_argument("-o", "--out", type=Path, help="write answers (JSONL) here and the scores beside them")
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer, score, print, and write where asked."""
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
@@ -32,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--frames {args.frames}: at least one frame is needed")
     rows = load_questions(args.questions)
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
+    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with Progress() as bar:
         task = bar.add_task("questions", total=len(rows))
         answers = answer_rows(

@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from liteframe.data.video_types import VideoError
+
 COMMANDS = {
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
     "scan": "check a folder of videos and write a manifest of the usable ones",
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(command).parse_args(arguments)
     try:
         return int(importlib.import_module(f"liteframe.cli.{args.command}").run(args))
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, VideoError) as error:
         print(f"liteframe {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -85,6 +85,8 @@ def prepare_folder(folder: Path) -> None:
         ValueError: the folder holds something that no demo wrote.
     """
     if folder.exists():
+        if not folder.is_dir():
+            raise ValueError(f"--run {folder} is a file; name a folder")
         if any(folder.iterdir()) and not (folder / "demo.json").is_file():
             raise ValueError(f"--run {folder} holds something else than a demo; choose another folder")
         shutil.rmtree(folder)

@@ -167,10 +167,21 @@ def held_out_accuracy(
     return table
 
 
+CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+
+A tiny InternVL that answers questions about the moving shapes of LiteFrame's toyworld. Made from nothing by
+`python -m liteframe.toyworld.pretrain`; its videos and weights share the licence of the repository.
+"""
+
+
 def save_checkpoint(model: InternVLForConditionalGeneration, folder: Path) -> None:
     """An ordinary checkpoint with its processor; weights are stored in bfloat16 and load as float32, for CPUs."""
     model.to(torch.bfloat16).save_pretrained(folder)
     build_processor(build_tokenizer()).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
 

@@ -7,10 +7,9 @@ flashes for three frames only: a model that samples few frames usually misses it
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -73,10 +72,6 @@ class Scene:
     flash: Flash
     background: tuple[int, int, int]
     noise_seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def _draw_mover(rng: np.random.Generator, shape: str, colour: str, first: int) -> Mover:
