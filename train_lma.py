@@ -20,6 +20,9 @@ class LMACommand(TrainingCommand):
 
     def after_fit(self) -> None:
         """Write the report."""
+        if not self.trainer.callback_metrics:
+            print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
+            return
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))
 

@@ -3,6 +3,7 @@
 Knows both rooms, models and data, and PEFT; it imports no training code, so that exports can use it too.
 """
 
+import copy
 import hashlib
 import os
 from pathlib import Path
@@ -81,7 +82,9 @@ def with_encoder(
     vlm: InternVLForConditionalGeneration, encoder: str | os.PathLike[str] | LiteFrameEncoder
 ) -> LiteFrameInternVLForConditionalGeneration:
     """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
-    if not isinstance(encoder, nn.Module):
+    if isinstance(encoder, nn.Module):
+        encoder = copy.deepcopy(encoder)  # the caller's keeps its precision
+    else:
         encoder = LiteFrameEncoder.from_pretrained(encoder)
     return attach_encoder(vlm, encoder.to(device=vlm.device, dtype=vlm.dtype))
 

@@ -48,7 +48,8 @@ def weighted_average_pool(
         logits = None if logits is None else _repeat_last(logits, missing)
         mask = torch.arange(patches.shape[1], device=patches.device) < real
         mask = mask.expand(patches.shape[0], -1)
-    return pool_whole_blocks(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask)
+    with torch.autocast(patches.device.type, enabled=False):  # it would round the weights to half precision
+        return pool_whole_blocks(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask)
 
 
 def _repeat_last(x: Tensor, count: int) -> Tensor:

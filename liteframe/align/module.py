@@ -63,6 +63,8 @@ class LMAModule(LightningModule):
         model, data.processor = load_video_llm(self.vlm, encoder=self.encoder)
         model.config.use_cache = False
         self.model = add_lora(model, self.lora, train_projector=self.train_projector, train_encoder=self.train_encoder)
+        # Lightning leaves modes as they are, and transformers checkpoints activations in training mode only.
+        self.model.train()
         if self.gradient_checkpointing:
             model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         if data.cache_features:

@@ -106,6 +106,22 @@ class CTDModule(LightningModule):
             self._measure_statistics(data)
             unfold_head(self.student.head, self.target, raw=self.init == "weight_selection" or bool(self.init_from))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember whom the student learns from."""
+        checkpoint["teacher_identity"] = self.teacher.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue with another teacher.
+
+        Raises:
+            ValueError: its weights are not those that the run started with.
+        """
+        if checkpoint["teacher_identity"] != self.teacher.identity:
+            raise ValueError(
+                f"--resume: {self.teacher.name} does not have the weights that the run started with; "
+                "use the same teacher, or start another run with --init_from"
+            )
+
     def on_train_start(self) -> None:
         """Say what is about to happen."""
         data = self.data()

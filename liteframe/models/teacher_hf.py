@@ -95,7 +95,7 @@ def probe_logits(pool: Any, tokens: Tensor) -> Tensor:
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = nn.functional.linear(pool.probe[0, 0], weight[:dim], bias[:dim]).unflatten(-1, (heads, -1))
     key = nn.functional.linear(tokens, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (heads, -1))
-    return head_mean_log_attention(torch.einsum("hd,mnhd->mhn", query, key) * (dim // heads) ** -0.5)
+    return head_mean_log_attention((query.float() * key.float()).sum(-1).movedim(-1, 1) * (dim // heads) ** -0.5)
 
 
 def load_hf(

@@ -54,7 +54,7 @@ def latent_logits(pool: Any, tokens: Tensor) -> Tensor:
     key, _ = pool.kv(tokens).unflatten(-1, (2, pool.num_heads, -1)).unbind(2)
     query = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1))
     query, key = pool.q_norm(query[0, 0]), pool.k_norm(key)
-    return head_mean_log_attention(torch.einsum("hd,mnhd->mhn", query, key) * pool.scale)
+    return head_mean_log_attention((query.float() * key.float()).sum(-1).movedim(-1, 1) * pool.scale)
 
 
 def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwargs: Any) -> Teacher:

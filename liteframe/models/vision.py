@@ -93,7 +93,8 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
     @can_return_tuple
     def forward(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutput:
         """[V,T,3,H,W], one clip a video -> last_hidden_state [V,ceil(T/4),h,w,C]."""
-        return BaseModelOutput(last_hidden_state=self.encoder(pixel_values_videos))
+        pixels = pixel_values_videos.to(self.encoder.patch_embed.weight.dtype)  # also where it is trained in float32
+        return BaseModelOutput(last_hidden_state=self.encoder(pixels))
 
 
 AutoConfig.register(LiteFrameVisionConfig.model_type, LiteFrameVisionConfig, exist_ok=True)

@@ -52,6 +52,9 @@ OWNED = {
 }
 
 
+PRECISIONS = (None, "32-true", "bf16-mixed")
+
+
 class TrainingCommand(LightningCLI):
     """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report."""
 
@@ -90,6 +93,11 @@ class TrainingCommand(LightningCLI):
         for key, instead in OWNED.items():
             if config.trainer[key] not in (None, 1):
                 self._parser(self.subcommand).error(f"--trainer.{key} has no effect here; use {instead}")
+        if config.trainer.precision not in PRECISIONS:
+            self._parser(self.subcommand).error(
+                f"--trainer.precision {config.trainer.precision} would round targets or weights; "
+                "use 32-true or bf16-mixed"
+            )
         try:
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
         except ValueError as error:

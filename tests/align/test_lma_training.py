@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import train_lma
 from liteframe.align.module import LMAModule
@@ -237,6 +238,27 @@ def test_a_batch_without_any_readable_video_changes_nothing(train, world, tmp_pa
     assert report(tmp_path / "run")["data"]["clips_failed"] == 8
     weights = adapter(tmp_path / "run")
     assert all(weights[name].abs().max() == 0 for name in weights if "lora_B" in name)
+
+
+def test_gradient_checkpointing_computes_activations_twice(train, tmp_path, monkeypatch):
+    calls = []
+    forward = Qwen2MLP.forward
+    monkeypatch.setattr(Qwen2MLP, "forward", lambda self, x: calls.append(self.training) or forward(self, x))
+    counts = {}
+    for switch in ("false", "true"):
+        calls.clear()
+        settings = [*SMALL, "--trainer.max_steps", "1", "--model.gradient_checkpointing", switch]
+        train(tmp_path / switch, *settings)
+        counts[switch] = len(calls)
+    assert counts["true"] == 2 * counts["false"] > 0
+    assert all(calls)
+
+
+def test_precisions_that_round_targets_or_weights_are_refused(train, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", *SMALL, "--trainer.precision", "16-mixed")
+    assert "use 32-true or bf16-mixed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_kept_features_train_the_same_adapter(train, tmp_path):

@@ -67,5 +67,7 @@ def test_other_models_and_pickled_adapters_are_refused(folder):
 
 def test_the_encoder_itself_is_as_good_as_its_folder(folder, vlm):
     loaded = LiteFrameEncoder.from_pretrained(folder / "encoder")
-    model, _ = load_video_llm(folder / "vlm", encoder=loaded)
-    assert model.model.vision_tower.encoder is loaded
+    model, _ = load_video_llm(folder / "vlm", encoder=loaded, dtype=torch.bfloat16)
+    placed = model.model.vision_tower.encoder.state_dict()
+    assert all(torch.equal(placed[name], weight.bfloat16()) for name, weight in loaded.state_dict().items())
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}  # the caller's stays as it was

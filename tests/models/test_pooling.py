@@ -58,3 +58,12 @@ def test_both_and_empty_and_odd_grids_are_errors():
 
 def test_dtype_is_kept():
     assert weighted_average_pool(torch.randn(1, 5, 2, 2, 4).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scope", ["block", "frame"])
+def test_autocast_does_not_round_the_weights(scope):
+    torch.manual_seed(0)
+    patches, query = 2 * torch.randn(1, 4, 4, 4, 32), 2 * torch.randn(1, 4, 32)
+    exact = weighted_average_pool(patches, query=query, scope=scope)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(weighted_average_pool(patches, query=query, scope=scope), exact)
