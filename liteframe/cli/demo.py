@@ -23,6 +23,11 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     console = Console()
     report = run_demo(args.run, FULL if args.full else QUICK, args.seed, console)
+    if not args.full:
+        console.print(
+            "Ten minutes take the student part of the way. `liteframe demo --full` (about half an hour) distils three "
+            "times as long on three times as many videos; the README records what it gave."
+        )
     console.print(
         f"{sum(report['seconds'].values()) / 60:.1f} minutes. {args.run}/report.json, results.md and "
         f"accuracy_against_time.png hold the figures; hf-vlm/README.md says how to load the exported model; "

@@ -49,7 +49,7 @@ class Settings:
     timing_runs: int
 
 
-QUICK = Settings(train_videos=600, test_videos=60, ctd_steps=650, lma_steps=280, timing_runs=20)
+QUICK = Settings(train_videos=600, test_videos=60, ctd_steps=850, lma_steps=160, timing_runs=20)
 FULL = Settings(train_videos=2000, test_videos=120, ctd_steps=2600, lma_steps=1000, timing_runs=100)
 
 
