@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -25,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from liteframe.data.manifest import write_jsonl
     from liteframe.evaluate.scoring import is_right, score
     from liteframe.evaluate.videoqa import answer_rows, load_questions
     from liteframe.load_vlm import load_video_llm
-    from liteframe.training.run_folder import write_atomically, write_json
+    from liteframe.training.run_folder import write_json
 
     if args.frames < 1:
         raise ValueError(f"--frames {args.frames}: at least one frame is needed")
@@ -51,11 +51,8 @@ def run(args: argparse.Namespace) -> int:
     for kind, part in result["types"].items():
         console.print(f"  {kind}: {100 * part['accuracy']:.1f} ± {100 * part['error']:.1f} % of {part['count']}")
     if args.out:
-        lines = [
-            json.dumps({**row, "reply": reply, "right": is_right(reply, row["answer"])})
-            for row, reply in zip(rows, answers, strict=True)
-        ]
-        write_atomically(args.out, ("\n".join(lines) + "\n").encode())
+        pairs = zip(rows, answers, strict=True)
+        write_jsonl([{**row, "reply": r, "right": is_right(r, row["answer"])} for row, r in pairs], args.out)
         settings = {"questions": args.questions, "vlm": args.vlm, "encoder": args.encoder, "adapter": args.adapter}
         write_json(args.out.with_suffix(".scores.json"), {**result, **settings, "frames": args.frames})
     return 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from liteframe.data.manifest import write_jsonl
 from liteframe.toyworld.questions import conversation_row, evaluation_rows, one_of_each
 from liteframe.toyworld.scenes import render, scene_for, write_video
 
@@ -25,12 +24,6 @@ class ToyFolder:
     train_rows: Path
     test_videos: Path
     test_rows: Path
-
-
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_toyworld(
@@ -60,5 +53,5 @@ def write_toyworld(
                 [conversation_row(video, questions)] if part == made.train_videos else evaluation_rows(video, questions)
             )
             progress(1)
-        _write_jsonl(made.train_rows if part == made.train_videos else made.test_rows, rows)
+        write_jsonl(rows, made.train_rows if part == made.train_videos else made.test_rows)
     return made

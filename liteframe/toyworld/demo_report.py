@@ -49,6 +49,13 @@ class Result:
         return {**asdict(self), "total_ms": self.total_ms}
 
 
+def _cells(r: Result, types: Sequence[str]) -> list[str]:
+    """One row of either table."""
+    cells = [r.system, str(r.frames), f"{r.tokens_per_frame:g}", f"{r.encoder_ms:.1f}", f"{r.prefill_ms:.1f}"]
+    cells += [f"{r.total_ms:.1f}", f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}"]
+    return cells + [f"{100 * r.types[kind]:.0f}" for kind in types]
+
+
 def as_table(results: Sequence[Result], width: int) -> Table:
     """The results as a table for a terminal of `width` columns; a narrow one goes without the question types."""
     types = QUESTION_TYPES if width >= WIDE else ()
@@ -61,16 +68,7 @@ def as_table(results: Sequence[Result], width: int) -> Table:
         if previous and r.system != previous:
             table.add_section()
         previous = r.system
-        table.add_row(
-            r.system,
-            str(r.frames),
-            f"{r.tokens_per_frame:g}",
-            f"{r.encoder_ms:.1f}",
-            f"{r.prefill_ms:.1f}",
-            f"{r.total_ms:.1f}",
-            f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}",
-            *(f"{100 * r.types[kind]:.0f}" for kind in types),
-        )
+        table.add_row(*_cells(r, types))
     return table
 
 
@@ -79,10 +77,7 @@ def as_markdown(results: Sequence[Result]) -> str:
     head = ["system", "frames", "tokens/frame", "encoder ms", "prefill ms", "total ms", "accuracy %", *QUESTION_TYPES]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for r in results:
-        cells = [r.system, str(r.frames), f"{r.tokens_per_frame:g}", f"{r.encoder_ms:.1f}", f"{r.prefill_ms:.1f}"]
-        cells += [f"{r.total_ms:.1f}", f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}"]
-        cells += [f"{100 * r.types[kind]:.0f}" for kind in QUESTION_TYPES]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(_cells(r, QUESTION_TYPES)) + " |")
     return "\n".join(lines) + "\n"
 
 
