@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from liteframe.encode import encode_video as encode_video
+    from liteframe.evaluate.ask import ask as ask
+    from liteframe.load_vlm import load_video_llm as load_video_llm
     from liteframe.models.cost import cost as cost
     from liteframe.models.student import LiteFrameConfig as LiteFrameConfig
     from liteframe.models.student import LiteFrameEncoder as LiteFrameEncoder
@@ -25,8 +27,19 @@ _HOME = {
     "weighted_average_pool": "liteframe.pooling",
     "encode_video": "liteframe.encode",
     "cost": "liteframe.models.cost",
+    "load_video_llm": "liteframe.load_vlm",
+    "ask": "liteframe.evaluate.ask",
 }
-__all__ = ["LiteFrameConfig", "LiteFrameEncoder", "cost", "encode_video", "load_teacher", "weighted_average_pool"]
+__all__ = [
+    "LiteFrameConfig",
+    "LiteFrameEncoder",
+    "ask",
+    "cost",
+    "encode_video",
+    "load_teacher",
+    "load_video_llm",
+    "weighted_average_pool",
+]
 
 
 def __getattr__(name: str) -> Any:

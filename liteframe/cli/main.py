@@ -14,6 +14,7 @@ COMMANDS = {
     "scan": "check a folder of videos and write a manifest of the usable ones",
     "export": "write an encoder or a Video LLM for other software",
     "eval": "answer a file of questions about videos and report accuracy",
+    "ask": "ask a question about a video",
     "bench": "measure kernels and encoders on this machine",
     "info": "parameters and FLOPs, versions, and what a saved encoder is",
 }

@@ -1,11 +1,13 @@
 """Ask a Video LLM several questions about one video: the video is encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import TextIteratorStreamer
 
 from liteframe.data.chat import PLACEHOLDER, question_prompt
 from liteframe.data.processor import LiteFrameInternVLProcessor
@@ -30,26 +32,46 @@ def answer(
         questions: one or several; without the video placeholder.
         max_new_tokens: longest answer.
         system: a system message; None sends none.
+
+    Raises:
+        ValueError: prompt and answer are longer than the language model reads.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
-    video, features = encode_frames(model, processor, frames)
-    prompts = [question_prompt(question, system).replace(PLACEHOLDER, video, 1) for question in questions]
-    tokenizer = processor.tokenizer
-    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt").to(
-        model.device
-    )
-    embeds = model.get_input_embeddings()(inputs["input_ids"])
-    places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
-    embeds = embeds.masked_scatter(places, features.to(embeds).repeat(len(prompts), 1))
-    generated = model.generate(
-        inputs_embeds=embeds,
-        attention_mask=inputs["attention_mask"],
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    request = _request(model, processor, frames, questions, max_new_tokens, system)
+    generated = model.generate(**request)
+    return [text.strip() for text in processor.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+def stream_answer(
+    model: Any,
+    processor: Any,
+    frames: np.ndarray,
+    question: str,
+    *,
+    max_new_tokens: int = 512,
+    system: str | None = None,
+) -> Iterator[str]:
+    """As `answer` for one question, piece by piece as the words are found."""
+    with torch.inference_mode():
+        request = _request(model, processor, frames, [question], max_new_tokens, system)
+    # generate hands an empty prompt to the streamer when it starts from embeddings.
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failures: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            with torch.inference_mode():
+                model.generate(**request, streamer=streamer)
+        except BaseException as error:  # raised again in the caller's thread
+            failures.append(error)
+            streamer.end()
+
+    thread = Thread(target=generate, daemon=True)
+    thread.start()
+    yield from (piece for piece in streamer if piece)
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def encode_frames(model: Any, processor: Any, frames: np.ndarray) -> tuple[str, Tensor]:
@@ -68,3 +90,31 @@ def encode_frames(model: Any, processor: Any, frames: np.ndarray) -> tuple[str, 
     inputs = processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
     output = model.model.get_image_features(pixel_values=inputs["pixel_values_videos"][0].to(model.device))
     return processor.replace_video_token(inputs, 0), output.pooler_output.flatten(0, 1)
+
+
+def _request(
+    model: Any, processor: Any, frames: np.ndarray, questions: list[str], max_new_tokens: int, system: str | None
+) -> dict[str, Any]:
+    """Arguments of `generate` for greedy answers."""
+    video, features = encode_frames(model, processor, frames)
+    prompts = [question_prompt(question, system).replace(PLACEHOLDER, video, 1) for question in questions]
+    tokenizer = processor.tokenizer
+    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt").to(
+        model.device
+    )
+    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+    if length + max_new_tokens > limit:
+        raise ValueError(
+            f"{len(frames)} frames and the question take {length} tokens, with an answer of up to {max_new_tokens} "
+            f"more than the {limit} that the language model reads; use fewer frames or a shorter answer"
+        )
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
+    return {
+        "inputs_embeds": embeds.masked_scatter(places, features.to(embeds).repeat(len(prompts), 1)),
+        "attention_mask": inputs["attention_mask"],
+        "do_sample": False,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "pad_token_id": tokenizer.pad_token_id,
+    }

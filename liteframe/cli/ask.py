@@ -1,0 +1,52 @@
+"""Ask a Video LLM a question about a video and print the answer as it is found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `liteframe ask`."""
+    parser.add_argument("video", help="video file")
+    parser.add_argument("question", help="what to ask")
+    parser.add_argument("--vlm", required=True, help="folder or id of an InternVL, or of an exported LiteFrame VLM")
+    parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
+    parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
+    parser.add_argument("--frames", type=int, default=64, help="most frames, spread evenly (default 64)")
+    parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
+    parser.add_argument("--start", type=float, help="start of the part to look at, in seconds")
+    parser.add_argument("--end", type=float, help="end of the part to look at, in seconds")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    parser.add_argument("--system", help="system message; default: none")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, look, answer."""
+    import torch
+    from transformers.utils import logging
+
+    from liteframe.evaluate.ask import ask
+    from liteframe.load_vlm import load_video_llm
+
+    logging.disable_progress_bar()
+    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
+    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pieces = ask(
+        model,
+        processor,
+        args.video,
+        args.question,
+        frames=args.frames,
+        fps=args.fps,
+        start=args.start,
+        end=args.end,
+        max_new_tokens=args.max_new_tokens,
+        system=args.system,
+    )
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0

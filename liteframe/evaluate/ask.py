@@ -1,0 +1,58 @@
+"""One question about one video file, answered as the words are found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from liteframe.data.decode_process import DecodeProcess
+from liteframe.data.frame_sampling import at_fps
+from liteframe.evaluate.answer import stream_answer
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    path: str | os.PathLike[str],
+    question: str,
+    *,
+    frames: int = 64,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    max_new_tokens: int = 512,
+    system: str | None = None,
+    deadline: float = 120.0,
+) -> Iterator[str]:
+    """Stream a greedy answer, piece by piece; `"".join(ask(...))` is the whole.
+
+    Args:
+        model: of `load_video_llm`.
+        processor: of `load_video_llm`.
+        path: a local video file.
+        question: without the video placeholder.
+        frames: at most so many, spread evenly over the span.
+        fps: frames a second, as many of them as `frames` allows; None takes `frames` whatever the rate.
+        start: start of the span in seconds; None is the video's.
+        end: end of the span in seconds; None is the video's.
+        max_new_tokens: longest answer.
+        system: a system message; None sends none.
+        deadline: seconds that reading the frames may take.
+
+    Raises:
+        VideoError: the file or a frame of it cannot be decoded.
+        ValueError: an argument is out of range, or prompt and answer are longer than the language model reads.
+    """
+    with DecodeProcess(deadline) as decoder:
+        info = decoder.probe(path)
+        indices = at_fps(
+            info.frames,
+            info.fps,
+            target_fps=info.fps if fps is None else fps,
+            max_frames=frames,
+            start=start or 0.0,
+            end=end,
+        )
+        shown = decoder.read(path, indices)
+    yield from stream_answer(model, processor, shown, question, max_new_tokens=max_new_tokens, system=system)

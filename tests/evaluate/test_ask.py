@@ -1,0 +1,91 @@
+"""A question about a file, streamed: the same words as generate gives through transformers' own processor."""
+
+import pytest
+import torch
+from ctd_world import ROOT, write_video
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from liteframe.cli.main import main
+from liteframe.data.chat import question_prompt
+from liteframe.data.decode_process import DecodeProcess
+from liteframe.evaluate.answer import stream_answer
+from liteframe.evaluate.ask import ask
+from liteframe.load_vlm import load_video_llm
+
+TOY = ROOT / "liteframe/toyworld/checkpoint"
+QUESTION = "Which way does the red circle move?"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("ask") / "a.mp4", frames=40, fps=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_video_llm(TOY)
+
+
+@pytest.fixture(scope="module")
+def independent(video):
+    """Words that transformers alone finds for chosen frames."""
+    model = AutoModelForImageTextToText.from_pretrained(TOY).float().eval()
+    processor = AutoProcessor.from_pretrained(TOY)
+
+    def words(indices):
+        with DecodeProcess() as decoder:
+            frames = decoder.read(video, indices)
+        shown = torch.as_tensor(frames).permute(0, 3, 1, 2).contiguous()
+        inputs = processor(text=question_prompt(QUESTION), videos=[shown], return_tensors="pt", do_sample_frames=False)
+        end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=16, eos_token_id=end)
+        return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    return words
+
+
+def test_streams_what_transformers_answers(loaded, video, independent):
+    pieces = list(ask(*loaded, video, QUESTION, frames=4))
+    assert "".join(pieces).strip() == independent([5, 15, 25, 35])
+    assert any(pieces)
+
+
+def test_span_and_rate(loaded, video, independent):
+    # seconds 2 to 4 at 2 frames a second: four spans of 4 frames from frame 16 on, their middles
+    found = "".join(ask(*loaded, video, QUESTION, frames=64, fps=2.0, start=2.0, end=4.0))
+    assert found.strip() == independent([18, 22, 26, 30])
+
+
+def test_command_prints_the_answer(video, independent, capsys):
+    assert main(["ask", str(video), QUESTION, "--vlm", str(TOY), "--frames", "4"]) == 0
+    assert capsys.readouterr().out.strip() == independent([5, 15, 25, 35])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", "0"], "at least one frame"),
+        (["--start", "9"], "9"),
+        (["--frames", "40", "--max-new-tokens", "100000"], "use fewer frames or a shorter answer"),
+    ],
+)
+def test_refusals(video, capsys, options, message):
+    assert main(["ask", str(video), QUESTION, "--vlm", str(TOY), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_video_is_named(capsys, tmp_path):
+    assert main(["ask", str(tmp_path / "none.mp4"), QUESTION, "--vlm", str(TOY)]) == 2
+    assert "none.mp4" in capsys.readouterr().err
+
+
+def test_error_inside_generate_reaches_the_caller(loaded, monkeypatch):
+    model, processor = loaded
+
+    def broken(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "generate", broken)
+    frames = torch.zeros(4, 64, 64, 3, dtype=torch.uint8).numpy()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream_answer(model, processor, frames, QUESTION))
