@@ -30,6 +30,13 @@ class Augmentation:
             raise ValueError(f"augment.flip is {self.flip}; it is a probability")
 
 
+def draw_view(
+    height: int, width: int, settings: Augmentation, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], bool]:
+    """Box of a random crop of a frame, and whether the crop is flipped."""
+    return crop_box(height, width, settings, rng), bool(rng.random() < settings.flip)
+
+
 def crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Top, left, height and width in pixels of a random crop of a frame."""
     area = rng.uniform(*settings.crop_area)
@@ -39,12 +46,3 @@ def crop_box(height: int, width: int, settings: Augmentation, rng: np.random.Gen
     top = int(rng.integers(height - box_height + 1))
     left = int(rng.integers(width - box_width + 1))
     return top, left, box_height, box_width
-
-
-def augment_frames(frames: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Uint8 [T,H,W,3] -> uint8 [T,h,w,3], cropped and perhaps flipped."""
-    top, left, height, width = crop_box(frames.shape[1], frames.shape[2], settings, rng)
-    frames = frames[:, top : top + height, left : left + width]
-    if rng.random() < settings.flip:
-        frames = frames[:, :, ::-1]
-    return np.ascontiguousarray(frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from liteframe.data.augment import Augmentation, augment_frames
+from liteframe.data.augment import Augmentation, draw_view
+from liteframe.data.clip_view import ClipView
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import dense_clip
 from liteframe.data.manifest import VideoEntry
@@ -24,33 +26,61 @@ OVERSIZE = 2
 
 
 class Clip(NamedTuple):
-    """One clip.
+    """One clip, as a worker makes it.
 
     Attributes:
-        video: float32 [T,3,H,W], normalised.
-        frame_mask: bool [T]; False where a short video's last frame is repeated.
-        path: the file it comes from.
+        frames: uint8 [T,h,w,3], cropped and flipped, not yet resized.
+        view: which clip it is.
+        key: (epoch, index).
+        target: what the student shall emit [T',h,w,C], where a cache holds it.
     """
 
-    video: Tensor
-    frame_mask: Tensor
-    path: str
+    frames: Tensor
+    view: ClipView
+    key: Key
+    target: Tensor | None = None
 
 
-class ClipBatch(NamedTuple):
-    """Clips that could be read, and a record of each that could not.
+class RawBatch(NamedTuple):
+    """Clips on their way from the workers to the device, in bytes.
 
     Attributes:
-        video: float32 [B,T,3,H,W]; B may be 0 (then the tensor has no other size either).
+        frames: uint8, all clips one after the other; one tensor, for each that a worker shares holds a file open.
+        shapes: of each clip: T, h, w, 3.
         frame_mask: bool [B,T].
         paths: B files.
         failures: path, kind, reason and remedy of each clip that failed.
+        keys: B keys (epoch, index).
+        targets: [B,T',h,w,C] from a cache, or None.
+    """
+
+    frames: Tensor
+    shapes: list[tuple[int, ...]]
+    frame_mask: Tensor
+    paths: list[str]
+    failures: list[dict[str, str]]
+    keys: list[Key]
+    targets: Tensor | None
+
+
+class ClipBatch(NamedTuple):
+    """Clips that could be read, on the device, and a record of each that could not.
+
+    Attributes:
+        video: float32 [B,T,3,H,W], normalised; B may be 0 (then the tensor has no other size either).
+        frame_mask: bool [B,T]; False where a short video's last frame is repeated.
+        paths: B files.
+        failures: path, kind, reason and remedy of each clip that failed.
+        keys: B keys (epoch, index).
+        targets: [B,T',h,w,C] from a cache, or None.
     """
 
     video: Tensor
     frame_mask: Tensor
     paths: list[str]
     failures: list[dict[str, str]]
+    keys: list[Key]
+    targets: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,10 @@ class FrameFormat:
     std: tuple[float, float, float]
     resize: str
 
+    def transform(self) -> FrameTransform:
+        """Uint8 frames -> what the teacher wants."""
+        return FrameTransform(self.size, self.mean, self.std, resize=self.resize)
+
 
 class ClipDataset(Dataset["Clip | VideoError"]):
     """`dataset[(epoch, index)]` is a dense clip of video `index`, placed and augmented by (seed, epoch, index) alone.
@@ -71,7 +105,7 @@ class ClipDataset(Dataset["Clip | VideoError"]):
 
     Args:
         entries: the videos.
-        frame_format: how the teacher wants frames.
+        frame_format: how the teacher wants frames; those far larger are shrunk while decoding.
         clip_frames: T, frames of a clip.
         min_fps: lowest rate of a clip in frames per second.
         augment: None takes the middle clip of each video, unchanged.
@@ -93,9 +127,6 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         self.entries = list(entries)
         self.clip_frames, self.min_fps, self.augment, self.seed = clip_frames, min_fps, augment, seed
         self.size = frame_format.size
-        self.transform = FrameTransform(
-            frame_format.size, frame_format.mean, frame_format.std, resize=frame_format.resize
-        )
         self.decoder = DecodeProcess(deadline)
 
     def __len__(self) -> int:
@@ -104,11 +135,44 @@ class ClipDataset(Dataset["Clip | VideoError"]):
 
     def __getitem__(self, key: Key) -> Clip | VideoError:
         """The clip of `key` = (epoch, index), or the reason why there is none."""
-        epoch, index = key
         try:
-            return self._clip(self._measured(index), np.random.default_rng([self.seed, epoch, index]))
+            view = self.view(key)
+            return Clip(torch.from_numpy(self.frames(view)), view, key)
         except VideoError as error:
             return error
+
+    def view(self, key: Key) -> ClipView:
+        """Which frames, crop and flip `key` = (epoch, index) stands for; nothing is decoded.
+
+        Raises:
+            VideoError: the file cannot be probed, or the manifest's span holds no frame.
+        """
+        epoch, index = key
+        entry, rng = self._measured(index), np.random.default_rng([self.seed, epoch, index])
+        assert entry.frames is not None
+        assert entry.fps is not None
+        assert entry.height is not None
+        assert entry.width is not None
+        try:
+            indices = dense_clip(
+                entry.frames, entry.fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
+                end=entry.end, u=rng.random() if self.augment else 0.5,
+            )  # fmt: skip
+        except ValueError as error:
+            raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
+        shrunk = decode_size(entry.height, entry.width, self.size)
+        box, flip = None, False
+        if self.augment:
+            box, flip = draw_view(*(shrunk or (entry.height, entry.width)), self.augment, rng)
+        return ClipView(entry.video, tuple(indices), entry.reader, shrunk, box, flip)
+
+    def frames(self, view: ClipView) -> np.ndarray:
+        """Uint8 [T,h,w,3]: decoded, cropped and flipped, not yet resized.
+
+        Raises:
+            VideoError: the frames cannot be had exactly.
+        """
+        return view.cut(self.decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
 
     def _measured(self, index: int) -> VideoEntry:
         """The entry with frames, fps and size, probed once where the manifest does not tell."""
@@ -122,25 +186,6 @@ class ClipDataset(Dataset["Clip | VideoError"]):
             self.entries[index] = entry
         return entry
 
-    def _clip(self, entry: VideoEntry, rng: np.random.Generator) -> Clip:
-        assert entry.frames is not None
-        assert entry.fps is not None
-        assert entry.height is not None
-        assert entry.width is not None
-        try:
-            indices = dense_clip(
-                entry.frames, entry.fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
-                end=entry.end, u=rng.random() if self.augment else 0.5,
-            )  # fmt: skip
-        except ValueError as error:
-            raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
-        size = decode_size(entry.height, entry.width, self.size)
-        frames = self.decoder.read(entry.video, indices, reader=entry.reader, size=size)
-        if self.augment:
-            frames = augment_frames(frames, self.augment, rng)
-        mask = [i == 0 or indices[i] > indices[i - 1] for i in range(len(indices))]
-        return Clip(self.transform(frames), torch.tensor(mask), entry.video)
-
 
 def decode_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
     """Size (height, width) to shrink to while decoding, or None to keep the file's own."""
@@ -148,15 +193,23 @@ def decode_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, 
     return None if scale >= 1 else (round(height * scale), round(width * scale))
 
 
-def collate_clips(items: Sequence[Clip | VideoError]) -> ClipBatch:
+def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
     """A batch of the clips that could be read; failures travel beside them."""
     clips = [item for item in items if isinstance(item, Clip)]
-    failures = [item.to_dict() for item in items if isinstance(item, VideoError)]
-    if not clips:
-        return ClipBatch(torch.empty(0), torch.empty(0, dtype=torch.bool), [], failures)
-    return ClipBatch(
-        torch.stack([clip.video for clip in clips]),
-        torch.stack([clip.frame_mask for clip in clips]),
-        [clip.path for clip in clips],
-        failures,
+    targets = [clip.target for clip in clips if clip.target is not None]
+    return RawBatch(
+        torch.cat([clip.frames.flatten() for clip in clips]) if clips else torch.empty(0, dtype=torch.uint8),
+        [tuple(clip.frames.shape) for clip in clips],
+        torch.tensor([clip.view.frame_mask for clip in clips], dtype=torch.bool),
+        [clip.view.video for clip in clips],
+        [item.to_dict() for item in items if isinstance(item, VideoError)],
+        [clip.key for clip in clips],
+        torch.stack(targets) if targets else None,
     )
+
+
+def dress(batch: RawBatch, transform: FrameTransform) -> ClipBatch:
+    """Resize and normalise the frames of a batch on the device that they are on."""
+    parts = batch.frames.split([math.prod(shape) for shape in batch.shapes])
+    videos = [transform(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
+    return ClipBatch(torch.stack(videos) if videos else torch.empty(0), *batch[2:])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
 from liteframe.data.augment import Augmentation
-from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, collate_clips
+from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, RawBatch, collate_clips, dress
 from liteframe.data.failures import FailureTally
 from liteframe.data.manifest import VideoEntry, load_manifest
 from liteframe.data.sampler import ClipStream, FixedBatches, Key
@@ -103,12 +105,14 @@ class ClipDataModule(LightningDataModule):
         )
         return self._loader(self._dataset(self.train_entries, self.augment), stream)
 
-    def statistics_dataloader(self, clips: int) -> DataLoader[Any]:
-        """The first `clips` training clips (over all ranks), rounded up to whole batches."""
+    def statistics_batches(self, clips: int, device: torch.device) -> Iterator[ClipBatch]:
+        """The first `clips` training clips (over all ranks), rounded up to whole batches, on the device."""
         trainer = self._trainer()
         assert self.micro_batch_size is not None
         stream = self._stream(batches=-(-clips // (self.micro_batch_size * trainer.world_size)))
-        return self._loader(self._dataset(self.train_entries, self.augment), stream, persistent=False)
+        for batch in self._loader(self._dataset(self.train_entries, self.augment), stream, persistent=False):
+            batch = self.on_before_batch_transfer(batch, 0)
+            yield self.on_after_batch_transfer(move_data_to_device(batch, device), 0)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The middle clip of every held-out video; no loader if there is none."""
@@ -121,15 +125,15 @@ class ClipDataModule(LightningDataModule):
         )
         return self._loader(self._dataset(self.val_entries, None), batches)
 
-    def on_before_batch_transfer(self, batch: ClipBatch, dataloader_idx: int) -> ClipBatch:
-        """Count what failed, before the batch is used."""
-        self.record(batch)
-        return batch
-
-    def record(self, batch: ClipBatch) -> None:
-        """Count a batch's clips and failures; raises TooManyBadVideosError over the bound."""
+    def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
+        """Count what failed before the batch is used; raises TooManyBadVideosError over the bound."""
         assert self.tally is not None
         self.tally.record(len(batch.paths), batch.failures)
+        return batch
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ClipBatch:
+        """Resize and normalise on the device; workers only decode, crop and ship bytes."""
+        return dress(batch, self._format().transform())
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which clip comes when, and the failures so far."""
@@ -175,12 +179,15 @@ class ClipDataModule(LightningDataModule):
         )  # fmt: skip
 
     def _dataset(self, entries: list[VideoEntry], augment: Augmentation | None) -> ClipDataset:
-        if self.frame_format is None:
-            raise ValueError("frame_format is not set: the training module gives it in configure_model")
         return ClipDataset(
-            entries, self.frame_format, clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
+            entries, self._format(), clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
             seed=self.seed, deadline=self.deadline,
         )  # fmt: skip
+
+    def _format(self) -> FrameFormat:
+        if self.frame_format is None:
+            raise ValueError("frame_format is not set: the training module gives it in configure_model")
+        return self.frame_format
 
     def _loader(self, dataset: ClipDataset, batches: Sampler[list[Key]], *, persistent: bool = True) -> DataLoader[Any]:
         assert self.micro_batch_size is not None

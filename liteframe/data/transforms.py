@@ -14,7 +14,9 @@ RESIZE_MODES = ("squash", "crop")
 class FrameTransform:
     """Resizes (bicubic, antialias), scales to [0, 1] and normalises, as image processors of ViTs do.
 
-    Resizing works on uint8, as PIL and torchvision-based processors do, so that teachers see the pixels they know.
+    Resizing works on uint8, as PIL and torchvision-based processors do, so that teachers see the pixels they know. It
+    runs on the device that the frames are on. On CPU torchvision computes it with 16-bit weights, on CUDA in float32
+    with rounding at the end, so the two differ by one level of 255 in some pixels.
 
     Args:
         size: pixels, one number for a square or `(height, width)`.
@@ -50,13 +52,23 @@ class FrameTransform:
         Raises:
             ValueError: not uint8, or not of that shape.
         """
+        return self.normalised(self.resized(frames))
+
+    def resized(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Resizes uint8 `[T,H,W,3]` to uint8 `[T,3,h,w]`; frames that have the size already stay as they are.
+
+        Raises:
+            ValueError: not uint8, or not of that shape.
+        """
         frames = torch.as_tensor(frames)
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames are {frames.dtype} {tuple(frames.shape)}; expected uint8 [T,H,W,3]")
         video = frames.permute(0, 3, 1, 2)
-        video = self._squash(video) if self.resize == "squash" else self._crop(video)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
+        return self._squash(video) if self.resize == "squash" else self._crop(video)
+
+    def normalised(self, video: torch.Tensor) -> torch.Tensor:
+        """Scales uint8 `[...,3,h,w]` to [0, 1] and normalises it, float32."""
+        mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in (self.mean, self.std))
         return video.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
 
     def _squash(self, video: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,10 @@ class FeaturePanel(Callback):
         trainer.logger.experiment.add_image("frames, saliency, target, student", picture.cpu(), trainer.global_step)
 
     def _keep(self, batch: ClipBatch) -> None:
-        self._clip = ClipBatch(batch.video[:1].clone(), batch.frame_mask[:1].clone(), batch.paths[:1], [])
+        targets = None if batch.targets is None else batch.targets[:1].clone()
+        self._clip = ClipBatch(
+            batch.video[:1].clone(), batch.frame_mask[:1].clone(), batch.paths[:1], [], batch.keys[:1], targets
+        )
 
     @staticmethod
     def _pixels(module: CTDModule, video: Tensor) -> Tensor:

@@ -218,10 +218,8 @@ class CTDModule(LightningModule):
     def _measure_statistics(self, data: ClipDataModule) -> None:
         rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
         statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
-        for batch in data.statistics_dataloader(self.target_settings.statistics_clips):
-            data.record(batch)
+        for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
             if batch.paths:
-                batch = batch._replace(video=batch.video.to(self.device), frame_mask=batch.frame_mask.to(self.device))
                 with self.trainer.precision_plugin.forward_context():
                     pooled, slots = self.pooled_target(batch)
                 statistics.update(pooled[slots].flatten(0, -2))

@@ -1,11 +1,14 @@
+import json
+
 import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from liteframe.data.augment import Augmentation, augment_frames, crop_box
-from liteframe.data.clips import ClipDataset, FrameFormat, collate_clips, decode_size
+from liteframe.data.augment import Augmentation, crop_box, draw_view
+from liteframe.data.clip_view import ClipView
+from liteframe.data.clips import ClipDataset, FrameFormat, collate_clips, decode_size, dress
 from liteframe.data.frame_sampling import dense_clip
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.video_reader import read_frames
@@ -37,6 +40,10 @@ def dataset(videos, **kwargs):
     return ClipDataset([VideoEntry(video) for video in videos], FORMAT, clip_frames=8, min_fps=5, **kwargs)
 
 
+def dressed(*clips):
+    return dress(collate_clips(clips), FORMAT.transform())
+
+
 def test_middle_clip_without_augmentation(videos):
     clip = dataset(videos)[0, 0]
     frames = read_frames(videos[0], dense_clip(40, 10.0, n=8, min_fps=5))
@@ -44,26 +51,60 @@ def test_middle_clip_without_augmentation(videos):
         torch.from_numpy(frames).permute(0, 3, 1, 2).float(), (32, 32), mode="bicubic", antialias=True
     )
     expected = (small.clamp(0, 255) / 255 - 0.5) / 0.25
-    assert clip.video.shape == (8, 3, 32, 32)
+    batch = dressed(clip)
+    assert batch.video.shape == (1, 8, 3, 32, 32)
     # The transform rounds to uint8 after resizing.
-    assert (clip.video - expected).abs().max() < 1.1 / 255 / 0.25
-    assert clip.frame_mask.all()
-    assert clip.path == videos[0]
+    assert (batch.video[0] - expected).abs().max() < 1.1 / 255 / 0.25
+    assert batch.frame_mask.all()
+    assert (batch.paths, batch.keys, batch.targets) == ([videos[0]], [(0, 0)], None)
+
+
+def test_workers_ship_bytes_of_clips_of_any_size(videos):
+    wide = ClipDataset([VideoEntry(videos[0])], FORMAT, clip_frames=8, augment=Augmentation())
+    clips = [wide[epoch, 0] for epoch in range(3)]
+    assert len({clip.frames.shape for clip in clips}) == 3
+    raw = collate_clips(clips)
+    assert raw.frames.dtype == torch.uint8
+    assert raw.frames.numel() == sum(clip.frames.numel() for clip in clips)
+    batch = dress(raw, FORMAT.transform())
+    for clip, video in zip(clips, batch.video, strict=True):
+        assert torch.equal(FORMAT.transform()(clip.frames), video)
+    assert batch.keys == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_view_alone_brings_the_clip_back(videos, tmp_path):
+    """The view survives JSON and needs neither seed nor augmentation settings to give the same bytes."""
+    source = dataset(videos, augment=Augmentation(flip=1.0), seed=7)
+    view = source.view((3, 0))
+    again = ClipView.from_dict(json.loads(json.dumps(view.to_dict())))
+    assert again == view
+    assert view.flip
+    assert np.array_equal(dataset(videos).frames(again), source[3, 0].frames)
+    top, left, height, width = view.box
+    by_hand = read_frames(videos[0], view.indices)[:, top : top + height, left : left + width][:, :, ::-1]
+    assert np.array_equal(by_hand, source[3, 0].frames)
+
+
+def test_crop_of_another_file_is_an_error(videos):
+    with pytest.raises(VideoError, match="32x48 pixels, less than the crop of 30x40 at 8,0"):
+        dataset(videos).frames(ClipView(videos[0], (0, 1), box=(8, 0, 30, 40)))
 
 
 def test_key_decides_the_clip(videos):
     one, two = (dataset(videos, augment=Augmentation(), seed=7) for _ in range(2))
-    assert torch.equal(one[3, 0].video, two[3, 0].video)
-    assert not torch.equal(one[3, 0].video, one[4, 0].video)
+    assert torch.equal(one[3, 0].frames, two[3, 0].frames)
+    assert one.view((3, 0)) == one[3, 0].view
+    assert one.view((3, 0)) != one.view((4, 0))
     other = dataset(videos, augment=Augmentation(), seed=8)
-    assert not torch.equal(one[3, 0].video, other[3, 0].video)
+    assert one.view((3, 0)) != other.view((3, 0))
 
 
 def test_short_video_repeats_its_last_frame_and_says_so(videos):
     clip = dataset(videos)[0, 1]
-    assert clip.frame_mask.tolist() == [True] * 5 + [False] * 3
-    assert torch.equal(clip.video[5], clip.video[4])
-    assert not torch.equal(clip.video[4], clip.video[3])
+    assert clip.view.frame_mask == (True,) * 5 + (False,) * 3
+    assert dressed(clip).frame_mask.tolist() == [list(clip.view.frame_mask)]
+    assert torch.equal(clip.frames[5], clip.frames[4])
+    assert not torch.equal(clip.frames[4], clip.frames[3])
 
 
 def test_failures_travel_through_collate(videos, tmp_path):
@@ -72,14 +113,14 @@ def test_failures_travel_through_collate(videos, tmp_path):
     data = ClipDataset(entries, FORMAT, clip_frames=8)
     items = [data[0, index] for index in range(3)]
     assert [type(item) for item in items[1:]] == [VideoError, VideoError]
-    batch = collate_clips(items)
+    batch = dressed(*items)
     assert batch.video.shape == (1, 8, 3, 32, 32)
     assert batch.paths == [videos[0]]
     assert [(failure["kind"], failure["path"]) for failure in batch.failures] == [
         ("empty", str(tmp_path / "empty.mp4")), ("index", videos[0]),
     ]  # fmt: skip
     assert "manifest" in batch.failures[1]["remedy"]
-    nothing = collate_clips(items[1:])
+    nothing = dressed(*items[1:])
     assert (len(nothing.video), nothing.paths, len(nothing.failures)) == (0, [], 2)
 
 
@@ -88,7 +129,7 @@ def test_manifest_rows_are_not_probed(videos):
     entry = VideoEntry(videos[0], frames=8, fps=10.0, width=48, height=32)
     clip = ClipDataset([entry], FORMAT, clip_frames=8, min_fps=5)[0, 0]
     first = ClipDataset([VideoEntry(videos[0], end=0.8)], FORMAT, clip_frames=8, min_fps=5)[0, 0]
-    assert torch.equal(clip.video, first.video)
+    assert torch.equal(clip.frames, first.frames)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +162,17 @@ def test_one_crop_and_flip_for_all_frames():
     frames = np.broadcast_to(np.arange(20, dtype=np.uint8)[None, None, :, None], (4, 10, 20, 3))
     flips = 0
     for seed in range(40):
-        out = augment_frames(frames, Augmentation(flip=0.5), np.random.default_rng(seed))
+        box, flip = draw_view(10, 20, Augmentation(flip=0.5), np.random.default_rng(seed))
+        out = ClipView("a.mp4", (0, 1, 2, 3), box=box, flip=flip).cut(frames)
+        assert out.shape[1:3] == box[2:]
         assert (out == out[:1]).all()
         steps = np.diff(out[0, 0, :, 0].astype(int))
-        assert (steps == 1).all() or (steps == -1).all()
-        flips += steps[0] == -1
+        assert (steps == (-1 if flip else 1)).all()
+        flips += flip
     assert 8 < flips < 32
-    whole = augment_frames(frames, Augmentation((1, 1), (1, 1), 0), np.random.default_rng(0))
-    assert np.array_equal(whole, frames)
+    box, flip = draw_view(10, 20, Augmentation((1, 1), (1, 1), 0), np.random.default_rng(0))
+    assert (box, flip) == ((0, 0, 10, 20), False)
+    assert np.array_equal(ClipView("a.mp4", (0,)).cut(frames), frames)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def made(folder, step=0, **kwargs):
 def test_workers_change_nothing(folder):
     alone, helped = (list(made(folder, workers=workers).train_dataloader()) for workers in (0, 2))
     assert [batch.paths for batch in alone] == [batch.paths for batch in helped]
-    assert all(torch.equal(one.video, two.video) for one, two in zip(alone, helped, strict=True))
+    assert all(torch.equal(one.frames, two.frames) for one, two in zip(alone, helped, strict=True))
     assert len(alone) == 2
 
 
@@ -38,8 +38,8 @@ def test_resumed_loader_starts_where_the_run_stopped(folder):
     two_epochs = [*made(folder).train_dataloader(), *made(folder, step=2).train_dataloader()]
     later = list(made(folder, step=1).train_dataloader())
     assert [batch.paths for batch in later] == [two_epochs[1].paths]
-    assert torch.equal(later[0].video, two_epochs[1].video)
-    assert not torch.equal(two_epochs[0].video, two_epochs[2].video)
+    assert torch.equal(later[0].frames, two_epochs[1].frames)
+    assert not torch.equal(two_epochs[0].frames, two_epochs[2].frames)
 
 
 def test_loading_leaves_the_global_generator_alone(folder):
