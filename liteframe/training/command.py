@@ -56,9 +56,20 @@ PRECISIONS = (None, "32-true", "bf16-mixed")
 
 
 class TrainingCommand(LightningCLI):
-    """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report."""
+    """Adds `--run`, `--resume` and `checkpoint.*`; only `fit` is offered. Subclasses add their callbacks and report.
 
-    def __init__(self, module: type[LightningModule], datamodule: type[LightningDataModule]):
+    Args:
+        module: what trains.
+        datamodule: its data.
+        arguments: words of the command line; None takes the program's own.
+    """
+
+    def __init__(
+        self,
+        module: type[LightningModule],
+        datamodule: type[LightningDataModule],
+        arguments: list[str] | None = None,
+    ):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -71,6 +82,7 @@ class TrainingCommand(LightningCLI):
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            args=arguments,
         )
 
     @staticmethod

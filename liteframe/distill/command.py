@@ -1,0 +1,45 @@
+"""`train_ctd.py fit`: compressed token distillation as a training command."""
+
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+
+from liteframe.data.datamodule import ClipDataModule
+from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
+from liteframe.distill.module import CTDModule
+from liteframe.training.command import TrainingCommand
+
+
+class CTDCommand(TrainingCommand):
+    """`fit` for CTD: then a last validation, the encoder and the report.
+
+    Args:
+        arguments: words of the command line; None takes the program's own.
+    """
+
+    def __init__(self, arguments: list[str] | None = None):
+        super().__init__(CTDModule, ClipDataModule, arguments)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What CTD adds to a training command."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--init_from", type=str | None, default=None, help="folder of a saved encoder to start from"
+        )
+        parser.link_arguments("init_from", "model.init_from")
+        parser.link_arguments("model.student.clip_frames", "data.clip_frames")
+        parser.add_lightning_class_args(FeaturePanel, "panel")
+
+    def run_callbacks(self) -> list[Callback]:
+        """Encoder and progress line."""
+        return [EncoderSaver(), progress_line()]
+
+    def after_fit(self) -> None:
+        """Validate the final weights and write the report."""
+        figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if not figures:
+            print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
+            return
+        if self.datamodule.val_entries:
+            figures.update(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
+        if self.trainer.is_global_zero:
+            write_report(self.trainer, self.model, figures, self._get(self.config, "seed_everything"))
