@@ -1,14 +1,16 @@
 """A student that fits its teacher: its grid, its weights at the start, its head in the space of the loss."""
 
+import sys
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from liteframe.distill.targets import TargetBuilder
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import Teacher
-from liteframe.models.weight_selection import initialise_student
+from liteframe.models.weight_selection import initialise_student, select_from_student
 
 
 def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:
@@ -45,20 +47,31 @@ def build_student(
 ) -> LiteFrameEncoder:
     """A student with weights to start from; its head emits raw features, except after "random".
 
+    A saved encoder (`init_from`) that is larger than the student is cut to it, which is said on stderr.
+
     Raises:
-        ValueError: the saved encoder has another shape or preprocessing, or the teacher cannot be cut to the student.
+        ValueError: the saved encoder or the teacher cannot be cut to the student.
     """
     if init_from is None:
         student = LiteFrameEncoder(config)
         if init == "weight_selection":
             initialise_student(student, teacher)
         return student
-    student = LiteFrameEncoder.from_pretrained(init_from)
-    ours, theirs = config.to_dict(), student.config.to_dict()
-    changed = [f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in ours if ours[key] != theirs[key]]
-    if changed:
-        raise ValueError(f"--init_from {init_from}: the encoder differs from model.student: {'; '.join(changed)}")
-    return student.float().train()
+    saved = LiteFrameEncoder.from_pretrained(init_from).float()
+    ours, theirs = config.to_dict(), saved.config.to_dict()
+    if ours == theirs:
+        return saved.train()
+    try:
+        student = select_from_student(saved, config)
+    except ValueError as error:
+        raise ValueError(f"--init_from {init_from}: {error}") from error
+    cut = ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
+    before, after = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (saved, student))
+    rank_zero_only(print)(
+        f"--init_from {init_from}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})",
+        file=sys.stderr,
+    )
+    return student
 
 
 def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:

@@ -187,7 +187,7 @@ def test_init_from_starts_at_the_saved_encoder(finished, fit, tmp_path, monkeypa
 
 
 def test_init_from_another_shape(finished, fit, tmp_path):
-    with pytest.raises(ValueError, match="mlp_dim is 32 there and 48 here"):
+    with pytest.raises(ValueError, match=r"mlp_dim \(student 48, encoder 32\)"):
         fit("--run", tmp_path / "run", "--init_from", finished[0] / "encoder", "--model.student.mlp_dim", 48)
 
 
