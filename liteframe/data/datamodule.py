@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,8 +15,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from liteframe.data.augment import Augmentation
 from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, RawBatch, collate_clips, dress
+from liteframe.data.failure_watch import agree_on_failures
 from liteframe.data.failures import FailureTally
-from liteframe.data.manifest import VideoEntry, load_manifest
+from liteframe.data.manifest import VideoEntry, list_digest, load_manifest
 from liteframe.data.sampler import ClipStream, FixedBatches, Key
 from liteframe.data.split import hold_out
 
@@ -112,6 +111,8 @@ class ClipDataModule(LightningDataModule):
         stream = self._stream(batches=-(-clips // (self.micro_batch_size * trainer.world_size)))
         for batch in self._loader(self._dataset(self.train_entries, self.augment), stream, persistent=False):
             batch = self.on_before_batch_transfer(batch, 0)
+            assert self.tally is not None
+            agree_on_failures(trainer, self.tally)
             yield self.on_after_batch_transfer(move_data_to_device(batch, device), 0)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -126,7 +127,7 @@ class ClipDataModule(LightningDataModule):
         return self._loader(self._dataset(self.val_entries, None), batches)
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
-        """Count what failed before the batch is used; raises TooManyBadVideosError over the bound."""
+        """Count what failed before the batch is used."""
         assert self.tally is not None
         self.tally.record(len(batch.paths), batch.failures)
         return batch
@@ -159,10 +160,9 @@ class ClipDataModule(LightningDataModule):
         self.tally.load_state_dict(state_dict["tally"])
 
     def _identity(self) -> dict[str, Any]:
-        rows = json.dumps([(Path(entry.video).name, entry.start, entry.end) for entry in self.train_entries])
         return {
             "videos": len(self.train_entries),
-            "list": hashlib.sha256(rows.encode()).hexdigest()[:16],
+            "list": list_digest(self.train_entries),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "clip_frames": self.clip_frames,

@@ -1,13 +1,24 @@
-"""Videos that could not be read: counted, listed once each, and a reason to stop when they become many."""
+"""Videos that could not be read: counted over all ranks, listed once each, and a reason to stop when they become many.
 
+Ranks meet different files. Each counts its own; at a step boundary all add their counts and come to the same decision,
+so that no rank stops while the others wait for it.
+"""
+
+import contextlib
+import fcntl
 import json
-import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from liteframe.data.video_types import REMEDIES
+
 EXAMPLES = 5
 ROW_OF_FAILURES = 100
+KINDS = tuple(REMEDIES)
+
+Sum = Callable[[Sequence[int]], Sequence[int]]
 
 
 class TooManyBadVideosError(RuntimeError):
@@ -18,8 +29,8 @@ class FailureTally:
     """Counts attempts and failures of a run.
 
     Args:
-        path: JSONL file that gets one row for each bad video and kind of failure.
-        max_rate: largest allowed part of clips that fail, over the whole run.
+        path: JSONL file that gets one row for each bad video and kind of failure; ranks share it.
+        max_rate: largest allowed part of clips that fail, over the whole run and all ranks.
         minimum: failures below this number never stop a run.
         remedy: the last line of the error.
     """
@@ -30,71 +41,92 @@ class FailureTally:
         self.path, self.max_rate, self.minimum, self.remedy = path, max_rate, minimum, remedy
         self.attempts = 0
         self.kinds: Counter[str] = Counter()
+        self._pending_attempts = 0
+        self._pending: Counter[str] = Counter()
         self._known: set[tuple[str, str]] = set()
-        self._examples: list[dict[str, str]] = []
+        self._read_to = 0
         self._in_a_row = 0
 
     @property
     def failures(self) -> int:
-        """Clips that failed."""
+        """Clips that failed, as agreed last."""
         return self.kinds.total()
 
     @property
     def rate(self) -> float:
-        """Part of the clips that failed."""
+        """Part of the clips that failed, as agreed last."""
         return self.failures / max(1, self.attempts)
 
     def record(self, good: int, failures: list[dict[str, str]]) -> None:
-        """Count the clips of one batch.
+        """Count the clips of one batch of this rank and list what is new."""
+        self._pending_attempts += good + len(failures)
+        self._pending.update(failure["kind"] for failure in failures)
+        if any((failure["path"], failure["kind"]) not in self._known for failure in failures):
+            self._list(failures)
+
+    def agree(self, sum_over_ranks: Sum = list) -> None:
+        """Add the counts of all ranks since the last time; every rank must call it, and all raise or none.
+
+        Args:
+            sum_over_ranks: adds integers elementwise over the ranks.
 
         Raises:
             TooManyBadVideosError: the bound is exceeded, or the last hundred clips all failed (storage gone?).
         """
-        self.attempts += good + len(failures)
-        self._in_a_row = 0 if good else self._in_a_row + len(failures)
-        fresh = []
-        for failure in failures:
-            self.kinds[failure["kind"]] += 1
-            if (key := (failure["path"], failure["kind"])) not in self._known:
-                self._known.add(key)
-                fresh.append(failure)
-        if fresh:
-            self._write(fresh)
-            self._examples = (self._examples + fresh)[:EXAMPLES]
+        counts = [self._pending_attempts, *(self._pending[kind] for kind in KINDS)]
+        attempts, *failed = sum_over_ranks(counts)
+        self._pending_attempts = 0
+        self._pending.clear()
+        self.attempts += attempts
+        self.kinds.update({kind: number for kind, number in zip(KINDS, failed, strict=True) if number})
+        self._in_a_row = 0 if attempts > sum(failed) else self._in_a_row + sum(failed)
         excess = self.failures >= self.minimum and self.rate > self.max_rate
-        if failures and (excess or self._in_a_row >= ROW_OF_FAILURES):
+        if any(failed) and (excess or self._in_a_row >= ROW_OF_FAILURES):
             raise TooManyBadVideosError(self._message())
 
     def summary(self) -> dict[str, Any]:
-        """Figures for the report."""
+        """Figures for the report, over all ranks."""
         return {"clips_read": self.attempts - self.failures, "clips_failed": self.failures, "kinds": dict(self.kinds)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, so that a resumed run goes on counting."""
+        """Counts as agreed last, so that a resumed run goes on counting."""
         return {"attempts": self.attempts, "kinds": dict(self.kinds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting from a checkpoint."""
         self.attempts, self.kinds = state["attempts"], Counter(state["kinds"])
-        if self.path.is_file():
-            rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line]
-            self._known = {(row["path"], row["kind"]) for row in rows}
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
+    def _list(self, failures: list[dict[str, str]]) -> None:
+        """Append what neither this rank nor another, nor the run before it was resumed, has listed."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        # One write in append mode: rows of several ranks do not mix.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._read_to)
+            found = file.read()
+            self._known.update((row["path"], row["kind"]) for row in _rows(found))
+            fresh = {(row["path"], row["kind"]): row for row in failures}
+            rows = [row for key, row in fresh.items() if key not in self._known]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write((lines if found[-1:] in (b"", b"\n") else "\n" + lines).encode())
+            file.flush()
+            self._known.update(fresh)
+            self._read_to = file.tell()
 
     def _message(self) -> str:
         lines = [
             f"{self.failures} of {self.attempts} clips could not be read "
-            f"({self.rate:.0%}; data.max_failure_rate is {self.max_rate:.0%}):"
+            f"({self.rate:.0%}; data.max_failure_rate is {self.max_rate:.0%}), for example:"
         ]
-        lines += [f"  {row['path']}: {row['kind']}: {row['reason']} ({row['remedy']})" for row in self._examples]
+        rows = _rows(self.path.read_bytes())[-EXAMPLES:] if self.path.is_file() else []
+        lines += [f"  {row['path']}: {row['kind']}: {row['reason']} ({row['remedy']})" for row in rows]
         lines.append(f"All bad videos so far are listed in {self.path}. {self.remedy}".rstrip())
         return "\n".join(lines)
+
+
+def _rows(data: bytes) -> list[dict[str, str]]:
+    """Whole rows; a disk that ran full may have left a part of one."""
+    rows = []
+    for line in data.decode(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows

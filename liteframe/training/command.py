@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from liteframe.data.failure_watch import FailureWatch
 from liteframe.data.failures import TooManyBadVideosError
 from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from liteframe.training.run_folder import RunFolder
@@ -132,7 +133,7 @@ class TrainingCommand(LightningCLI):
             precision=config["precision"] or automatic_precision(config["accelerator"]),
         )
         configured = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
-        return self._instantiate_trainer(config, [*configured, *self.run_callbacks()])
+        return self._instantiate_trainer(config, [FailureWatch(), *configured, *self.run_callbacks()])
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
