@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -80,6 +81,12 @@ def write_manifest(entries: Iterable[VideoEntry], path: str | os.PathLike[str]) 
     """Writes one JSON row an entry, without empty fields, all at once or not at all."""
     rows = ({key: value for key, value in asdict(entry).items() if value is not None} for entry in entries)
     write_jsonl(rows, path)
+
+
+def list_digest(entries: Iterable[VideoEntry]) -> str:
+    """16 hex digits that change with the files' names, their order and the parts used; moving a folder keeps them."""
+    rows = json.dumps([(Path(entry.video).name, entry.start, entry.end) for entry in entries])
+    return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
