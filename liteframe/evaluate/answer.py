@@ -37,23 +37,20 @@ def answer(
         ValueError: prompt and answer are longer than the language model reads.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
-    request = _request(model, processor, frames, questions, max_new_tokens, system)
-    generated = model.generate(**request)
+    generated = model.generate(
+        **plain_request(model, processor, frames, questions, max_new_tokens=max_new_tokens, system=system)
+    )
     return [text.strip() for text in processor.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
 
-def stream_answer(
-    model: Any,
-    processor: Any,
-    frames: np.ndarray,
-    question: str,
-    *,
-    max_new_tokens: int = 512,
-    system: str | None = None,
-) -> Iterator[str]:
-    """As `answer` for one question, piece by piece as the words are found."""
-    with torch.inference_mode():
-        request = _request(model, processor, frames, [question], max_new_tokens, system)
+def stream_answer(model: Any, processor: Any, request: dict[str, Any]) -> Iterator[str]:
+    """Generate piece by piece as the words are found.
+
+    Args:
+        model: as for answer.
+        processor: as for answer.
+        request: arguments of `generate` for one prompt (see `greedy`).
+    """
     # generate hands an empty prompt to the streamer when it starts from embeddings.
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     failures: list[BaseException] = []
@@ -74,6 +71,30 @@ def stream_answer(
         raise failures[0]
 
 
+def greedy(processor: Any, max_new_tokens: int) -> dict[str, Any]:
+    """Arguments of `generate` for an answer that ends where its turn ends."""
+    return {
+        "do_sample": False,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "pad_token_id": processor.tokenizer.pad_token_id,
+    }
+
+
+def check_length(frames: int, tokens: int, max_new_tokens: int, model: Any) -> None:
+    """Refuse what the language model cannot read.
+
+    Raises:
+        ValueError: prompt and answer together are too long.
+    """
+    limit = model.config.text_config.max_position_embeddings
+    if tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"{frames} frames and the question take {tokens} tokens, with an answer of up to {max_new_tokens} "
+            f"more than the {limit} that the language model reads; use fewer frames or a shorter answer"
+        )
+
+
 def encode_frames(model: Any, processor: Any, frames: np.ndarray) -> tuple[str, Tensor]:
     """What stands for a video in the prompt, and its features [image tokens, text hidden size].
 
@@ -92,29 +113,26 @@ def encode_frames(model: Any, processor: Any, frames: np.ndarray) -> tuple[str, 
     return processor.replace_video_token(inputs, 0), output.pooler_output.flatten(0, 1)
 
 
-def _request(
-    model: Any, processor: Any, frames: np.ndarray, questions: list[str], max_new_tokens: int, system: str | None
+def plain_request(
+    model: Any,
+    processor: Any,
+    frames: np.ndarray,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
+    system: str | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `generate` for greedy answers."""
+    """Arguments of `generate` for greedy answers; see answer."""
     video, features = encode_frames(model, processor, frames)
     prompts = [question_prompt(question, system).replace(PLACEHOLDER, video, 1) for question in questions]
-    tokenizer = processor.tokenizer
-    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt").to(
-        model.device
-    )
-    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
-    if length + max_new_tokens > limit:
-        raise ValueError(
-            f"{len(frames)} frames and the question take {length} tokens, with an answer of up to {max_new_tokens} "
-            f"more than the {limit} that the language model reads; use fewer frames or a shorter answer"
-        )
+    inputs = processor.tokenizer(
+        prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    ).to(model.device)
+    check_length(len(frames), inputs["input_ids"].shape[1], max_new_tokens, model)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
     return {
         "inputs_embeds": embeds.masked_scatter(places, features.to(embeds).repeat(len(prompts), 1)),
         "attention_mask": inputs["attention_mask"],
-        "do_sample": False,
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        "pad_token_id": tokenizer.pad_token_id,
+        **greedy(processor, max_new_tokens),
     }

@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
-from liteframe.evaluate.answer import stream_answer
+from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.evaluate.answer import plain_request, stream_answer
+from liteframe.evaluate.overlap import prefill_overlapped
 
 
 def ask(
@@ -26,6 +30,8 @@ def ask(
     deadline: float = 120.0,
 ) -> Iterator[str]:
     """Stream a greedy answer, piece by piece; `"".join(ask(...))` is the whole.
+
+    With a LiteFrame encoder, reading the file, encoding and prefill overlap clip by clip.
 
     Args:
         model: of `load_video_llm`.
@@ -54,5 +60,13 @@ def ask(
             start=start or 0.0,
             end=end,
         )
-        shown = decoder.read(path, indices)
-    yield from stream_answer(model, processor, shown, question, max_new_tokens=max_new_tokens, system=system)
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "system": system}
+        if isinstance(processor, LiteFrameInternVLProcessor):
+            size = model.config.vision_config.encoder_config.clip_frames
+            parts = (indices[i : i + size] for i in range(0, len(indices), size))
+            clips = (decoder.read(path, part) for part in parts)
+            request = prefill_overlapped(model, processor, clips, len(indices), question, **settings)
+        else:
+            with torch.inference_mode():
+                request = plain_request(model, processor, decoder.read(path, indices), [question], **settings)
+    yield from stream_answer(model, processor, request)
