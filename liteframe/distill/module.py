@@ -28,6 +28,7 @@ from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import load_teacher
 from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
+from liteframe.training.step_means import StepMeans
 
 
 @dataclass
@@ -72,6 +73,7 @@ class CTDModule(LightningModule):
         self.teacher_settings, self.student_config, self.target_settings = teacher, student, target
         self.loss_name, self.init, self.init_from, self.optimizer_settings = loss, init, init_from, optimizer
         self.nominal = 1
+        self.step_means = StepMeans("loss", "cosine", "clipped_fraction")
 
     def configure_model(self) -> None:
         """Load the teacher, build the student and tell the data how frames must look."""
@@ -145,7 +147,7 @@ class CTDModule(LightningModule):
         self.log("data/failed_rate", data.tally.rate)
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
-            return torch.stack([parameter.sum() for parameter in self.student.parameters()]).sum() * 0.0
+            return self.student(self.blank_clip()).sum() * 0.0
         pooled, slots = self.pooled_target(batch)
         target = self.target(pooled, slots)
         prediction = self.student(batch.video)
@@ -157,11 +159,16 @@ class CTDModule(LightningModule):
         per_clip = clip_losses(losses, weight)
         with torch.no_grad():
             similar = torch.cosine_similarity(self.target.standardiser.inverse(prediction), pooled, dim=-1)
-            count = len(batch.paths)
-            self.log("train/loss", per_clip.mean(), batch_size=count)
-            self.log("train/cosine", clip_losses(similar, target.weight).mean(), batch_size=count)
-            self.log("train/clipped_fraction", clipped, batch_size=count)
+            cosine = clip_losses(similar, target.weight).mean()
+            self.step_means.add(
+                len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
+            )
         return batch_loss(per_clip, self.nominal)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the means of the global batch."""
+        for name, value in self.step_means.reduce(self.trainer).items():
+            self.log(f"train/{name}", value)
 
     def configure_gradient_clipping(
         self,
@@ -185,6 +192,7 @@ class CTDModule(LightningModule):
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """Compare with the teacher's unclipped features, in its raw space."""
         if not batch.paths:
+            self.predict_raw(self.blank_clip())  # other ranks may wait for this one's shards
             nothing = torch.empty(0, 1, 1, 1, self.teacher.dim, device=self.device)
             self.metrics.update(nothing, nothing, torch.empty(0, 1, dtype=torch.bool, device=self.device))
             return
@@ -206,6 +214,12 @@ class CTDModule(LightningModule):
     def predict_raw(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the teacher's raw space."""
         return self.target.standardiser.inverse(self.student(video))
+
+    def blank_clip(self) -> Tensor:
+        """[1,T,3,H,W] of zeros, for a rank that has to run the student without a clip of its own."""
+        data = self.data()
+        assert data.frame_format is not None
+        return torch.zeros(1, data.clip_frames, 3, *data.frame_format.size, device=self.device)
 
     def folded_encoder(self) -> LiteFrameEncoder:
         """A copy of the student, on the CPU, whose head emits raw teacher features."""
