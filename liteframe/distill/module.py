@@ -21,6 +21,7 @@ from liteframe.data.clips import ClipBatch, FrameFormat
 from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.losses import LossName, batch_loss, clip_losses, drop_large_losses, token_losses
 from liteframe.distill.metrics import HeldOutMetrics
+from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.student_setup import build_student, check_grids, unfold_head
 from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
@@ -57,6 +58,8 @@ class CTDModule(LightningModule):
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead.
         optimizer: AdamW and its schedule.
+        compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute or more.
+        activation_checkpointing: compute the student's activations twice instead of keeping them.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class CTDModule(LightningModule):
         init: Literal["weight_selection", "random"] = "weight_selection",
         init_from: str | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - as above
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
+        self.compiled, self.activation_checkpointing = compile, activation_checkpointing
         self.teacher_settings, self.student_config, self.target_settings = teacher, student, target
         self.loss_name, self.init, self.init_from, self.optimizer_settings = loss, init, init_from, optimizer
         self.nominal = 1
@@ -91,6 +97,13 @@ class CTDModule(LightningModule):
         size = data.size or (config.image_size, config.image_size)
         check_grids(config, self.teacher, size)
         self.student = build_student(config, self.teacher, self.init, self.init_from)
+        if self.activation_checkpointing:
+            self.student.checkpoint_activations()
+        # The student's first weights are cut from the teacher's before these are rounded.
+        prepare_teacher(self.teacher, self.trainer.strategy.root_device, str(self.trainer.precision))
+        if self.compiled:
+            compile_blocks(self.teacher.tower)
+            compile_blocks(self.student)
         self.target = TargetBuilder(self.teacher.dim, self.target_settings)
         self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
         data.frame_format = FrameFormat(size, self.teacher.image_mean, self.teacher.image_std, self.teacher.resize)
@@ -150,14 +163,15 @@ class CTDModule(LightningModule):
             return self.student(self.blank_clip()).sum() * 0.0
         pooled, slots = self.pooled_target(batch)
         target = self.target(pooled, slots)
-        prediction = self.student(batch.video)
+        with self.trainer.profiler.profile("student"):
+            prediction = self.encode(batch.video)
         losses = token_losses(prediction, target.values, self.loss_name)
         weight, clipped = target.weight, target.clipped
         if self.target_settings.clipping == "loss_clip":
             weight = drop_large_losses(losses, weight, self.target_settings.sigmas)
             clipped = 1 - weight.sum() / target.weight.sum().clamp_min(1)
         per_clip = clip_losses(losses, weight)
-        with torch.no_grad():
+        with self.trainer.profiler.profile("metrics"), torch.no_grad():
             similar = torch.cosine_similarity(self.target.standardiser.inverse(prediction), pooled, dim=-1)
             cosine = clip_losses(similar, target.weight).mean()
             self.step_means.add(
@@ -208,12 +222,20 @@ class CTDModule(LightningModule):
     @torch.no_grad()
     def pooled_target(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Raw WAP features [B,T/t,h,w,C] and the slots [B,T/t] that count."""
-        features = self.teacher(batch.video)
-        return pool_features(features, batch.frame_mask, self.student.config.compression, self.target_settings.scope)
+        settings, profiler = self.target_settings, self.trainer.profiler
+        with profiler.profile("teacher"), whole_batches(len(batch.paths), self.nominal):
+            features = self.teacher(batch.video)
+        with profiler.profile("pooling"):
+            return pool_features(features, batch.frame_mask, self.student.config.compression, settings.scope)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
+        with whole_batches(video.shape[0], self.nominal):
+            return self.student(video)
 
     def predict_raw(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the teacher's raw space."""
-        return self.target.standardiser.inverse(self.student(video))
+        return self.target.standardiser.inverse(self.encode(video))
 
     def blank_clip(self) -> Tensor:
         """[1,T,3,H,W] of zeros, for a rank that has to run the student without a clip of its own."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .student_config import MODEL_TYPE, LiteFrameConfig
 from .temporal import StridedConv, build_temporal_mixer
@@ -51,10 +52,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Spatial attention, temporal mixing, MLP; pre-norm, LayerScale on attention and MLP."""
+    """Spatial attention, temporal mixing, MLP; pre-norm, LayerScale on attention and MLP.
+
+    Attributes:
+        recompute: keep only the block's input for the backward pass, and compute the rest again there.
+    """
 
     def __init__(self, config: LiteFrameConfig):
         super().__init__()
+        self.recompute = False
         self.norm1 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.attn = Attention(config.dim, config.heads)
         self.ls1 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
@@ -65,6 +71,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,N,C] -> [B,T,N,C]."""
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing here is random, so there is no generator state to keep.
+            return checkpoint(self._mix, x, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(x)
+
+    def _mix(self, x: Tensor) -> Tensor:
         x = x + self.ls1 * self.attn(self.norm1(x).flatten(0, 1)).unflatten(0, x.shape[:2])
         x = self.temporal(x)
         return x + self.ls2 * self.mlp(self.norm2(x))
@@ -116,6 +128,11 @@ class LiteFrameEncoder(nn.Module):
             if str(number) in self.downsample:
                 x, grid = self.downsample[str(number)](x, grid)
         return self.head(x[:, :, 1:]).unflatten(2, grid)
+
+    def checkpoint_activations(self) -> None:
+        """Train with each block computed twice: about a third more time, the same numbers, a fraction of the memory."""
+        for block in self.blocks:
+            block.recompute = True
 
     def _checked(self, video: Tensor) -> Tensor:
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:

@@ -134,7 +134,9 @@ class Teacher(nn.Module):
                 f"frames of {video.shape[3]}x{video.shape[4]} pixels do not fit teacher {self.name}: "
                 f"height and width must be multiples of its patch size {p}"
             )
-        with torch.no_grad():
+        # Autocast is for float32 weights; around half ones it would only run the norms in float32, between two casts.
+        autocast = torch.is_autocast_enabled(video.device.type) and self.dtype == torch.float32
+        with torch.no_grad(), torch.autocast(video.device.type, enabled=autocast):
             patches, query, logits = self.tower(video.flatten(0, 1).to(self.dtype))
         batch = video.shape[:2]
         return TeacherFeatures(

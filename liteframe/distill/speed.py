@@ -1,0 +1,43 @@
+"""What makes a step faster without changing what it computes: a teacher in bfloat16, compiled blocks."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from liteframe.models.teacher import Teacher
+
+
+def prepare_teacher(teacher: Teacher, device: torch.device, precision: str) -> None:
+    """Give a frozen teacher bfloat16 weights where the run computes in bfloat16 on a GPU; elsewhere it stays as it is.
+
+    Autocast would read float32 weights and round them again in every call, and keep the residual stream in float32.
+    Pooling, statistics and loss take the features in float32 either way. The identity stays that of the weights loaded.
+
+    Args:
+        teacher: as load_teacher returns it.
+        device: where it will run.
+        precision: the trainer's, e.g. "bf16-mixed".
+    """
+    if device.type == "cuda" and precision == "bf16-mixed" and teacher.dtype == torch.float32:
+        teacher.identity  # noqa: B018 - taken from the bytes of the checkpoint, and kept
+        teacher.tower.to(torch.bfloat16)
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the transformer blocks of a ViT in place, on first use; names of weights do not change.
+
+    Blocks of one shape share one compiled graph, which takes less time than compiling the whole model.
+
+    Args:
+        model: a student or a teacher's tower.
+        backend: of torch.compile.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for block in max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters())):
+        block.compile(dynamic=False, backend=backend)
+
+
+def whole_batches(clips: int, nominal: int) -> AbstractContextManager[object]:
+    """Context in which compiled blocks run: a batch that lacks clips runs eagerly, not after compiling for its size."""
+    return nullcontext() if clips == nominal else torch.compiler.set_stance("eager_on_recompile")
