@@ -58,7 +58,7 @@ class CTDModule(LightningModule):
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead.
         optimizer: AdamW and its schedule.
-        compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute or more.
+        compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
         activation_checkpointing: compute the student's activations twice instead of keeping them.
     """
 
