@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -14,12 +14,16 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
 from liteframe.data.augment import Augmentation
+from liteframe.data.cached_clips import CachedClips
 from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, RawBatch, collate_clips, dress
 from liteframe.data.failure_watch import agree_on_failures
 from liteframe.data.failures import FailureTally
 from liteframe.data.manifest import VideoEntry, list_digest, load_manifest
 from liteframe.data.sampler import ClipStream, FixedBatches, Key
 from liteframe.data.split import hold_out
+
+if TYPE_CHECKING:
+    from liteframe.data.cache import TargetCache
 
 
 class ClipDataModule(LightningDataModule):
@@ -39,6 +43,7 @@ class ClipDataModule(LightningDataModule):
         deadline: seconds that reading one file may take.
         max_failure_rate: part of clips that may fail before the run stops.
         seed: seed of order, positions and augmentation.
+        cache: folder of a target cache (`liteframe cache build`): clips and targets come from it and no teacher runs.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class ClipDataModule(LightningDataModule):
         deadline: float = 30.0,
         max_failure_rate: float = 0.05,
         seed: int = 0,
+        cache: str | None = None,
     ):
         super().__init__()
         if batch_size < 1 or workers < 0:
@@ -65,7 +71,8 @@ class ClipDataModule(LightningDataModule):
         self.clip_frames, self.min_fps, self.augment = clip_frames, min_fps, augment
         self.size = (size, size) if isinstance(size, int) else size
         self.workers, self.deadline, self.seed = workers, deadline, seed
-        self.max_failure_rate = max_failure_rate
+        self.max_failure_rate, self.cache = max_failure_rate, cache
+        self.target_cache: TargetCache | None = None
         self.frame_format: FrameFormat | None = None
         self.train_entries: list[VideoEntry] = []
         self.val_entries: list[VideoEntry] = []
@@ -75,6 +82,10 @@ class ClipDataModule(LightningDataModule):
         """Read the lists, split them, and turn the global batch size into devices times accumulation."""
         if self.tally is not None:
             return
+        if self.cache is not None:
+            from liteframe.data.cache import TargetCache
+
+            self.target_cache = TargetCache.open(self.cache)
         entries = load_manifest(self.videos)
         if self.val_videos is not None:
             self.train_entries, self.val_entries = entries, load_manifest(self.val_videos)
@@ -102,14 +113,14 @@ class ClipDataModule(LightningDataModule):
             batches=self.steps_per_epoch() * trainer.accumulate_grad_batches,
             position=lambda: trainer.global_step * trainer.accumulate_grad_batches,
         )
-        return self._loader(self._dataset(self.train_entries, self.augment), stream)
+        return self._loader(self.train_clips(), stream)
 
     def statistics_batches(self, clips: int, device: torch.device) -> Iterator[ClipBatch]:
         """The first `clips` training clips (over all ranks), rounded up to whole batches, on the device."""
         trainer = self._trainer()
         assert self.micro_batch_size is not None
         stream = self._stream(batches=-(-clips // (self.micro_batch_size * trainer.world_size)))
-        for batch in self._loader(self._dataset(self.train_entries, self.augment), stream, persistent=False):
+        for batch in self._loader(self.train_clips(), stream, persistent=False):
             batch = self.on_before_batch_transfer(batch, 0)
             assert self.tally is not None
             agree_on_failures(trainer, self.tally)
@@ -124,7 +135,7 @@ class ClipDataModule(LightningDataModule):
         batches = FixedBatches(
             len(self.val_entries), self.micro_batch_size, rank=trainer.global_rank, world_size=trainer.world_size
         )
-        return self._loader(self._dataset(self.val_entries, None), batches)
+        return self._loader(self.val_clips(), batches)
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
         """Count what failed before the batch is used."""
@@ -178,18 +189,42 @@ class ClipDataModule(LightningDataModule):
             rank=trainer.global_rank, world_size=trainer.world_size, **position,
         )  # fmt: skip
 
-    def _dataset(self, entries: list[VideoEntry], augment: Augmentation | None) -> ClipDataset:
-        return ClipDataset(
+    def train_clips(self) -> ClipDataset | CachedClips:
+        """Clips of the training videos by key (epoch, index)."""
+        return self._dataset("train", self.train_entries, self.augment)
+
+    def val_clips(self) -> ClipDataset | CachedClips:
+        """The middle clips of the held-out videos by key (0, index)."""
+        return self._dataset("val", self.val_entries, None)
+
+    def settings(self) -> dict[str, Any]:
+        """What clips and their frames depend on, under the names of CacheSettings."""
+        frames = self._format()
+        return {
+            **{"size": frames.size, "mean": frames.mean, "std": frames.std, "resize": frames.resize},
+            **{"clip_frames": self.clip_frames, "min_fps": self.min_fps, "seed": self.seed},
+            **asdict(self.augment),
+            **{"train_videos": len(self.train_entries), "train_list": list_digest(self.train_entries)},
+            **{"val_videos": len(self.val_entries), "val_list": list_digest(self.val_entries)},
+        }
+
+    def _dataset(
+        self, part: Literal["train", "val"], entries: list[VideoEntry], augment: Augmentation | None
+    ) -> ClipDataset | CachedClips:
+        clips = ClipDataset(
             entries, self._format(), clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
             seed=self.seed, deadline=self.deadline,
         )  # fmt: skip
+        return clips if self.target_cache is None else CachedClips(self.target_cache, part, clips)
 
     def _format(self) -> FrameFormat:
         if self.frame_format is None:
             raise ValueError("frame_format is not set: the training module gives it in configure_model")
         return self.frame_format
 
-    def _loader(self, dataset: ClipDataset, batches: Sampler[list[Key]], *, persistent: bool = True) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: ClipDataset | CachedClips, batches: Sampler[list[Key]], *, persistent: bool = True
+    ) -> DataLoader[Any]:
         assert self.micro_batch_size is not None
         return DataLoader(
             dataset,

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,12 @@ def write_manifest(entries: Iterable[VideoEntry], path: str | os.PathLike[str]) 
     write_jsonl(rows, path)
 
 
-def list_digest(entries: Iterable[VideoEntry]) -> str:
-    """16 hex digits that change with the files' names, their order and the parts used; moving a folder keeps them."""
-    rows = json.dumps([(Path(entry.video).name, entry.start, entry.end) for entry in entries])
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+def list_digest(entries: Sequence[VideoEntry]) -> str:
+    """sha256 over file names (below the folder common to all) and spans, in order: moving a data set keeps it."""
+    folders = {os.path.dirname(entry.video) for entry in entries}
+    root = os.path.commonpath(folders) if folders else ""
+    rows = [(os.path.relpath(entry.video, root), entry.start, entry.end) for entry in entries]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:

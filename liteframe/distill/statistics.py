@@ -5,8 +5,6 @@ Shapes: N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -44,21 +42,6 @@ class FeatureStatistics:
         self._squares += centred.T @ centred if self.full else centred.square().sum(0)
         norms = tokens.norm(dim=1)
         self._norms += torch.stack([norms.sum(), norms.square().sum()])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The sums, on the CPU: what `from_state` goes on from."""
-        shift = torch.zeros_like(self._sum) if self._shift is None else self._shift
-        sums = {"shift": shift, "count": self._count, "sum": self._sum, "squares": self._squares, "norms": self._norms}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in sums.items()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> FeatureStatistics:
-        """The statistics that `state_dict` described, on the CPU."""
-        statistics = cls(len(state["sum"]), full=state["squares"].ndim == 2)
-        statistics._shift = state["shift"]
-        statistics._count, statistics._sum = state["count"], state["sum"]
-        statistics._squares, statistics._norms = state["squares"], state["norms"]
-        return statistics
 
     def reduce(self) -> None:
         """Add the sums of all ranks; call once, on every rank, after at least one update on each."""

@@ -1,0 +1,76 @@
+"""Clips and targets out of a target cache, as a dataset with the keys of the live one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from liteframe.data.clips import Clip, ClipDataset
+from liteframe.data.sampler import Key
+from liteframe.data.video_types import VideoError
+
+if TYPE_CHECKING:
+    from liteframe.data.cache import TargetCache
+
+
+class CachedClips(Dataset["Clip | VideoError"]):
+    """`dataset[(epoch, index)]` is view `epoch % K` of video `index`, as the cache has it; nothing is drawn anew.
+
+    A video that failed while the cache was built comes back as that failure.
+
+    Args:
+        cache: K views of each video.
+        part: "train" or "val".
+        clips: the same videos; decodes the frames of a stored view where the cache has none.
+    """
+
+    def __init__(self, cache: TargetCache, part: Literal["train", "val"], clips: ClipDataset):
+        self.cache, self.part, self.clips = cache, part, clips
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
+    def __getitem__(self, key: Key) -> Clip | VideoError:
+        """The clip and target of `key` = (epoch, index), or the reason why there is none."""
+        epoch, index = key
+        try:
+            stored = self.cache.read(self.part, epoch % self.views, index)
+            if isinstance(stored, VideoError):
+                return stored
+            # The videos may have moved since.
+            view = dataclasses.replace(stored.view, video=self.clips.entries[index].video)
+            frames = self.clips.frames(view) if stored.frames is None else stored.frames
+        except VideoError as error:
+            return error
+        return Clip(torch.as_tensor(frames), view, key, stored.target)
+
+    @property
+    def views(self) -> int:
+        """K; held-out videos have one."""
+        return self.cache.settings.views if self.part == "train" else 1
+
+
+def check_cache(cache: TargetCache, folder: str, run: Mapping[str, Any]) -> None:
+    """Refuse a cache whose targets are not those that a run would compute.
+
+    The run may have another seed: the views are those that the cache drew, and the run's seed orders them.
+
+    Args:
+        cache: the cache.
+        folder: its name, for the message.
+        run: the run's values of fields of CacheSettings.
+
+    Raises:
+        ValueError: they differ.
+    """
+    differences = cache.settings.differences(dataclasses.replace(cache.settings, **run, seed=cache.settings.seed))
+    if differences:
+        raise ValueError(
+            f"--data.cache {folder} holds targets of another run: {'; '.join(differences)}. Give this run the cache's "
+            "values, or build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
+        )
