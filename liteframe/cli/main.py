@@ -11,6 +11,7 @@ from liteframe.data.video_types import VideoError
 
 COMMANDS = {
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
+    "manifest": "turn a published data set into a manifest and conversations",
     "scan": "check a folder of videos and write a manifest of the usable ones",
     "export": "write an encoder or a Video LLM for other software",
     "eval": "answer a file of questions about videos and report accuracy",

@@ -49,11 +49,16 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
     with path.open(encoding="utf-8") as lines:
         rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for entry, (number, line) in zip(entries, rows, strict=True):
-        conversations.append(Conversation(entry, _turns(json.loads(line), f"{path}:{number}")))
+        conversations.append(Conversation(entry, parse_turns(json.loads(line), f"{path}:{number}")))
     return conversations
 
 
-def _turns(row: dict[str, Any], where: str) -> tuple[Turn, ...]:
+def parse_turns(row: dict[str, Any], where: str) -> tuple[Turn, ...]:
+    """The turns of one row, with `<video>` in the first user turn.
+
+    Raises:
+        ValueError: they cannot be learned from; the message starts with `where`.
+    """
     if "clip" in row:
         raise ValueError(f"{where}: 'clip' is not read; write its two numbers as 'start' and 'end'")
     messages = row.get("conversations")
