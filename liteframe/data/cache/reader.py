@@ -1,0 +1,190 @@
+"""Reads a finished cache: any clip by part, view and index."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from liteframe.data.cache.codec import TargetCodec
+from liteframe.data.cache.index import Entry, Index, sha256
+from liteframe.data.cache.jpeg import decode_jpeg
+from liteframe.data.cache.layout import INDEX, SETTINGS, STATISTICS, Part, PartName, locate
+from liteframe.data.cache.settings import CacheSettings
+from liteframe.data.cache.shard import Record, Shard
+from liteframe.data.cache.statistics import TargetStatistics
+from liteframe.data.clip_view import ClipView
+from liteframe.data.video_types import VideoError
+
+# Open shards of a process; each keeps a mapping and some 50 kB of tables.
+OPEN_SHARDS = 256
+REBUILD = "delete this file and run `liteframe cache build` again with the same settings: it makes only what is missing"
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip of a cache.
+
+    Attributes:
+        view: which clip it is; `view.frame_mask` tells the real frames.
+        target: raw pooled teacher features [T',h,w,C], before clipping and standardisation; bf16, or float32 where the
+            codec is fp8 or int8.
+        frames: uint8 [T,H,W,3] at the size that the teacher saw, or None where the cache holds none.
+    """
+
+    view: ClipView
+    target: Tensor
+    frames: np.ndarray | None
+
+
+class TargetCache:
+    """A finished cache of CTD targets.
+
+    Shards are opened when they are first used; every byte that is returned was checked against a digest that the index
+    leads to. An object can be pickled into workers, each of which opens shards of its own.
+
+    Args:
+        folder: of the cache.
+        settings: what the targets depend on.
+        index: digests.
+    """
+
+    def __init__(self, folder: Path, settings: CacheSettings, index: Index):
+        self.folder, self.settings, self.index = folder, settings, index
+        self._shards: OrderedDict[str, Shard] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: str | PathLike[str]) -> TargetCache:
+        """A finished cache.
+
+        Raises:
+            ValueError: the folder holds none, or its small files are damaged.
+        """
+        root = Path(folder)
+        if not (root / INDEX).is_file():
+            state = "is not finished: run" if (root / SETTINGS).is_file() else "is not a target cache: make one with"
+            raise ValueError(f"{root} {state} `liteframe cache build --config YAML -o {root} --views K`")
+        data = read_inside(root, SETTINGS)
+        try:
+            settings = CacheSettings.from_json(data.decode())
+        except ValueError as error:
+            raise ValueError(f"{root / SETTINGS}: {error}") from error
+        try:
+            index = Index.parse(read_inside(root, INDEX).decode(), settings)
+            if index.files[SETTINGS] != sha256(data):
+                raise ValueError(f"{SETTINGS} does not have the digest that it names")
+        except ValueError as error:
+            raise ValueError(f"{root / INDEX}: {error}; {REBUILD}") from error
+        return cls(root, settings, index)
+
+    @cached_property
+    def statistics(self) -> TargetStatistics:
+        """Channel statistics of the targets.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        data, path = read_inside(self.folder, STATISTICS), self.folder / STATISTICS
+        if sha256(data) != self.index.files[STATISTICS]:
+            raise ValueError(
+                f"{path} does not have the digest that {INDEX} names; copy the cache again, or delete {self.folder} "
+                "and build it anew"
+            )
+        return TargetStatistics.from_bytes(data, self.settings.dim)
+
+    @cached_property
+    def codec(self) -> TargetCodec:
+        """How the targets are stored."""
+        return TargetCodec.of(self.settings, self.statistics)
+
+    def read(self, part: PartName, view: int, index: int) -> CachedClip | VideoError:
+        """View `view` of video `index` of the part; the middle clip of a held-out video is view 0 of part "val".
+
+        A video that could not be read when the cache was built comes back as that error.
+
+        Raises:
+            IndexError: the cache does not cover it.
+            ValueError: a file is missing or damaged; the message names it and the remedy.
+        """
+        record = self.record(part, view, index)
+        if record.failed:
+            return VideoError(**record.facts["failure"])
+        frames = None
+        if record.jpeg:
+            frames = np.stack([decode_jpeg(file, self.settings.size) for file in record.jpeg])
+        return CachedClip(ClipView.from_dict(record.facts["view"]), self.codec.decode(record.encoded), frames)
+
+    def record(self, part: PartName, view: int, index: int) -> Record:
+        """The clip as it is stored.
+
+        Raises:
+            IndexError: the cache does not cover it.
+            ValueError: a file is missing or damaged.
+        """
+        place, row = locate(self.settings, part, view, index)
+        try:
+            return self._shard(place).read(row)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.path(place)}: {error}; {REBUILD}") from error
+
+    def path(self, place: Part) -> Path:
+        """The file of a part."""
+        return self.folder / f"{place.name}.safetensors"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files."""
+        return {**self.__dict__, "_shards": OrderedDict()}
+
+    def _shard(self, place: Part) -> Shard:
+        if place.name in self._shards:
+            self._shards.move_to_end(place.name)
+            return self._shards[place.name]
+        entry = self.index.entries[place.name]
+        path = inside(self.folder, f"{place.name}.safetensors")
+        check_size(path, entry)
+        shard = self._shards[place.name] = Shard(path, self.settings, entry.clips, entry.tables)
+        if len(self._shards) > OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return shard
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of the cache's own folder, also after symbolic links.
+
+    Raises:
+        ValueError: a link leads out of the folder.
+    """
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise ValueError(f"it is a link to {path.resolve()}, outside of the cache")
+    return path
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    """The bytes of a small file of the cache.
+
+    Raises:
+        ValueError: it is missing, or a link that leads elsewhere.
+    """
+    try:
+        return inside(folder, name).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / name}: {error}; copy the cache again, or {REBUILD}") from error
+
+
+def check_size(path: Path, entry: Entry) -> None:
+    """Compare a shard's size with the index.
+
+    Raises:
+        ValueError: they differ.
+        OSError: there is no such file.
+    """
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ValueError(f"it has {size} bytes and the index names {entry.bytes}")
