@@ -11,6 +11,7 @@ from torch import Tensor
 from liteframe.data.clips import ClipBatch
 from liteframe.distill.module import CTDModule
 from liteframe.distill.panel import clip_panel, saliency
+from liteframe.training.ema import averaged_weights
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
 from liteframe.training.run_folder import RunFolder, write_json
@@ -63,7 +64,8 @@ class FeaturePanel(Callback):
         clip = self._clip._replace(
             video=self._clip.video.to(module.device), frame_mask=self._clip.frame_mask.to(module.device)
         )
-        with trainer.precision_plugin.forward_context():
+        # One clip has a shape of its own, not worth compiling for.
+        with torch.compiler.set_stance("eager_on_recompile"), trainer.precision_plugin.forward_context():
             target, _ = module.pooled_target(clip)
             student = module.predict_raw(clip.video)
             weights = saliency(module.teacher(clip.video))
@@ -85,7 +87,7 @@ class FeaturePanel(Callback):
 
 
 class EncoderSaver(Callback):
-    """Saves the encoder, head folded back to raw teacher features, after each validation and at the end."""
+    """Saves the encoder after each validation and at the end: raw features, averaged weights if there are any."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what has just been measured."""
@@ -99,8 +101,9 @@ class EncoderSaver(Callback):
     @staticmethod
     def _save(trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, CTDModule)
-        if trainer.is_global_zero:
-            module.folded_encoder().save_pretrained(RunFolder(trainer.default_root_dir).encoder)
+        with averaged_weights(trainer, module):
+            if trainer.is_global_zero:
+                module.folded_encoder().save_pretrained(RunFolder(trainer.default_root_dir).encoder)
 
 
 def count_clips(batch: ClipBatch) -> int:

@@ -7,6 +7,7 @@ from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
 from liteframe.distill.module import CTDModule
 from liteframe.training.command import TrainingCommand
+from liteframe.training.ema import WeightEMA
 
 
 class CTDCommand(TrainingCommand):
@@ -21,6 +22,8 @@ class CTDCommand(TrainingCommand):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What CTD adds to a training command."""
+        # Before the callbacks of every run: the checkpoint of a step holds the average with that step in it.
+        parser.add_lightning_class_args(WeightEMA, "ema")
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--init_from", type=str | None, default=None, help="folder of a saved encoder to start from"
@@ -40,6 +43,13 @@ class CTDCommand(TrainingCommand):
             print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
             return
         if self.datamodule.val_entries:
-            figures.update(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
+            figures.update(self._validate())
+            ema = next(callback for callback in self.trainer.callbacks if isinstance(callback, WeightEMA))
+            if ema.average:
+                with ema.paused():
+                    figures |= {f"{name}_without_ema": value for name, value in self._validate().items()}
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, figures, self._get(self.config, "seed_everything"))
+
+    def _validate(self) -> dict[str, float]:
+        return dict(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))

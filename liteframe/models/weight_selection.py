@@ -1,5 +1,4 @@
-"""Start a student from its teacher, or from a larger student: weight selection (arXiv 2311.18823), refined to whole
-heads and split qkv.
+"""Start a student from its teacher or a larger student: weight selection (arXiv 2311.18823), by whole heads.
 
 One set of residual channels, one of heads (with one of dimensions inside a head) and one of MLP channels are used in
 every tensor that they index. The blocks are the first ones: of the teacher, or of each stage of a larger student
