@@ -1,4 +1,4 @@
-"""Measure kernels and encoders on this machine: correctness first, then time."""
+"""Measure kernels, encoders and whole Video LLMs on this machine: correctness first, then time."""
 
 from __future__ import annotations
 
@@ -17,32 +17,57 @@ from liteframe_kernels.weighted_average_pool.bench import comparisons as pool_co
 
 from liteframe.evaluate.bench_report import write_report
 from liteframe.evaluate.encoder_bench import Setup, measure_encoders
+from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies
+from liteframe.evaluate.latency_report import write_latency
+from liteframe.evaluate.latency_systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
+from liteframe.load_vlm import load_video_llm
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)
+LATENCY_FRAMES = (8, 16, 32, 64, 128, 256, 512)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=("kernels", "encoder"), help="the kernels one by one, or whole encoders")
+    subjects = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for what, summary in (
+        ("kernels", "the kernels one by one, against other implementations"),
+        ("encoder", "teacher, student without compression, student"),
+    ):
+        sub = subjects.add_parser(what, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        _add_protocol(sub)
+        sub.add_argument("--frames", type=int, nargs="+", metavar="N", help="kernels: 256; encoder: 8 32 ... 512")
+        sub.add_argument("--size", type=int, default=448, metavar="PIXELS", help="side of a frame (default: 448)")
+        sub.add_argument("--tiny", action="store_true", help="64 channels and few layers, for a machine without a GPU")
+        sub.add_argument("--no-compile", action="store_true", help="leave out what needs torch.compile")
+    summary = "vision, projector and prefill of teacher VLM, teacher + WAP and LiteFrame, beside the paper's table"
+    sub = subjects.add_parser("latency", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    _add_protocol(sub)
+    sub.add_argument(
+        "--vlm", help="folder or id of an InternVL; default: the shapes of InternVL3-8B with random weights"
+    )
+    sub.add_argument("--encoder", help="folder of a LiteFrame encoder that fits it; needed with --vlm")
+    sub.add_argument("--frames", type=int, nargs="+", default=list(LATENCY_FRAMES), metavar="N", help="8 16 ... 512")
+    sub.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="videos at a time (default: 1)")
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR", help="for the report")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--frames", type=int, nargs="+", metavar="N", help="kernels: 256; encoder: 8 32 ... 512")
-    parser.add_argument("--size", type=int, default=448, metavar="PIXELS", help="side of a frame (default: 448)")
-    parser.add_argument("--tiny", action="store_true", help="64 channels and few layers, for a machine without a GPU")
     parser.add_argument("--warmup", type=int, default=40, metavar="N", help="calls that are not counted (40)")
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="calls that are counted (100)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what needs torch.compile")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 1 when an implementation of ours gives wrong results."""
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here; use --device cpu with --tiny")
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here; use --device cpu with --tiny or --vlm")
     if args.runs < 1 or args.warmup < 0 or min(args.frames or [1]) < 1:
         raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")
+    if args.what == "latency":
+        return _latency(args, device)
     record = _kernels(args, device) if args.what == "kernels" else _encoders(args, device)
     for path in write_report(record, args.output, args.what):
         print(path)
@@ -53,6 +78,45 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return int(any(row["implementation"] == "triton" for row in wrong))
+
+
+def _latency(args: argparse.Namespace, device: torch.device) -> int:
+    if bool(args.vlm) != bool(args.encoder):
+        raise ValueError("--vlm and --encoder go together; without both, InternVL3-8B's shapes are measured")
+    if args.vlm is None and device.type != "cuda":
+        raise ValueError("InternVL3-8B's shapes need a GPU; on a CPU name a small --vlm and its --encoder")
+    if min(args.batch) < 1:
+        raise ValueError("--batch must be at least 1")
+    if args.vlm is None:
+        vlm, encoder = random_internvl3_8b(device, DTYPES[args.dtype])
+    else:
+        vlm, encoder = load_pair(args.vlm, args.encoder, device, DTYPES[args.dtype])
+    systems = build_systems(vlm, encoder)
+    protocol = {"warmup": args.warmup, "runs": args.runs}
+    rows = measure_latencies(systems, args.frames, args.batch, progress=_say, **protocol)
+    add_ratios(rows)
+    first = []
+    if args.vlm is not None:
+        model, processor = load_video_llm(args.vlm, encoder=args.encoder, dtype=DTYPES[args.dtype])
+        model.to(device)
+        runs = min(args.runs, 20)
+        first = [{"frames": n, **first_token(model, processor, n, runs)} for n in _readable(rows)]
+    setup = {
+        "vlm": args.vlm,
+        "encoder": args.encoder,
+        "random_weights": args.vlm is None,
+        "dtype": args.dtype,
+        **protocol,
+    }
+    record = {"machine": machine(device), "setup": setup | protocol, "rows": rows, "first_token": first}
+    for path in write_latency(record, args.output):
+        print(path)
+    return 0
+
+
+def _readable(rows: list[dict[str, Any]]) -> list[int]:
+    """Numbers of frames at which LiteFrame fits."""
+    return sorted({row["frames"] for row in rows if row["system"] == LITEFRAME and "total_ms" in row})
 
 
 def _kernels(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -27,13 +27,20 @@ ENCODER_COLUMNS = (
 
 
 def write_report(record: dict[str, Any], folder: Path, stem: str) -> list[Path]:
-    """Write `stem`.json, `stem`.md and `stem`.png into the folder, each of them complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the record of `liteframe bench kernels` or `encoder` as `stem`.json, `stem`.md and `stem`.png."""
     table = kernel_table(record) if stem == "kernels" else encoder_table(record)
+    return write_files(record, table, roofline, folder, stem)
+
+
+def write_files(
+    record: dict[str, Any], table: str, plot: Callable[[dict[str, Any], Path], None], folder: Path, stem: str
+) -> list[Path]:
+    """Write a record, its table and its plot into the folder, each of them complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Callable[[Path], Any]] = {
         "json": lambda path: path.write_text(json.dumps(record, indent=1) + "\n"),
         "md": lambda path: path.write_text(table),
-        "png": lambda path: roofline(record, path),
+        "png": lambda path: plot(record, path),
     }
     written = []
     for suffix, write in writers.items():
@@ -64,7 +71,7 @@ def kernel_table(record: dict[str, Any]) -> str:
         "GB/s counts the bytes that any implementation has to move; passes are the time in units of one pass over the\n"
         "tensor at copy speed; error is the root mean square against float64, relative.\n"
     )
-    return _heading(record, "Kernels") + copy + _markdown(KERNEL_COLUMNS, rows) + "\n" + notes
+    return heading(record, "Kernels") + copy + markdown(KERNEL_COLUMNS, rows) + "\n" + notes
 
 
 def encoder_table(record: dict[str, Any]) -> str:
@@ -93,13 +100,13 @@ def encoder_table(record: dict[str, Any]) -> str:
     matmul = f"Matmul rate in this run: {record['matmul_flop_per_s'] / 1e12:.3f} TFLOP/s.\n\n"
     notes = "TFLOP/s counts the attention products; `vs teacher` compares eager with eager, compiled with compiled.\n\n"
     return (
-        _heading(record, "Encoders")
+        heading(record, "Encoders")
         + matmul
-        + _markdown(ENCODER_COLUMNS, rows)
+        + markdown(ENCODER_COLUMNS, rows)
         + "\n"
         + notes
         + "The eager student by part:\n\n"
-        + _markdown(("frames", "part", "ms", "share"), parts)
+        + markdown(("frames", "part", "ms", "share"), parts)
     )
 
 
@@ -128,7 +135,8 @@ def roofline(record: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _heading(record: dict[str, Any], title: str) -> str:
+def heading(record: dict[str, Any], title: str) -> str:
+    """Title, machine and versions; says so where no GPU was measured."""
     machine = record["machine"]
     versions = f"torch {machine['torch']}, triton {machine['kernels']['triton']}, python {machine['python']}"
     driver = f", driver {machine['driver']}" if machine["driver"] else ""
@@ -136,7 +144,8 @@ def _heading(record: dict[str, Any], title: str) -> str:
     return f"# {title}\n\n{machine['device']}{driver}, {versions}, {machine['date']}\n\n{note}"
 
 
-def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -113,6 +113,6 @@ def measure(model: nn.Module, inputs: Mapping[str, Any], *, warmup: int = 3, run
 
 
 def _summary(samples: list[dict[str, float]], peak: float | None) -> Latency:
-    medians = [statistics.median(sample[part] for sample in samples) for part in PARTS]
+    median = {f"{part}_ms": statistics.median(sample[part] for sample in samples) for part in PARTS}
     totals = sorted(sample["total"] for sample in samples)
-    return Latency(*medians, peak, totals[min(len(totals) - 1, int(0.9 * len(totals)))])
+    return Latency(**median, peak_mib=peak, total_p90_ms=totals[min(len(totals) - 1, int(0.9 * len(totals)))])

@@ -22,7 +22,7 @@ from liteframe.models.teacher_hf import HfTower
 from liteframe.models.video_llm import attach_encoder
 
 TEACHER, POOLED, LITEFRAME = "teacher VLM", "teacher + WAP", "LiteFrame"
-# Text tokens around the image tokens of a frame or slot (`Frame12: <img>` .. `</img>`), and of a question with its turns.
+# Text tokens around the image tokens of a frame or slot (`Frame12: <img>` .. `</img>`), and those of a question.
 LABEL_TOKENS, QUESTION_TOKENS = 8, 48
 
 

@@ -1,0 +1,140 @@
+"""`liteframe bench latency`: teacher VLM, teacher + WAP and LiteFrame side by side, beside the paper's main table."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from liteframe.evaluate.latency import Latency, measure_in_turns
+from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, make_inputs, tokens_per_frame
+
+# Paper (arXiv 2605.17260), main table: A100-80GB, batch 1, median of 100 after 40 warm-ups.
+# (system, frames): vision ms, language model ms, total ms.
+PAPER = {
+    (TEACHER, 8): (40.0, 167.3, 208.4),
+    (TEACHER, 16): (74.0, 329.3, 403.6),
+    (TEACHER, 32): (144.5, 669.8, 814.5),
+    (LITEFRAME, 32): (30.1, 61.5, 91.9),
+    (LITEFRAME, 64): (54.8, 94.9, 150.1),
+    (LITEFRAME, 128): (105.3, 166.6, 272.6),
+    (LITEFRAME, 256): (204.0, 327.4, 532.3),
+}
+BASELINE = (TEACHER, 32)
+COLUMNS = (
+    "system", "frames", "batch", "tokens/frame", "vision parameters", "vision ms", "projector ms", "prefill ms",
+    "total ms", "peak MiB", "of teacher, 32 frames", "paper: vision / LLM / total ms", "paper: of teacher, 32 frames",
+)  # fmt: skip
+
+
+def measure_latencies(
+    systems: dict[str, tuple[Any, Any]],
+    frames: Sequence[int],
+    batches: Sequence[int],
+    *,
+    warmup: int,
+    runs: int,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """One row for each system, number of frames and batch; what does not fit has a status that says so."""
+    rows = []
+    for batch in batches:
+        for count in frames:
+            progress(f"{count} frames, batch {batch}")
+            fitting, found = {}, {}
+            for name, (model, config) in systems.items():
+                try:
+                    inputs = make_inputs(model, config, count, batch)
+                    # Alone first: a system that does not fit must not take the others with it.
+                    measure_in_turns({name: (model, inputs)}, warmup=0, runs=1)
+                    fitting[name] = (model, inputs)
+                except torch.OutOfMemoryError:
+                    found[name] = "out of memory"
+                    torch.cuda.empty_cache()
+                except ValueError as error:
+                    found[name] = str(error)
+            timed = measure_in_turns(fitting, warmup=warmup, runs=runs) if fitting else {}
+            del fitting
+            for name, (model, config) in systems.items():
+                rows.append(_row(name, model, config, count, batch, timed.get(name), found.get(name, "ok")))
+    return rows
+
+
+def _row(
+    name: str, model: Any, config: Any, frames: int, batch: int, latency: Latency | None, status: str
+) -> dict[str, Any]:
+    tower = model.model.vision_tower
+    # A Teacher hides its weights from parameters().
+    seen = tower.encoder.teacher.tower if name == POOLED else tower
+    row: dict[str, Any] = {
+        "system": name,
+        "frames": frames,
+        "batch": batch,
+        "tokens_per_frame": tokens_per_frame(model, config),
+        "vision_parameters": sum(p.numel() for p in seen.parameters()),
+        "status": status,
+    }
+    return row if latency is None else row | dataclasses.asdict(latency)
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Put each total in relation to the teacher's at 32 frames and the same batch, and the paper's beside it."""
+    base = {r["batch"]: r["total_ms"] for r in rows if (r["system"], r["frames"]) == BASELINE and "total_ms" in r}
+    for row in rows:
+        if "total_ms" in row and row["batch"] in base:
+            row["of_teacher_32"] = row["total_ms"] / base[row["batch"]]
+        paper = PAPER.get((row["system"], row["frames"])) if row["batch"] == 1 else None
+        if paper:
+            row["paper_ms"] = paper
+            row["paper_of_teacher_32"] = paper[2] / PAPER[BASELINE][2]
+
+
+@torch.inference_mode()
+def first_token(model: Any, processor: Any, frames: int, runs: int) -> dict[str, float]:
+    """Median milliseconds to the first token of a video that is in memory: one step after the other, and overlapped."""
+    from liteframe.evaluate.answer import plain_request
+    from liteframe.evaluate.overlap import prefill_overlapped
+
+    size = model.config.vision_config.encoder_config.clip_frames
+    video = np.random.default_rng(0).integers(0, 256, (frames, *processor.frame_size, 3), dtype=np.uint8)
+    clips = [video[i : i + size] for i in range(0, frames, size)]
+    question = "What happens in the video?"
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "one_after_the_other_ms": lambda: plain_request(model, processor, video, [question], max_new_tokens=1),
+        "overlapped_ms": lambda: prefill_overlapped(model, processor, clips, frames, question, max_new_tokens=1),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(runs + 1):  # the first is a warm-up
+        for name, way in ways.items():
+            began = time.perf_counter()
+            model.generate(**way())
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            if run:
+                samples[name].append(1000 * (time.perf_counter() - began))
+    return {name: float(np.median(values)) for name, values in samples.items()}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the markdown table."""
+    head = [
+        row["system"],
+        str(row["frames"]),
+        str(row["batch"]),
+        f"{row['tokens_per_frame']:g}",
+        f"{row['vision_parameters'] / 1e6:.2f}M",
+    ]
+    paper = [
+        " / ".join(f"{ms:g}" for ms in row["paper_ms"]) if "paper_ms" in row else "",
+        f"{row['paper_of_teacher_32']:.2f}" if "paper_ms" in row else "",
+    ]
+    if "total_ms" not in row:
+        return [*head, row["status"], *[""] * 5, *paper]
+    peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+    ratio = f"{row['of_teacher_32']:.2f}" if "of_teacher_32" in row else ""
+    times = [f"{row[name]:.1f}" for name in ("vision_ms", "projector_ms", "prefill_ms", "total_ms")]
+    return [*head, *times, peak, ratio, *paper]

@@ -1,0 +1,88 @@
+"""`liteframe bench latency` on the tiny model: what is measured, how long its prompts are, the paper's ratios."""
+
+import json
+
+import pytest
+import torch
+from ctd_world import ROOT
+
+from liteframe.cli.main import main
+from liteframe.evaluate.latency_bench import BASELINE, PAPER, add_ratios
+from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+
+TOY = str(ROOT / "liteframe/toyworld/checkpoint")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    torch.manual_seed(0)
+    config = LiteFrameConfig(
+        dim=32, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=128,
+        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("latency") / "encoder"
+    LiteFrameEncoder(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_report(encoder, tmp_path):
+    options = ["--device", "cpu", "--dtype", "float32", "--warmup", "0", "--runs", "2"]
+    argv = ["bench", "latency", "--vlm", TOY, "--encoder", encoder, "--frames", "8", "32", "4096", "--batch", "1", "2"]
+    assert main([*argv, *options, "-o", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "latency.json").read_text())
+    rows = {(r["system"], r["frames"], r["batch"]): r for r in record["rows"]}
+    assert set(rows) == {(s, f, b) for s in (TEACHER, POOLED, LITEFRAME) for f in (8, 32, 4096) for b in (1, 2)}
+    assert {r["tokens_per_frame"] for r in record["rows"]} == {16, 1}
+    teacher, pooled, student = (rows[s, 32, 1] for s in (TEACHER, POOLED, LITEFRAME))
+    assert teacher["vision_parameters"] == pooled["vision_parameters"] > student["vision_parameters"]
+    assert teacher["of_teacher_32"] == 1.0
+    assert student["paper_of_teacher_32"] == pytest.approx(0.113, abs=5e-4)
+    assert "paper_ms" not in rows[LITEFRAME, 32, 2]
+    assert "more than the" in rows[TEACHER, 4096, 1]["status"]
+    assert not record["setup"]["random_weights"]
+    assert [row["frames"] for row in record["first_token"]] == [8, 32]
+    table = (tmp_path / "latency.md").read_text()
+    assert "not measured on a GPU" in table
+    assert (tmp_path / "latency.png").stat().st_size > 10_000
+
+
+def test_the_three_give_the_tokens_that_their_prompts_have_room_for(encoder):
+    """The models themselves refuse a prompt whose image tokens are not as many as their features."""
+    device, batch = torch.device("cpu"), 2
+    systems = build_systems(*load_pair(TOY, encoder, device, torch.float32))
+    lengths = {}
+    for name, (model, config) in systems.items():
+        inputs = make_inputs(model, config, 10, batch)
+        with torch.inference_mode():
+            logits = model(**inputs, logits_to_keep=1).logits
+        assert logits.shape[:2] == (batch, 1)
+        lengths[name] = int((inputs["input_ids"] == model.config.image_token_id).sum()) // batch
+    assert lengths == {TEACHER: 160, POOLED: 12, LITEFRAME: 12}
+    assert systems[TEACHER][0].lm_head is systems[LITEFRAME][0].lm_head
+
+
+def test_paper_s_own_percentages():
+    """The notes' main table: 64 frames -28.0 %, 128 -32.5 %, 256 -34.6 % against 8, 16, 32 frames of the teacher."""
+    for frames, change in ((64, -28.0), (128, -32.5), (256, -34.6)):
+        ratio = PAPER[LITEFRAME, frames][2] / PAPER[TEACHER, frames // 8][2]
+        assert 100 * (ratio - 1) == pytest.approx(change, abs=0.06)
+    rows = [{"system": TEACHER, "frames": 32, "batch": 1, "total_ms": 500.0}]
+    rows += [{"system": LITEFRAME, "frames": 256, "batch": 1, "total_ms": 250.0}]
+    add_ratios(rows)
+    assert (BASELINE, rows[1]["of_teacher_32"]) == ((TEACHER, 32), 0.5)
+    assert rows[1]["paper_of_teacher_32"] == pytest.approx(1 - 0.3465, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vlm", TOY], "go together"),
+        ([], "need a GPU"),
+        (["--vlm", TOY, "--encoder", TOY, "--batch", "0"], "at least 1"),
+    ],
+)
+def test_refusals(options, message, capsys):
+    assert main(["bench", "latency", "--device", "cpu", *options]) == 2
+    assert message in capsys.readouterr().err
