@@ -11,7 +11,7 @@ from torch import Tensor
 from liteframe.data.clips import ClipBatch
 from liteframe.distill.module import CTDModule
 from liteframe.distill.panel import clip_panel, saliency
-from liteframe.training.ema import averaged_weights
+from liteframe.training.ema import weight_ema
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
 from liteframe.training.run_folder import RunFolder, write_json
@@ -101,7 +101,7 @@ class EncoderSaver(Callback):
     @staticmethod
     def _save(trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, CTDModule)
-        with averaged_weights(trainer, module):
+        with weight_ema(trainer).averaged(module):
             if trainer.is_global_zero:
                 module.folded_encoder().save_pretrained(RunFolder(trainer.default_root_dir).encoder)
 

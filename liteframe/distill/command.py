@@ -7,7 +7,7 @@ from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
 from liteframe.distill.module import CTDModule
 from liteframe.training.command import TrainingCommand
-from liteframe.training.ema import WeightEMA
+from liteframe.training.ema import WeightEMA, weight_ema
 
 
 class CTDCommand(TrainingCommand):
@@ -44,7 +44,7 @@ class CTDCommand(TrainingCommand):
             return
         if self.datamodule.val_entries:
             figures.update(self._validate())
-            ema = next(callback for callback in self.trainer.callbacks if isinstance(callback, WeightEMA))
+            ema = weight_ema(self.trainer)
             if ema.average:
                 with ema.paused():
                     figures |= {f"{name}_without_ema": value for name, value in self._validate().items()}

@@ -89,8 +89,9 @@ def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> Lit
     residual = uniform_indices(vit.dim, config.dim).to(state["head.weight"].device)
     weights = _cut(vit, config, blocks, residual)
     for number, block in enumerate(blocks):
-        for name in large.blocks[block].temporal.state_dict():
-            weights[f"blocks.{number}.temporal.{name}"] = state[f"blocks.{block}.temporal.{name}"][residual]
+        if config.temporal_mixer == "conv":
+            for name in ("weight", "bias"):
+                weights[f"blocks.{number}.temporal.{name}"] = state[f"blocks.{block}.temporal.{name}"][residual]
     for number, block in zip(config.downsample, large.config.downsample, strict=True):
         for name in ("weight", "bias"):
             weights[f"downsample.{number}.{name}"] = state[f"downsample.{block}.{name}"][residual]
@@ -182,6 +183,7 @@ def _matching_blocks(large: LiteFrameConfig, small: LiteFrameConfig) -> list[int
 
 
 def _check_sizes(vit: VitWeights, config: LiteFrameConfig, source: str) -> None:
+    assert config.mlp_dim is not None
     pairs = {
         "dim": (config.dim, vit.dim),
         "depth": (config.depth, vit.depth),

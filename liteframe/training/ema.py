@@ -6,14 +6,15 @@ its arithmetic (torch.optim.swa_utils) is used here.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from liteframe.training.sharded import fill, whole
 
 
 class WeightAverage:
@@ -48,10 +49,7 @@ class WeightAverage:
 
     def whole(self) -> dict[str, Tensor]:
         """The averages, gathered where they are sharded; to be called on all ranks."""
-        return {
-            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            for name, tensor in self.weights.items()
-        }
+        return {name: whole(tensor) for name, tensor in self.weights.items()}
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int) -> None:
@@ -64,10 +62,7 @@ class WeightAverage:
             names = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"--resume: the averaged weights belong to another model; they differ in {names[:5]}")
         for name, mine in self.weights.items():
-            saved = weights[name].to(mine.device)
-            mine.copy_(
-                distribute_tensor(saved, mine.device_mesh, mine.placements) if isinstance(mine, DTensor) else saved
-            )
+            fill(mine, weights[name])
         self.updates = updates
 
 
@@ -170,10 +165,10 @@ class WeightEMA(Callback):
             self._exchanged = averaged
 
 
-def averaged_weights(trainer: Trainer, module: nn.Module) -> Any:
-    """A context in which the module holds averaged weights, if the run averages them."""
-    found = [callback for callback in trainer.callbacks if isinstance(callback, WeightEMA)]  # type: ignore[attr-defined]
-    return found[0].averaged(module) if found else nullcontext()
+def weight_ema(trainer: Trainer) -> WeightEMA:
+    """The run's callback; one that averages nothing for a trainer without."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightEMA)), WeightEMA())
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
