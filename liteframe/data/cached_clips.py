@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
 
+from liteframe.data.cache import TargetCache
 from liteframe.data.clips import Clip, ClipDataset
 from liteframe.data.sampler import Key
 from liteframe.data.video_types import VideoError
-
-if TYPE_CHECKING:
-    from liteframe.data.cache import TargetCache
 
 
 class CachedClips(Dataset["Clip | VideoError"]):
@@ -38,12 +36,12 @@ class CachedClips(Dataset["Clip | VideoError"]):
     def __getitem__(self, key: Key) -> Clip | VideoError:
         """The clip and target of `key` = (epoch, index), or the reason why there is none."""
         epoch, index = key
+        stored = self.cache.read(self.part, epoch % self.views, index)
+        path = self.clips.entries[index].video  # the videos may have moved since
+        if isinstance(stored, VideoError):
+            return VideoError(path, stored.kind, stored.reason, stored.remedy)
+        view = dataclasses.replace(stored.view, video=path)
         try:
-            stored = self.cache.read(self.part, epoch % self.views, index)
-            if isinstance(stored, VideoError):
-                return stored
-            # The videos may have moved since.
-            view = dataclasses.replace(stored.view, video=self.clips.entries[index].video)
             frames = self.clips.frames(view) if stored.frames is None else stored.frames
         except VideoError as error:
             return error
@@ -55,14 +53,13 @@ class CachedClips(Dataset["Clip | VideoError"]):
         return self.cache.settings.views if self.part == "train" else 1
 
 
-def check_cache(cache: TargetCache, folder: str, run: Mapping[str, Any]) -> None:
+def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
     """Refuse a cache whose targets are not those that a run would compute.
 
     The run may have another seed: the views are those that the cache drew, and the run's seed orders them.
 
     Args:
         cache: the cache.
-        folder: its name, for the message.
         run: the run's values of fields of CacheSettings.
 
     Raises:
@@ -71,6 +68,6 @@ def check_cache(cache: TargetCache, folder: str, run: Mapping[str, Any]) -> None
     differences = cache.settings.differences(dataclasses.replace(cache.settings, **run, seed=cache.settings.seed))
     if differences:
         raise ValueError(
-            f"--data.cache {folder} holds targets of another run: {'; '.join(differences)}. Give this run the cache's "
-            "values, or build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
+            f"--data.cache {cache.folder} holds other targets: {'; '.join(differences)}. Take the cache's values, or "
+            "build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -14,6 +15,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
 from liteframe.data.augment import Augmentation
+from liteframe.data.cache import TargetCache
 from liteframe.data.cached_clips import CachedClips
 from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, RawBatch, collate_clips, dress
 from liteframe.data.failure_watch import agree_on_failures
@@ -21,9 +23,6 @@ from liteframe.data.failures import FailureTally
 from liteframe.data.manifest import VideoEntry, list_digest, load_manifest
 from liteframe.data.sampler import ClipStream, FixedBatches, Key
 from liteframe.data.split import hold_out
-
-if TYPE_CHECKING:
-    from liteframe.data.cache import TargetCache
 
 
 class ClipDataModule(LightningDataModule):
@@ -83,14 +82,8 @@ class ClipDataModule(LightningDataModule):
         if self.tally is not None:
             return
         if self.cache is not None:
-            from liteframe.data.cache import TargetCache
-
             self.target_cache = TargetCache.open(self.cache)
-        entries = load_manifest(self.videos)
-        if self.val_videos is not None:
-            self.train_entries, self.val_entries = entries, load_manifest(self.val_videos)
-        else:
-            self.train_entries, self.val_entries = hold_out(entries, self.val_fraction)
+        self.read_lists()
         trainer = self._trainer()
         self.micro_batch_size, trainer.accumulate_grad_batches = divide_batch(
             self.batch_size, self.micro_batch_size, trainer.world_size
@@ -101,6 +94,14 @@ class ClipDataModule(LightningDataModule):
             remedy=f"Run `liteframe scan {self.videos} -o good.jsonl` and train on good.jsonl, "
             "or allow more with --data.max_failure_rate.",
         )
+
+    def read_lists(self) -> None:
+        """Read the lists of videos and hold out a part."""
+        entries = load_manifest(self.videos)
+        if self.val_videos is not None:
+            self.train_entries, self.val_entries = entries, load_manifest(self.val_videos)
+        else:
+            self.train_entries, self.val_entries = hold_out(entries, self.val_fraction)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps that see each training video about once."""
@@ -171,7 +172,9 @@ class ClipDataModule(LightningDataModule):
         self.tally.load_state_dict(state_dict["tally"])
 
     def _identity(self) -> dict[str, Any]:
+        cache = self.target_cache
         return {
+            "cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
             "videos": len(self.train_entries),
             "list": list_digest(self.train_entries),
             "seed": self.seed,
@@ -197,7 +200,7 @@ class ClipDataModule(LightningDataModule):
         """The middle clips of the held-out videos by key (0, index)."""
         return self._dataset("val", self.val_entries, None)
 
-    def settings(self) -> dict[str, Any]:
+    def clip_identity(self) -> dict[str, Any]:
         """What clips and their frames depend on, under the names of CacheSettings."""
         frames = self._format()
         return {
@@ -233,7 +236,7 @@ class ClipDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=persistent and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=ignore_stop_signals,
             # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
             timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
             # The loader would draw from the global generator, and its state would depend on how often it was restarted.
@@ -261,6 +264,10 @@ def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) ->
     return micro, batch_size // (micro * devices)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the training process decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_stop_signals(worker: int) -> None:
+    """Ctrl-C and SLURM's signals reach every process of a job; only the training process decides what they mean.
+
+    A worker ends when the training process says so or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,10 @@
 """What a CTD run leaves behind: pictures while it runs, the encoder, the report."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -61,16 +63,16 @@ class FeaturePanel(Callback):
         assert isinstance(module, CTDModule)
         if self._clip is None or not isinstance(trainer.logger, TensorBoardLogger):
             return
-        clip = self._clip._replace(
-            video=self._clip.video.to(module.device), frame_mask=self._clip.frame_mask.to(module.device)
-        )
+        clip = move_data_to_device(self._clip, module.device)
         # One clip has a shape of its own, not worth compiling for.
         with torch.compiler.set_stance("eager_on_recompile"), trainer.precision_plugin.forward_context():
             target, _ = module.pooled_target(clip)
             student = module.predict_raw(clip.video)
-            weights = saliency(module.teacher(clip.video))
-        picture = clip_panel(self._pixels(module, clip.video[0]), weights[0], target[0], student[0])
-        trainer.logger.experiment.add_image("frames, saliency, target, student", picture.cpu(), trainer.global_step)
+            # A cache holds no saliency, and then there is no teacher to ask.
+            weights = saliency(module.teacher(clip.video))[0] if clip.targets is None else None
+        picture = clip_panel(self._pixels(module, clip.video[0]), weights, target[0], student[0])
+        name = f"frames, {'saliency, ' if weights is not None else ''}target, student"
+        trainer.logger.experiment.add_image(name, picture.cpu(), trainer.global_step)
 
     def _keep(self, batch: ClipBatch) -> None:
         targets = None if batch.targets is None else batch.targets[:1].clone()
@@ -136,6 +138,7 @@ def write_report(trainer: Trainer, module: CTDModule, figures: dict[str, float],
                 "train_videos": len(data.train_entries),
                 "val_videos": len(data.val_entries),
                 "batch_size": data.batch_size,
+                "cache": None if data.target_cache is None else asdict(data.target_cache.settings),
                 **data.tally.summary(),
             },
             "teacher": {"name": teacher.name, "sha256": teacher.identity, "licence": teacher.licence},

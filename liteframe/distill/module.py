@@ -5,18 +5,17 @@ Shapes: B clips, T frames, H x W pixels, (h,w) compressed grid, C teacher channe
 
 import copy
 import dataclasses
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from liteframe.data.cached_clips import check_cache
 from liteframe.data.clips import ClipBatch, FrameFormat
 from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.losses import LossName, batch_loss, clip_losses, drop_large_losses, token_losses
@@ -24,11 +23,15 @@ from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.student_setup import build_student, check_grids, unfold_head
-from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
+from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features, real_slots
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import load_teacher
+from liteframe.training.guard import GuardSettings
+from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
+from liteframe.training.sharded import shard, whole_state
+from liteframe.training.signals import leave_if_told
 from liteframe.training.step_means import StepMeans
 
 
@@ -47,7 +50,7 @@ class TeacherSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class CTDModule(LightningModule):
+class CTDModule(GuardedModule):
     """Trains a LiteFrame student to emit its teacher's weighted average pooled features.
 
     Args:
@@ -58,9 +61,12 @@ class CTDModule(LightningModule):
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead.
         optimizer: AdamW and its schedule.
+        guard: which steps are skipped, and when the run stops.
         compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
         activation_checkpointing: compute the student's activations twice instead of keeping them.
     """
+
+    replayed = ("nominal",)
 
     def __init__(
         self,
@@ -71,10 +77,11 @@ class CTDModule(LightningModule):
         init: Literal["weight_selection", "random"] = "weight_selection",
         init_from: str | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 - as above
+        guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
         compile: bool = False,
         activation_checkpointing: bool = False,
     ):
-        super().__init__()
+        super().__init__(guard)
         self.compiled, self.activation_checkpointing = compile, activation_checkpointing
         self.teacher_settings, self.student_config, self.target_settings = teacher, student, target
         self.loss_name, self.init, self.init_from, self.optimizer_settings = loss, init, init_from, optimizer
@@ -96,17 +103,32 @@ class CTDModule(LightningModule):
         )
         size = data.size or (config.image_size, config.image_size)
         check_grids(config, self.teacher, size)
+        data.frame_format = FrameFormat(size, self.teacher.image_mean, self.teacher.image_std, self.teacher.resize)
+        if data.target_cache is not None:
+            check_cache(data.target_cache, {**self.target_identity(config), **data.clip_identity()})
         self.student = build_student(config, self.teacher, self.init, self.init_from)
+        if data.target_cache is not None:
+            self.teacher.drop_tower()
         if self.activation_checkpointing:
             self.student.checkpoint_activations()
-        # The student's first weights are cut from the teacher's before these are rounded.
-        prepare_teacher(self.teacher, self.trainer.strategy.root_device, str(self.trainer.precision))
+        if data.target_cache is None:
+            # The student's first weights are cut from the teacher's before these are rounded.
+            prepare_teacher(self.teacher, self.trainer.strategy.root_device, str(self.trainer.precision))
         if self.compiled:
-            compile_blocks(self.teacher.tower)
-            compile_blocks(self.student)
+            for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
+                compile_blocks(model)
+        shard(self.trainer, self.student, self.student.blocks)
         self.target = TargetBuilder(self.teacher.dim, self.target_settings)
         self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
-        data.frame_format = FrameFormat(size, self.teacher.image_mean, self.teacher.image_std, self.teacher.resize)
+
+    def target_identity(self, config: LiteFrameConfig) -> dict[str, Any]:
+        """What the target of a given clip depends on, under the names of CacheSettings."""
+        settings = self.target_settings
+        return {
+            **{"teacher_sha256": self.teacher.identity, "dim": self.teacher.dim},
+            **{"compression": config.compression, "scope": settings.scope},
+            **{"statistics_clips": settings.statistics_clips},
+        }
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine."""
@@ -118,11 +140,12 @@ class CTDModule(LightningModule):
         assert data.micro_batch_size is not None
         self.nominal = data.micro_batch_size
         if not self.target.ready:
-            self._measure_statistics(data)
+            self._fit_target(data)
             unfold_head(self.student.head, self.target, raw=self.init == "weight_selection" or bool(self.init_from))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember whom the student learns from."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["teacher_identity"] = self.teacher.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -136,31 +159,32 @@ class CTDModule(LightningModule):
                 f"--resume: {self.teacher.name} does not have the weights that the run started with; "
                 "use the same teacher, or start another run with --init_from"
             )
+        super().on_load_checkpoint(checkpoint)
 
     def on_train_start(self) -> None:
         """Say what is about to happen."""
         data = self.data()
+        if (cache := data.target_cache) is None:
+            source = f"{count_parameters(self.teacher.tower):.2f}M, frozen"
+        else:
+            source = f"{cache.settings.views} views of each video in {cache.folder}, {cache.settings.codec}"
         rank_zero_print(
             f"student of {count_parameters(self.student):.2f}M parameters learns from {self.teacher.name} "
-            f"({count_parameters(self.teacher.tower):.2f}M, frozen): {total_steps(self.trainer)} steps of "
+            f"({source}): {total_steps(self.trainer)} steps of "
             f"{data.batch_size} clips x {data.clip_frames} frames, {len(data.train_entries)} videos, "
             f"{len(data.val_entries)} held out"
         )
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """A teacher in training mode would give other targets without any error."""
-        parts = [part for part in (self.teacher.tower, self.teacher.projector) if part is not None]
-        if any(module.training for part in parts for module in part.modules()):
+        if any(module.training for part in self.teacher.parts for module in part.modules()):
             raise RuntimeError(f"the teacher {self.teacher.name} is in training mode; something called .train() on it")
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+    def step_loss(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch: each clip weighs 1 / nominal batch size, whatever became of the others."""
-        data = self.data()
-        assert data.tally is not None
-        self.log("data/failed_rate", data.tally.rate)
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
-            return self.student(self.blank_clip()).sum() * 0.0
+            return self.encode(self.blank_clip()).sum() * 0.0, {}
         pooled, slots = self.pooled_target(batch)
         target = self.target(pooled, slots)
         with self.trainer.profiler.profile("student"):
@@ -177,31 +201,25 @@ class CTDModule(LightningModule):
             self.step_means.add(
                 len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
             )
-        return batch_loss(per_clip, self.nominal)
+        watched = {"frames": batch.video, "target": target.values, "prediction": prediction}
+        return batch_loss(per_clip, self.nominal), watched
+
+    def clips(self, batch: ClipBatch) -> list[dict[str, Any]]:
+        """See GuardedModule."""
+        return [{"key": list(key), "path": path} for key, path in zip(batch.keys, batch.paths, strict=True)]
+
+    def batch_from(self, fields: dict[str, Any]) -> ClipBatch:
+        """See GuardedModule."""
+        return ClipBatch(**{"targets": None, **fields})
+
+    def watched_modules(self) -> dict[str, nn.Module]:
+        """See GuardedModule; the teacher hides its modules."""
+        return {"teacher": self.teacher.tower, "student": self.student}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means of the global batch."""
         for name, value in self.step_means.reduce(self.trainer).items():
             self.log(f"train/{name}", value)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the global norm, log what it was, and stop before a step that would destroy the weights."""
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), gradient_clip_val or math.inf)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"gradient norm is {norm.item()} at step {self.global_step}; lower model.optimizer.lr, or use "
-                "model.target.clipping: token_mask. The weights before this step are in the last checkpoint"
-            )
-        if norm == 0:
-            # No clip of the step could be read: without gradients AdamW leaves weights and moments alone.
-            optimizer.zero_grad(set_to_none=True)
-        self.log("train/gradient_norm", norm)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """Compare with the teacher's unclipped features, in its raw space."""
@@ -221,12 +239,15 @@ class CTDModule(LightningModule):
 
     @torch.no_grad()
     def pooled_target(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Raw WAP features [B,T/t,h,w,C] and the slots [B,T/t] that count."""
+        """Raw WAP features [B,T/t,h,w,C], out of the cache or the teacher, and the slots [B,T/t] that count."""
+        kernel = self.student.config.compression
+        if batch.targets is not None:
+            return batch.targets.float(), real_slots(batch.frame_mask, kernel)
         settings, profiler = self.target_settings, self.trainer.profiler
         with profiler.profile("teacher"), whole_batches(len(batch.paths), self.nominal):
             features = self.teacher(batch.video)
         with profiler.profile("pooling"):
-            return pool_features(features, batch.frame_mask, self.student.config.compression, settings.scope)
+            return pool_features(features, batch.frame_mask, kernel, settings.scope)
 
     def encode(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
@@ -244,17 +265,30 @@ class CTDModule(LightningModule):
         return torch.zeros(1, data.clip_frames, 3, *data.frame_format.size, device=self.device)
 
     def folded_encoder(self) -> LiteFrameEncoder:
-        """A copy of the student, on the CPU, whose head emits raw teacher features."""
-        encoder = copy.deepcopy(self.student).cpu().float().eval()
+        """A copy of the student, on the CPU, whose head emits raw teacher features; all ranks must ask for it."""
+        with torch.device("meta"):
+            encoder = LiteFrameEncoder(self.student.config).eval()
+        encoder.load_state_dict(whole_state(self.student), assign=True)
         standardiser = copy.deepcopy(self.target.standardiser).cpu()
         standardiser.fold(encoder.head)
         return encoder
 
+    def _fit_target(self, data: ClipDataModule) -> None:
+        """Take the target statistics from the cache or measure them, and keep them with the run."""
+        cache = data.target_cache
+        statistics = self._measured_statistics(data) if cache is None else cache.statistics
+        self.target.fit(statistics)
+        if self.trainer.is_global_zero:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.target.state_dict().items()}
+            folder = Path(self.trainer.default_root_dir)
+            write_atomically(folder / "target_statistics.safetensors", save(tensors, {"tokens": str(statistics.count)}))
+
     @torch.no_grad()
-    def _measure_statistics(self, data: ClipDataModule) -> None:
+    def _measured_statistics(self, data: ClipDataModule) -> FeatureStatistics:
         rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
         statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
         for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
+            leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
             if batch.paths:
                 with self.trainer.precision_plugin.forward_context():
                     pooled, slots = self.pooled_target(batch)
@@ -262,11 +296,7 @@ class CTDModule(LightningModule):
             else:
                 statistics.update(torch.empty(0, self.teacher.dim, device=self.device))
         statistics.reduce()
-        self.target.fit(statistics)
-        if self.trainer.is_global_zero:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.target.state_dict().items()}
-            folder = Path(self.trainer.default_root_dir)
-            write_atomically(folder / "target_statistics.safetensors", save(tensors, {"tokens": str(statistics.count)}))
+        return statistics
 
     def data(self) -> ClipDataModule:
         """The trainer's data module."""

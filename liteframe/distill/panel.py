@@ -41,12 +41,12 @@ def pca_colours(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     return colours(target), colours(student)
 
 
-def clip_panel(frames: Tensor, weights: Tensor, target: Tensor, student: Tensor) -> Tensor:
+def clip_panel(frames: Tensor, weights: Tensor | None, target: Tensor, student: Tensor) -> Tensor:
     """One picture of four rows, one column a slot.
 
     Args:
         frames: [T,3,H,W] in [0, 1].
-        weights: saliency of each frame's patches [T,h,w].
+        weights: saliency of each frame's patches [T,h,w]; None leaves the second row out.
         target: [T',h',w',C].
         student: [T',h',w',C].
 
@@ -55,8 +55,11 @@ def clip_panel(frames: Tensor, weights: Tensor, target: Tensor, student: Tensor)
     """
     slots, size = target.shape[0], frames.shape[-2:]
     step = frames.shape[0] // slots
-    first = weights[::step].float()
-    low, high = first.amin((1, 2), keepdim=True), first.amax((1, 2), keepdim=True)
-    grey = ((first - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1)
-    rows = [frames[::step].float(), *(F.interpolate(x, size=size) for x in (grey, *pca_colours(target, student)))]
+    rows = [frames[::step].float()]
+    if weights is not None:
+        first = weights[::step].float()
+        low, high = first.amin((1, 2), keepdim=True), first.amax((1, 2), keepdim=True)
+        grey = ((first - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1)
+        rows.append(F.interpolate(grey, size=size))
+    rows += [F.interpolate(colours, size=size) for colours in pca_colours(target, student)]
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

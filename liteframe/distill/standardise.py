@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from liteframe.data.cache.statistics import TargetStatistics
 from liteframe.distill.hadamard import equalising_rotation
 from liteframe.distill.statistics import FeatureStatistics
 
@@ -43,7 +44,7 @@ class Standardiser(nn.Module):
         self.register_buffer("forward_map", torch.eye(channels) if kind == "phi_s" else torch.ones(shape))
         self.register_buffer("inverse_map", torch.eye(channels) if kind == "phi_s" else torch.ones(shape))
 
-    def fit(self, statistics: FeatureStatistics) -> None:
+    def fit(self, statistics: FeatureStatistics | TargetStatistics) -> None:
         """Take mean and scale from the statistics."""
         if self.kind == "none":
             return

@@ -10,6 +10,7 @@ import torch
 from liteframe_kernels import weighted_average_pool
 from torch import Tensor, nn
 
+from liteframe.data.cache.statistics import TargetStatistics
 from liteframe.distill.standardise import Standardisation, Standardiser
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.models.teacher import TeacherFeatures
@@ -84,7 +85,12 @@ def pool_features(
         scope=scope,
         frame_mask=frame_mask,
     )
-    return pooled, frame_mask.unflatten(1, (-1, kernel[0])).any(2)
+    return pooled, real_slots(frame_mask, kernel)
+
+
+def real_slots(frame_mask: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+    """Bool [B,T] of frames -> bool [B,T/t], False for slots without any real frame."""
+    return frame_mask.unflatten(1, (-1, kernel[0])).any(2)
 
 
 class TargetBuilder(nn.Module):
@@ -111,7 +117,7 @@ class TargetBuilder(nn.Module):
         self.register_buffer("norm_limit", torch.zeros(()))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
-    def fit(self, statistics: FeatureStatistics) -> None:
+    def fit(self, statistics: FeatureStatistics | TargetStatistics) -> None:
         """Freeze the statistics.
 
         Raises:

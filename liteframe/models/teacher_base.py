@@ -81,21 +81,36 @@ class Teacher(nn.Module):
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
         self.image_mean, self.image_std, self.resize = image_mean, image_std, resize
         # A tuple hides modules from nn.Module's registration.
-        self._hidden: tuple[Tower, nn.Module | None] = (tower, projector)
-        for module in (tower, projector):
-            if module is not None:
-                module.requires_grad_(False).eval()
+        self._hidden: tuple[Tower | None, nn.Module | None] = (tower, projector)
+        for module in self.parts:
+            module.requires_grad_(False).eval()
         super().train(False)
 
     @property
     def tower(self) -> Tower:
-        """The library's ViT."""
+        """The library's ViT.
+
+        Raises:
+            ValueError: it was dropped.
+        """
+        if self._hidden[0] is None:
+            raise ValueError(f"the ViT of teacher {self.name} was dropped: its targets come from a cache")
         return self._hidden[0]
 
     @property
     def projector(self) -> nn.Module | None:
         """The VLM's pixel shuffle and MLP, or None."""
         return self._hidden[1]
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """Tower and projector, those that there are."""
+        return tuple(module for module in self._hidden if module is not None)
+
+    def drop_tower(self) -> None:
+        """Free the memory of the ViT; its identity, the projector and the description stay."""
+        self.identity  # noqa: B018 - taken from the weights while they are there, and kept
+        self._hidden = (None, self.projector)
 
     @property
     def device(self) -> torch.device:
@@ -150,9 +165,8 @@ class Teacher(nn.Module):
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Teacher":
-        for module in self._hidden:
-            if module is not None:
-                module._apply(fn, recurse)
+        for module in self.parts:
+            module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 
