@@ -119,21 +119,29 @@ def _unpack(parquet: Any, path: Path, target: Path) -> Iterator[Record | Problem
         count = file.metadata.row_group(group).num_rows
         names = [target / f"{first + i:06d}.mp4" for i in range(count)]
         first += count
+        texts: list[Any] = []
+        damage = None
         try:
             texts = file.read_row_group(group, columns=["json"]).column("json").to_pylist()
-            if not all(name.exists() for name in names):
-                batches = file.iter_batches(batch_size=1, row_groups=[group], columns=["mp4"])
-                for name, batch in zip(names, batches, strict=True):
-                    value = batch.column(0)[0]
-                    if value.is_valid and len(value.as_buffer()) and not name.exists():
-                        _write(name, value.as_buffer())
+            _write_missing(file, group, names)
         except (ValueError, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise  # the disk, not the file: pyarrow's own errors carry no number
-            yield _damaged(path, error)
-            texts = []
+            damage = _damaged(path, error)
+            yield damage
         for name, text in zip(names, texts, strict=False):
-            yield from _row(name, text, f"{path}: row {int(name.stem)}")
+            if damage is None or name.exists():
+                yield from _row(name, text, f"{path}: row {int(name.stem)}")
+
+
+def _write_missing(file: Any, group: int, names: list[Path]) -> None:
+    if all(name.exists() for name in names):
+        return
+    batches = file.iter_batches(batch_size=1, row_groups=[group], columns=["mp4"])
+    for name, batch in zip(names, batches, strict=True):
+        value = batch.column(0)[0]
+        if value.is_valid and len(value.as_buffer()) and not name.exists():
+            _write(name, value.as_buffer())
 
 
 def _write(path: Path, content: Any) -> None:
