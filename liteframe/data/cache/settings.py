@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from liteframe.data.manifest import VideoEntry
-
 Codec = Literal["bf16", "fp8", "int8"]
 FORMAT = 1
 
-# What the cache decides by itself; a run that reads it has no such settings, or another name for the same teacher.
-STORAGE = ("teacher", "licence", "patch_size", "precision", "views", "codec", "jpeg_quality", "part_clips", "format")
+# A teacher may have moved; its weights say who it is.
+NAMES = ("teacher", "teacher_options", "licence")
+# What the cache decides by itself; a run that reads it has no such settings.
+STORAGE = (*NAMES, "patch_size", "precision", "views", "codec", "jpeg_quality", "part_clips", "format")
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,7 @@ class CacheSettings:
 
     Attributes:
         teacher: name or folder, for people; `teacher_sha256` says which weights.
+        teacher_options: further arguments of `load_teacher`.
         teacher_sha256: `Teacher.identity`.
         dim: channels C.
         patch_size: pixels.
@@ -55,6 +54,7 @@ class CacheSettings:
     """
 
     teacher: str
+    teacher_options: Mapping[str, Any]
     teacher_sha256: str
     dim: int
     patch_size: int
@@ -137,14 +137,6 @@ class CacheSettings:
             for name in there
             if name not in ignored and there[name] != here[name]
         ]
-
-
-def list_digest(entries: Sequence[VideoEntry]) -> str:
-    """sha256 over file names (below the folder common to all) and spans, in order: moving a data set keeps it."""
-    folders = {os.path.dirname(entry.video) for entry in entries}
-    root = os.path.commonpath(folders) if folders else ""
-    rows = [(os.path.relpath(entry.video, root), entry.start, entry.end) for entry in entries]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def parse_object(text: str) -> Mapping[str, Any]:
