@@ -36,12 +36,14 @@ class Sample(NamedTuple):
         labels: [L], -100 where nothing is learned.
         pixels: float32 [T,3,H,W], or None where the features of these frames are known already.
         frames: which frames of which file.
+        key: (epoch, index).
     """
 
     input_ids: list[int]
     labels: list[int]
     pixels: Tensor | None
     frames: FramesKey
+    key: Key
 
 
 class ChatBatch(NamedTuple):
@@ -55,6 +57,7 @@ class ChatBatch(NamedTuple):
         video_frames: T of each of these.
         frames: B keys; those of unknown features in the order of `pixels`.
         known: B flags, True where features are known.
+        keys: B keys (epoch, index).
         failures: path, kind, reason and remedy of each video that could not be read.
     """
 
@@ -65,6 +68,7 @@ class ChatBatch(NamedTuple):
     video_frames: list[int]
     frames: list[FramesKey]
     known: list[bool]
+    keys: list[Key]
     failures: list[dict[str, str]]
 
 
@@ -111,11 +115,12 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         rng = np.random.default_rng([self.seed, epoch, index])
         budget, fps = int(rng.choice(self.budgets)), float(rng.uniform(*self.fps))
         try:
-            return self._sample(index, budget, fps)
+            return self._sample(key, budget, fps)
         except VideoError as error:
             return error
 
-    def _sample(self, index: int, budget: int, fps: float) -> Sample:
+    def _sample(self, place: Key, budget: int, fps: float) -> Sample:
+        _, index = place
         entry, info = self.entries[index], self._info(index)
         try:
             indices = at_fps(
@@ -131,7 +136,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             pixels = self.processor.pixels(self.decoder.read(entry.video, indices, reader=entry.reader, size=size))
         video = self.processor.slot_prompt(len(indices), *self.size)
         ids, labels = encode_conversation(self.conversations[index].turns, video, self.processor.tokenizer)
-        return Sample(ids, labels, pixels, key)
+        return Sample(ids, labels, pixels, key, place)
 
     def _info(self, index: int) -> VideoFacts:
         """Length, rate and size of the video, probed once where the row does not tell."""
@@ -166,5 +171,6 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> 
         video_frames=[len(video) for video in videos],
         frames=[sample.frames for sample in samples],
         known=[sample.pixels is None for sample in samples],
+        keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
     )

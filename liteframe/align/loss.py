@@ -1,5 +1,6 @@
 """Next-token loss on answers, as a sum with its count: it is normalised once, over the whole global batch."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def answer_loss(logits: Tensor, labels: Tensor, positions: Tensor) -> AnswerLoss
 
 
 @torch.no_grad()
-def scale_gradients(parameters: list[Tensor], factor: float) -> None:
+def scale_gradients(parameters: Sequence[Tensor], factor: float) -> None:
     """Multiply the gradients of `parameters` in place."""
     for parameter in parameters:
         if parameter.grad is not None:

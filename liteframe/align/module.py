@@ -1,12 +1,11 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
-import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from liteframe.align.datamodule import ChatDataModule
@@ -16,12 +15,14 @@ from liteframe.align.lora import LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.data.chat import template_warning
 from liteframe.load_vlm import frozen_digest, load_video_llm
+from liteframe.training.guard import GuardSettings
+from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
-class LMAModule(LightningModule):
+class LMAModule(GuardedModule):
     """Trains LoRA layers of a Video LLM's language model to read a LiteFrame encoder's tokens.
 
     Args:
@@ -32,6 +33,7 @@ class LMAModule(LightningModule):
         train_encoder: train the encoder too.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them.
         optimizer: AdamW and its schedule.
+        guard: which steps are skipped, and when the run stops.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class LMAModule(LightningModule):
         train_encoder: bool = False,
         gradient_checkpointing: bool = False,
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
+        guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
     ):
-        super().__init__()
+        super().__init__(guard)
         self.vlm, self.encoder, self.lora = vlm, encoder, lora
         self.train_projector, self.train_encoder = train_projector, train_encoder
         self.gradient_checkpointing = gradient_checkpointing
@@ -82,19 +85,14 @@ class LMAModule(LightningModule):
 
     def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
-        place = [self.data().seed, self.global_step, len(self._window), self.global_rank]
+        place = [self.data().seed, self.global_step, len(self.turns), self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
-    def training_step(self, batch: ChatBatch, batch_idx: int) -> Tensor:
+    def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of the answers; it is normalised when the gradients of the whole global batch are there."""
-        data = self.data()
-        assert data.tally is not None
-        self.log("data/failed_rate", data.tally.rate)
         if not batch.frames:
             # Nothing to learn from; other ranks may wait for these gradients, though.
-            nothing = torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0
-            self._window.append(AnswerLoss(nothing.detach(), *2 * (torch.zeros_like(nothing, dtype=torch.long),)))
-            return nothing
+            return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0, {}
         positions = answer_positions(batch.labels)
         logits = self.model(
             input_ids=batch.input_ids,
@@ -105,36 +103,41 @@ class LMAModule(LightningModule):
         ).logits
         loss = answer_loss(logits, batch.labels, positions)
         self._window.append(AnswerLoss(loss.total.detach(), loss.tokens, loss.correct))
-        return loss.total
+        return loss.total, {"frames": batch.pixels, "prediction": logits}
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Normalise by the answer tokens of the global batch, clip the global norm, log both."""
-        sums = torch.stack([torch.stack([part.double() for part in loss]) for loss in self._window]).sum(0)
+    def clips(self, batch: ChatBatch) -> list[dict[str, Any]]:
+        """See GuardedModule."""
+        return [{"key": list(key), "path": path} for key, (path, _) in zip(batch.keys, batch.frames, strict=True)]
+
+    def batch_from(self, fields: dict[str, Any]) -> ChatBatch:
+        """See GuardedModule."""
+        frames = [(path, tuple(indices)) for path, indices in fields["frames"]]
+        return ChatBatch(**{**fields, "frames": frames})
+
+    def extra_tensors(self, batch: ChatBatch) -> dict[str, Tensor]:
+        """Features of the videos that the batch holds no pixels of."""
+        assert self.cache is not None or not any(batch.known)
+        keys = [(place, key) for place, key in enumerate(batch.frames) if batch.known[place]]
+        return {str(place): self.cache[key] for place, key in keys} if self.cache is not None else {}
+
+    def take_extra_tensors(self, batch: ChatBatch, tensors: dict[str, Tensor]) -> None:
+        """See GuardedModule."""
+        for place, features in tensors.items():
+            assert self.cache is not None
+            self.cache[batch.frames[int(place)]] = features
+
+    def finish_gradients(self, parameters: Sequence[Tensor], turns: int) -> dict[str, float]:
+        """Normalise by the answer tokens of the global batch."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for loss in self._window:
+            sums += torch.stack([part.double() for part in loss])
         self._window.clear()
         total, tokens, correct = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        if tokens:
-            # Lightning has divided by the accumulation steps, and distributed training by the devices.
-            divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
-            scale_gradients(trained, divided_by / tokens)
-            self.log("train/loss", total / tokens)
-            self.log("train/answer_accuracy", correct / tokens)
-        norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or math.inf)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"gradient norm is {norm.item()} at step {self.global_step}; lower model.optimizer.lr. "
-                "The weights before this step are in the last checkpoint"
-            )
-        if norm == 0:
-            # No video of the step could be read: without gradients AdamW leaves weights and moments alone.
-            optimizer.zero_grad(set_to_none=True)
-        self.log("train/gradient_norm", norm)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        if not tokens:
+            return {}
+        # Lightning has divided by the accumulation steps, and distributed training by the devices.
+        scale_gradients(parameters, turns / tokens)
+        return {"train/loss": total / tokens, "train/answer_accuracy": correct / tokens}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trained weights only: the Video LLM stays where it came from."""
@@ -156,6 +159,7 @@ class LMAModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which frozen weights the trained ones belong to."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["frozen_digest"] = self.frozen_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -168,6 +172,7 @@ class LMAModule(LightningModule):
             raise ValueError(
                 f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
             )
+        super().on_load_checkpoint(checkpoint)
 
     def _longest(self, data: ChatDataModule) -> str:
         """How long the longest video is in tokens, before the run finds out."""

@@ -201,7 +201,7 @@ class CTDModule(GuardedModule):
             self.step_means.add(
                 len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
             )
-        watched = {"frames": batch.video, "target": target.values, "prediction": prediction}
+        watched = {"frames": batch.video, "target": pooled, "prediction": prediction}
         return batch_loss(per_clip, self.nominal), watched
 
     def clips(self, batch: ClipBatch) -> list[dict[str, Any]]:
@@ -214,7 +214,8 @@ class CTDModule(GuardedModule):
 
     def watched_modules(self) -> dict[str, nn.Module]:
         """See GuardedModule; the teacher hides its modules."""
-        return {"teacher": self.teacher.tower, "student": self.student}
+        teacher = {} if self.data().target_cache else {"teacher": self.teacher.tower}
+        return {**teacher, "student": self.student}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means of the global batch."""
