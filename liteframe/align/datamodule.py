@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
 from liteframe.data.chat import Conversation, load_conversations
-from liteframe.data.datamodule import _ignore_interrupt as ignore_interrupt
-from liteframe.data.datamodule import divide_batch
+from liteframe.data.datamodule import divide_batch, ignore_stop_signals
 from liteframe.data.failures import FailureTally
 from liteframe.data.processor import LiteFrameInternVLProcessor
 from liteframe.data.sampler import ClipStream
@@ -115,7 +114,7 @@ class ChatDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=ignore_stop_signals,
             # A batch takes no longer than probing and reading each of its files; a dead worker must not hang the run.
             timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
             # The loader would draw from the global generator, which LoRA's dropout uses.

@@ -32,6 +32,7 @@ from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 from liteframe.training.sharded import shard, whole_state
 from liteframe.training.signals import leave_if_told
+from liteframe.training.signals import leave_if_told
 from liteframe.training.step_means import StepMeans
 
 
@@ -289,6 +290,7 @@ class CTDModule(GuardedModule):
         rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
         statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
         for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
+            leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
             leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
             if batch.paths:
                 with self.trainer.precision_plugin.forward_context():

@@ -1,73 +1,30 @@
-"""checkpoints/last.ckpt: written so that it is always loadable, in time, on request and when the run is told to stop.
+"""The newest state of a run is on the disk in time, before validation, at the end, and when the run is told to stop."""
 
-Lightning's own save moves the file from TMPDIR and never flushes it, and its signal handler saves from inside the
-handler. Here the file is written beside its final place, and a signal only sets a flag that is read between two steps.
-"""
-
-import os
-import pickle
-import signal
-import sys
-import threading
-import zipfile
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from liteframe.training.checkpoint_folder import NamedCheckpoint
+from liteframe.training.checkpoint_io import AtomicCheckpointIO
+from liteframe.training.rng import gather_rng_states, set_rng_state
 from liteframe.training.run_folder import RunFolder
+from liteframe.training.signals import STOP
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear complete or not at all, and are read with `weights_only=True`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a temporary file in the same folder, flush it and the folder to the disk around a rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain values; anything else is refused, whatever `weights_only` says.
-
-        Raises:
-            ValueError: the file is damaged or holds other objects.
-        """
-        remedy = "start a new run, with --init_from RUN/encoder if an encoder was saved"
-        # torch.load would try its old format on anything else.
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is not a loadable checkpoint (no complete zip archive); {remedy}")
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} is not a loadable checkpoint ({reason}); {remedy}") from error
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
 
 
 class LastCheckpoint(Callback):
-    """Keeps last.ckpt: at the first step, every `every_n_steps`, before each validation, at the end and on a signal.
+    """Saves at the first step, every `every_n_steps`, before each validation, at the end and on a signal.
 
-    SIGINT (Ctrl-C) and SIGTERM (`kill`) end the run at the next step boundary, agreed among all ranks, with exit code
-    130 or 143; a second Ctrl-C ends it at once. Before the first step they mean what they mean everywhere.
+    SIGINT (Ctrl-C), SIGTERM (`kill`, SLURM's preemption) and SIGUSR1 (SLURM's --signal) end the run at the next step
+    boundary, agreed among all ranks, with exit code 128 + signal; a second Ctrl-C ends it at once. While the target
+    statistics are measured they end it between two batches; before and after there is nothing to lose, and they end
+    it at once. It must be the last of the trainer's callbacks: what the others do at the end of a step belongs to it.
 
     Args:
         every_n_steps: optimizer steps between two saves.
@@ -77,16 +34,50 @@ class LastCheckpoint(Callback):
         if every_n_steps < 1:
             raise ValueError(f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self._received: int | None = None
         self._training = False
         self._saved_step: int | None = None
-        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._whole: NamedCheckpoint | None = None
+        self._rng: list[dict[str, Tensor]] | None = None
+        self._listening = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Clear away what killed processes have left."""
+        if stage == "fit" and trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).clean()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on signals wait."""
+        self._listening.enter_context(STOP.listening())
+        STOP.defer()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember what the run goes on from: it stays on the disk until the next one is."""
+        self._rng, self._saved_step = checkpoint["rng"], checkpoint["global_step"]
+        name = Path(str(trainer.ckpt_path)).name
+        named = RunFolder(trainer.default_root_dir).checkpoints.named()
+        self._whole = next((checkpoint for checkpoint in named if checkpoint.file == name), None)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the random number generators of all ranks."""
+        checkpoint["rng"] = gather_rng_states(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning has installed its own handlers by now, and restores the original ones afterwards."""
-        self._install()
-        self._received, self._training = None, True
-        self._saved_step = trainer.global_step if RunFolder(trainer.default_root_dir).last_checkpoint.exists() else None
+        """Lightning has installed handlers of its own by now."""
+        STOP.defer()
+        self._training = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Put the generators where they were, after all that starting a run draws from them."""
+        if self._rng is None:
+            return
+        if len(self._rng) == trainer.world_size:
+            set_rng_state(self._rng[trainer.global_rank], trainer.strategy.root_device)
+        elif trainer.is_global_zero:
+            trainer.print(
+                f"the run had {len(self._rng)} processes and has {trainer.world_size}: clips and their order stay, "
+                "random numbers drawn from here on (dropout) do not"
+            )
+        self._rng = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,62 +85,74 @@ class LastCheckpoint(Callback):
         """Save if it is time to; stop if any rank was told to."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
-        if stop or self._saved_step is None or trainer.global_step % self.every_n_steps == 0:
+        number = STOP.agreed(trainer)
+        if number or self._saved_step is None or trainer.global_step % self.every_n_steps == 0:
             self._save(trainer)
-        if stop:
-            self._exit(trainer)
+        if number:
+            self._leave(trainer, number)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save first, so that a signal during a long validation loses nothing."""
-        if self._training and self._saved_step != trainer.global_step:
+        """Save first, so that a signal or a kill during a long validation loses nothing."""
+        if self._training:
             self._save(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Stop between two validation batches; the weights are those saved when validation started."""
-        if self._training and trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
-            self._exit(trainer)
+        if self._training and (number := STOP.agreed(trainer)):
+            self._leave(trainer, number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state."""
-        if self._saved_step != trainer.global_step:
-            self._save(trainer)
-        self._restore()
+        self._save(trainer)
+        if number := STOP.agreed(trainer):
+            self._leave(trainer, number)
+        STOP.at_once()
+        self._training = False
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._listening.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
-        self._restore()
+        self._training = False
+        self._listening.close()
 
     def _save(self, trainer: Trainer) -> None:
-        # In Lightning's words "weights only" would leave the optimizer out.
-        trainer.save_checkpoint(RunFolder(trainer.default_root_dir).last_checkpoint, weights_only=False)
-        self._saved_step = trainer.global_step
+        """Write and name the state of this step; a failure on the writing rank ends all ranks.
 
-    def _exit(self, trainer: Trainer) -> None:
-        number = self._received or signal.SIGTERM
-        if trainer.is_global_zero:
-            path = RunFolder(trainer.default_root_dir).last_checkpoint
-            print(
-                f"\n{signal.Signals(number).name}: stopped at step {trainer.global_step}; state is in {path}, "
-                "continue with --resume",
-                file=sys.stderr,
-                flush=True,
+        Raises:
+            CheckpointError: it could not be written; the previous one is as it was.
+        """
+        if self._saved_step == trainer.global_step:
+            return
+        step, folder = trainer.global_step, RunFolder(trainer.default_root_dir).checkpoints
+        problem = None
+        try:
+            # In Lightning's words "weights only" would leave the optimizer out.
+            trainer.save_checkpoint(folder.file(step), weights_only=False)
+        except OSError as error:
+            problem = error.strerror or str(error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+        if trainer.is_global_zero and problem is None:
+            io = trainer.strategy.checkpoint_io
+            assert isinstance(io, AtomicCheckpointIO)
+            assert io.written is not None
+            try:
+                self._whole = folder.add(step, io.written.bytes, io.written.sha256, previous=self._whole)
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if problem := trainer.strategy.broadcast(problem):
+            before = (
+                f"{self._whole.file} is untouched; continue from it with --resume"
+                if self._whole
+                else "it was the first"
             )
-        raise SystemExit(128 + number)
+            raise CheckpointError(f"the checkpoint of step {step} could not be written: {problem}. {before}")
+        self._saved_step = step
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received is not None:
-            raise SystemExit(128 + number)
-        self._received = number
-
-    def _install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
-
-    def _restore(self) -> None:
-        self._training = False
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def _leave(self, trainer: Trainer, number: int) -> NoReturn:
+        path = RunFolder(trainer.default_root_dir).last_checkpoint
+        STOP.leave(number, f"stopped at step {trainer.global_step}; state is in {path}, continue with --resume")

@@ -15,8 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from liteframe.data.failure_watch import FailureWatch
 from liteframe.data.failures import TooManyBadVideosError
-from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from liteframe.training.run_folder import RunFolder
+from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
+from liteframe.training.checkpoint_io import AtomicCheckpointIO
+from liteframe.training.durable import OUT_OF_SPACE, OutOfSpaceError
+from liteframe.training.requeue import slurm_plugins
+from liteframe.training.run_folder import Resume, RunFolder
+from liteframe.training.signals import STOP
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
@@ -95,7 +99,14 @@ class TrainingCommand(LightningCLI):
         """The run folder and what is kept in it."""
         parser.add_argument("--run", type=str, required=True, help="folder of this run, e.g. runs/first")
         parser.add_argument(
-            "--resume", type=bool, default=False, nargs="?", const=True, help="continue the run in --run"
+            "--resume",
+            type=Resume,
+            default=False,
+            nargs="?",
+            const=True,
+            help="continue the run in --run from its newest whole checkpoint; auto: continue it if there is a "
+            "checkpoint and start it if there is none, for jobs that a cluster starts again. With --resume, a SLURM "
+            "job that gets SIGTERM or SIGUSR1 requeues itself",
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -115,6 +126,7 @@ class TrainingCommand(LightningCLI):
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
         except ValueError as error:
             self._parser(self.subcommand).error(str(error))
+        STOP.requeue = bool(config.resume)
         # The saved configuration starts the run; continuing it is asked for each time.
         config.resume = False
 
@@ -129,11 +141,14 @@ class TrainingCommand(LightningCLI):
         config.update(
             default_root_dir=run,
             logger=TensorBoardLogger(run, name="", version=""),
-            plugins=[*(config["plugins"] or []), AtomicCheckpointIO()],
+            plugins=[*(config["plugins"] or []), AtomicCheckpointIO(), *slurm_plugins()],
             precision=config["precision"] or automatic_precision(config["accelerator"]),
         )
         configured = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
-        return self._instantiate_trainer(config, [FailureWatch(), *configured, *self.run_callbacks()])
+        callbacks = [FailureWatch(), *configured, *self.run_callbacks()]
+        # What the others do at the end of a step belongs to its checkpoint.
+        callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+        return self._instantiate_trainer(config, callbacks)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
@@ -148,11 +163,16 @@ def automatic_precision(accelerator: Any) -> str:
 
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Ends a program with a plain message where the videos are at fault, and with 130 after Ctrl-C."""
+    """Ends a program with a plain message where videos or the disk are at fault, and with 128 + signal after one."""
     try:
-        yield
-    except TooManyBadVideosError as error:
+        with STOP.listening():
+            yield
+    except (TooManyBadVideosError, CheckpointError) as error:
         sys.exit(f"{program}: {error}")
+    except OSError as error:
+        if error.errno not in OUT_OF_SPACE:
+            raise
+        sys.exit(f"{program}: {error.strerror if isinstance(error, OutOfSpaceError) else error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as error:

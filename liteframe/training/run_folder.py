@@ -3,9 +3,18 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from liteframe.training.checkpoint_folder import CheckpointFolder
+from liteframe.training.durable import durable_file
 
 TRACES = ("config.yaml", "report.json", "checkpoints", "encoder", "events.out.tfevents.*")
+# A folder with one of these has trained, whatever became of its checkpoints.
+RESULTS = ("report.json", "encoder", "adapter")
+
+Resume = bool | Literal["auto"]
 
 
 class RunFolder:
@@ -13,47 +22,59 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.last_checkpoint = self.checkpoints.last
         self.encoder = self.path / "encoder"
         self.report = self.path / "report.json"
         self.bad_videos = self.path / "bad_videos.jsonl"
 
-    def claim(self, *, resume: bool) -> Path | None:
+    def claim(self, *, resume: Resume) -> Path | None:
         """Return the checkpoint to continue from, or None for a new run.
 
+        Args:
+            resume: True continues, False starts, "auto" continues if there is a checkpoint and starts if there is none.
+
         Raises:
-            ValueError: the folder holds a run and `resume` is off, or `resume` is on and there is nothing to continue.
+            ValueError: the folder holds a run and `resume` is off, or `resume` is on and there is nothing to continue,
+                or no checkpoint is whole.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--run {self.path} is a file; name a folder")
-        traces = [trace for trace in TRACES if any(self.path.glob(trace))]
         if not resume:
-            if traces:
-                raise ValueError(
-                    f"--run {self.path} already holds a run ({', '.join(traces)}); "
-                    "choose another folder, delete it, or continue it with --resume"
-                )
+            self._refuse(TRACES, "continue it with --resume")
             return None
-        if not self.last_checkpoint.is_file():
+        checkpoint, notes = self.checkpoints.find_whole()
+        for note in notes:
+            rank_zero_warn(f"--resume: {note}; continuing from {checkpoint}", stacklevel=2)
+        if checkpoint is None and resume != "auto":
             raise ValueError(
                 f"--resume: there is no {self.last_checkpoint}; leave out --resume to start a run "
-                "(in a new folder, or after deleting this one)"
+                "(in a new folder, or after deleting this one), or use --resume auto"
             )
-        return self.last_checkpoint
+        if checkpoint is None:
+            # A run stopped before its first step has left a configuration and events, which are written again.
+            self._refuse(RESULTS, "bring its checkpoints back")
+        return checkpoint
+
+    def clean(self) -> None:
+        """Remove what killed processes have left half-written."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+        self.checkpoints.clean()
+
+    def _refuse(self, traces: tuple[str, ...], remedy: str) -> None:
+        found = [trace for trace in traces if any(self.path.glob(trace))]
+        if found:
+            raise ValueError(
+                f"--run {self.path} already holds a run ({', '.join(found)}); choose another folder, delete it, "
+                f"or {remedy}"
+            )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name in its own folder, flush it to the disk, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable_file(path, needed=len(data)) as file:
+        file.write(data)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

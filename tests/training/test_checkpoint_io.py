@@ -4,7 +4,8 @@ import tempfile
 import pytest
 import torch
 
-from liteframe.training.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from liteframe.training.checkpoint import LastCheckpoint
+from liteframe.training.checkpoint_io import AtomicCheckpointIO
 
 
 def test_temporary_file_lies_beside_the_target(tmp_path, monkeypatch):

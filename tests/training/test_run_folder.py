@@ -1,4 +1,5 @@
 import json
+import zipfile
 
 import pytest
 
@@ -23,8 +24,24 @@ def test_new_and_resumed(tmp_path):
     with pytest.raises(ValueError, match="leave out --resume"):
         run.claim(resume=True)
     run.last_checkpoint.parent.mkdir(parents=True)
-    run.last_checkpoint.touch()
-    assert run.claim(resume=True) == run.last_checkpoint
+    with zipfile.ZipFile(run.last_checkpoint, "w") as archive:
+        archive.writestr("data.pkl", b"")
+    with pytest.warns(UserWarning, match="cannot be checked"):
+        assert run.claim(resume=True) == run.last_checkpoint
+
+
+@pytest.mark.parametrize("result", ["encoder/config.json", "adapter/adapter_config.json", "report.json"])
+def test_auto_starts_where_nothing_was_trained(tmp_path, result):
+    run = RunFolder(tmp_path / "run")
+    assert run.claim(resume="auto") is None
+    for trace in ("config.yaml", "events.out.tfevents.1.x", "checkpoints/.step-1.ckpt.7.tmp"):  # a run stopped early
+        (run.path / trace).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / trace).touch()
+    assert run.claim(resume="auto") is None
+    (run.path / result).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / result).touch()
+    with pytest.raises(ValueError, match="already holds a run.*bring its checkpoints back"):
+        run.claim(resume="auto")
 
 
 def test_a_file_is_no_run_folder(tmp_path):

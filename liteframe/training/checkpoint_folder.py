@@ -1,0 +1,145 @@
+"""The folder `checkpoints/`: the newest two checkpoints, and a manifest that names only what is whole.
+
+A checkpoint `step-<n>.ckpt` is complete on the disk before manifest.json names it; `last.ckpt` is a link to the newest;
+a file is removed only when the manifest has stopped naming it. So at any moment at least one named file is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from liteframe.training.durable import durable_file, fsync_folder
+
+
+@dataclass(frozen=True)
+class NamedCheckpoint:
+    """A line of the manifest.
+
+    Attributes:
+        file: name within the folder.
+        step: optimizer steps done.
+        bytes: size of the file.
+        sha256: hexadecimal digest of the file.
+    """
+
+    file: str
+    step: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse lines that name something else than a file in the folder."""
+        kinds = (isinstance(self.file, str), *(isinstance(n, int) and n >= 0 for n in (self.step, self.bytes)))
+        if not all(kinds) or not isinstance(self.sha256, str) or self.file != f"step-{self.step}.ckpt":
+            raise ValueError(f"{self} is not a checkpoint of this folder")
+
+
+class CheckpointFolder:
+    """Names, checks and clears the checkpoints of a run.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.manifest = self.path / "manifest.json"
+        self.last = self.path / "last.ckpt"
+
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of a step is written."""
+        return self.path / f"step-{step}.ckpt"
+
+    def named(self) -> list[NamedCheckpoint]:
+        """What the manifest names, newest first; nothing without a manifest.
+
+        Raises:
+            ValueError: the manifest is damaged.
+        """
+        if not self.manifest.exists():
+            return []
+        try:
+            return [NamedCheckpoint(**line) for line in json.loads(self.manifest.read_bytes())["checkpoints"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.manifest} is damaged ({error}); remove it to continue from {self.last.name} as it is"
+            ) from error
+
+    def find_whole(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is as the manifest says, and what is wrong with each newer one.
+
+        Returns:
+            None for the path if there is no checkpoint at all.
+
+        Raises:
+            ValueError: there are checkpoints, but none is whole.
+        """
+        damaged: list[str] = []
+        for checkpoint in self.named():
+            problem = self._problem(checkpoint)
+            if problem is None:
+                return self.path / checkpoint.file, damaged
+            damaged.append(f"{self.path / checkpoint.file} (step {checkpoint.step}) {problem}")
+        if not damaged and self.last.is_file():
+            if _is_whole_zip(self.last):
+                return self.last, [f"{self.manifest} is missing: {self.last} cannot be checked against its digest"]
+            damaged.append(f"{self.last} is not a whole archive")
+        if damaged:
+            raise ValueError(
+                f"no checkpoint is whole: {'; '.join(damaged)}. Bring one back from a copy, or start a new run "
+                "(with --init_from if an encoder was saved)"
+            )
+        return None, []
+
+    def add(self, step: int, size: int, sha256: str, previous: NamedCheckpoint | None) -> NamedCheckpoint:
+        """Name a checkpoint that is on the disk; keep `previous`, which is whole, and drop all others."""
+        newest = NamedCheckpoint(self.file(step).name, step, size, sha256)
+        kept = [newest] + ([previous] if previous and previous.file != newest.file else [])
+        lines = {"checkpoints": [asdict(checkpoint) for checkpoint in kept]}
+        with durable_file(self.manifest) as file:
+            file.write((json.dumps(lines, indent=2) + "\n").encode())
+        self._link(newest.file)
+        names = {checkpoint.file for checkpoint in kept}
+        for path in self.path.glob("step-*.ckpt"):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+        return newest
+
+    def clean(self) -> None:
+        """Remove the temporary files of killed processes, and files that were never named."""
+        names = {checkpoint.file for checkpoint in self.named()}
+        left_over = [path for path in self.path.glob("step-*.ckpt") if path.name not in names]
+        for path in [*self.path.glob(".*.tmp"), *left_over]:
+            path.unlink(missing_ok=True)
+
+    def _problem(self, checkpoint: NamedCheckpoint) -> str | None:
+        path = self.path / checkpoint.file
+        if not path.is_file():
+            return "is missing"
+        if (size := path.stat().st_size) != checkpoint.bytes:
+            return f"has {size:,} bytes instead of {checkpoint.bytes:,}"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        return None if found == checkpoint.sha256 else "does not have the digest it was written with"
+
+    def _link(self, name: str) -> None:
+        temporary = self.path / f".last.ckpt.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(name)
+        except OSError:  # a file system without links
+            shutil.copyfile(self.path / name, temporary)
+        os.replace(temporary, self.last)
+        fsync_folder(self.path)
+
+
+def _is_whole_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
