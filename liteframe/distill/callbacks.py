@@ -70,6 +70,8 @@ class FeaturePanel(Callback):
             student = module.predict_raw(clip.video)
             # A cache holds no saliency, and then there is no teacher to ask.
             weights = saliency(module.teacher(clip.video))[0] if clip.targets is None else None
+        if not (target.isfinite().all() and student.isfinite().all()):
+            return  # there are no main directions to draw, and a picture is no reason to stop
         picture = clip_panel(self._pixels(module, clip.video[0]), weights, target[0], student[0])
         name = f"frames, {'saliency, ' if weights is not None else ''}target, student"
         trainer.logger.experiment.add_image(name, picture.cpu(), trainer.global_step)
