@@ -13,6 +13,8 @@ COMMANDS = {
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
     "manifest": "turn a published data set into a manifest and conversations",
     "scan": "check a folder of videos and write a manifest of the usable ones",
+    "cache": "store a teacher's targets once, check them, describe them",
+    "replay": "do again a step that stopped a training run, and say where its numbers went wrong",
     "export": "write an encoder or a Video LLM for other software",
     "eval": "answer a file of questions about videos and report accuracy",
     "ask": "ask a question about a video",
@@ -38,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 only on success)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in arguments if word in COMMANDS), None)
-    args = build_parser(command).parse_args(arguments)
+    parser = build_parser(command)
+    args, others = parser.parse_known_args(arguments)
+    if "overrides" in args:
+        # Settings of a training run, which its own parser reads.
+        args.overrides = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return int(importlib.import_module(f"liteframe.cli.{args.command}").run(args))
     except (ValueError, OSError, VideoError) as error:

@@ -1,4 +1,4 @@
-"""The settings of a CTD run without the run: the same YAML, the same classes, the same refusals as `train_ctd.py fit`."""
+"""The settings of a CTD run without the run: the same YAML, classes and refusals as `train_ctd.py fit`."""
 
 from __future__ import annotations
 
