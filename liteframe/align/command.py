@@ -22,7 +22,7 @@ class LMACommand(TrainingCommand):
         """Adapter and progress line."""
         return [AdapterSaver(), progress_line()]
 
-    def after_fit(self) -> None:
+    def finish(self) -> None:
         """Write the report."""
         if not self.trainer.callback_metrics:
             print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")

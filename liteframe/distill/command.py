@@ -8,6 +8,7 @@ from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_lin
 from liteframe.distill.module import CTDModule
 from liteframe.training.command import TrainingCommand
 from liteframe.training.ema import WeightEMA, weight_ema
+from liteframe.training.profile_report import Circumstances
 
 
 class CTDCommand(TrainingCommand):
@@ -32,11 +33,29 @@ class CTDCommand(TrainingCommand):
         parser.link_arguments("model.student.clip_frames", "data.clip_frames")
         parser.add_lightning_class_args(FeaturePanel, "panel")
 
+    def before_instantiate_classes(self) -> None:
+        """A rehearsal does not measure the statistics of a whole run first."""
+        super().before_instantiate_classes()
+        config = self.config[self.subcommand]
+        if self.rehearsal is not None and config.data.cache is None:
+            config.model.target.statistics_clips = min(config.model.target.statistics_clips, config.data.batch_size)
+
+    def circumstances(self) -> Circumstances:
+        """See TrainingCommand."""
+        cache = self.datamodule.target_cache
+        return Circumstances(
+            workers=self.datamodule.workers,
+            cached=cache is not None,
+            cached_frames=cache is not None and cache.settings.jpeg_quality is not None,
+            compiled=self.model.compiled,
+            teaches=True,
+        )
+
     def run_callbacks(self) -> list[Callback]:
         """Encoder and progress line."""
         return [EncoderSaver(), progress_line()]
 
-    def after_fit(self) -> None:
+    def finish(self) -> None:
         """Validate the final weights and write the report."""
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if not figures:

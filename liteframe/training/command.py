@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from liteframe.data.failures import TooManyBadVideosError
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_io import AtomicCheckpointIO
 from liteframe.training.durable import OUT_OF_SPACE, OutOfSpaceError
+from liteframe.training.guard import TrainingDivergedError
+from liteframe.training.profile_report import Circumstances
+from liteframe.training.profile_run import lasting, rehearse, write_profile
+from liteframe.training.profile_steps import Rehearsal
 from liteframe.training.requeue import slurm_plugins
 from liteframe.training.run_folder import Resume, RunFolder
 from liteframe.training.signals import STOP
@@ -46,6 +51,7 @@ EXPECTED_WARNINGS = (
     ".*Total length of `list` across ranks is zero",  # nothing is held out
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
     ".*is_gradient_checkpointing. is deprecated",  # PEFT's own code
+    ".*args parameter is intended to run from within Python",  # other commands parse a run's settings
 )
 
 
@@ -79,6 +85,8 @@ class TrainingCommand(LightningCLI):
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         disable_progress_bar()  # of loading weights; the run's own line is the progress
+        self.checkpoint: Path | None = None
+        self.rehearsal: Rehearsal | None = None
         super().__init__(
             module,
             datamodule,
@@ -108,6 +116,16 @@ class TrainingCommand(LightningCLI):
             "checkpoint and start it if there is none, for jobs that a cluster starts again. With --resume, a SLURM "
             "job that gets SIGTERM or SIGUSR1 requeues itself",
         )
+        parser.add_argument(
+            "--profile",
+            type=int,
+            default=0,
+            nargs="?",
+            const=20,
+            metavar="STEPS",
+            help="measure where the time of some steps goes (20 unless told), write RUN/profile.json and a trace in "
+            "RUN/profile/, and train nothing",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -123,6 +141,10 @@ class TrainingCommand(LightningCLI):
                 "use 32-true or bf16-mixed"
             )
         try:
+            if config.profile:
+                self.rehearsal = rehearse(config)
+                self.save_config_callback = None
+                return
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
         except ValueError as error:
             self._parser(self.subcommand).error(str(error))
@@ -148,11 +170,29 @@ class TrainingCommand(LightningCLI):
         callbacks = [FailureWatch(), *configured, *self.run_callbacks()]
         # What the others do at the end of a step belongs to its checkpoint.
         callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
+        if self.rehearsal is not None:
+            config["profiler"] = self.rehearsal.profiler
+            callbacks = [*lasting(configured, self.run_callbacks()), self.rehearsal]
         return self._instantiate_trainer(config, callbacks)
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
         self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
+
+
+    def after_fit(self) -> None:
+        """Say what was measured, or finish the run."""
+        if self.rehearsal is None:
+            self.finish()
+        elif self.trainer.is_global_zero:
+            write_profile(self.trainer, self.rehearsal, self.circumstances())
+
+    def finish(self) -> None:
+        """What is left to do when training is over."""
+
+    def circumstances(self) -> Circumstances:
+        """What decides how a bottleneck of this run can be widened."""
+        return Circumstances(workers=self.datamodule.workers)
 
 
 def automatic_precision(accelerator: Any) -> str:
@@ -173,6 +213,8 @@ def exit_codes(program: str) -> Iterator[None]:
         if error.errno not in OUT_OF_SPACE:
             raise
         sys.exit(f"{program}: {error.strerror if isinstance(error, OutOfSpaceError) else error}")
+    except TrainingDivergedError as error:
+        sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as error:
