@@ -11,6 +11,7 @@ from liteframe.distill.targets import TargetBuilder
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import Teacher
 from liteframe.models.weight_selection import initialise_student, select_from_student
+from liteframe.training.sharded import fill, whole
 
 
 def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:
@@ -81,7 +82,13 @@ def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
     """
     if not raw:
         return
+    # The head may be divided over several devices.
+    plain = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, device=target.mean.device)
+    for name, parameter in head.named_parameters():
+        fill(plain.get_parameter(name), whole(parameter))
     with torch.no_grad():
-        unreached = (head.weight == 0).all(1) & (head.bias == 0)
-        head.bias[unreached] = target.standardiser.mean[unreached].to(head.bias.dtype)
-    target.standardiser.unfold(head)
+        unreached = (plain.weight == 0).all(1) & (plain.bias == 0)
+        plain.bias[unreached] = target.standardiser.mean[unreached].to(plain.bias.dtype)
+    target.standardiser.unfold(plain)
+    for name, parameter in head.named_parameters():
+        fill(parameter, plain.get_parameter(name))

@@ -1,0 +1,115 @@
+"""`--trainer.strategy fsdp2`: weights, gradients and optimizer state of the trained model divided over all devices.
+
+Checkpoints hold whole tensors in the format of every other run, so a run may go on under another strategy.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+WHOLE = StateDictOptions(full_state_dict=True)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all devices; the module shards its trained part in `configure_model` with `shard`.
+
+    Unlike Lightning's, it saves one file through the trainer's CheckpointIO and loads it before training is set up, as
+    DDP does.
+
+    Args:
+        process_group_backend: None takes the device's.
+        timeout: of a collective.
+    """
+
+    def __init__(
+        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before, as `on_fit_start` must find what the checkpoint brings."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning calls `load_optimizer_state_dict`."""
+        return True
+
+    def setup_environment(self) -> None:
+        """All processes of all nodes share one set of shards."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the file on every rank."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take each rank's shards out of whole tensors."""
+        assert self.lightning_module is not None
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=options)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take each rank's shards of the moments out of whole tensors."""
+        assert self.model is not None
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+            set_optimizer_state_dict(self.model, optimizer, named, options=WHOLE)
+
+
+StrategyRegistry.register(
+    "fsdp2", ShardedStrategy, description="Weights, gradients and optimizer state divided over all devices"
+)
+
+
+def shard(trainer: Trainer, model: nn.Module, blocks: nn.ModuleList) -> None:
+    """Divide a model over the devices, one group of weights a block; nothing under another strategy."""
+    if not isinstance(trainer.strategy, ShardedStrategy):
+        return
+    mesh = trainer.strategy.device_mesh["data_parallel"]
+    for part in (*blocks, model):
+        # Between two calls every weight is in parts, also those outside the blocks.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether some weight is in parts; then every rank must take part in whatever runs or reads the model."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its shards; every rank must call it where there are any."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor, the same on all ranks, into one that may be sharded."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """State dict of whole tensors on the CPU, apart from the model's own; every rank must call it where sharded."""
+    return {name: whole(tensor).detach().cpu().clone() for name, tensor in model.state_dict().items()}
