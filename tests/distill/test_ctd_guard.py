@@ -63,3 +63,84 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypa
         assert same == (step == 4)
     (row,) = rows(tmp_path / "run")
     assert (row["step"], row["cause"]) == (4, where)
+
+
+def test_too_many_stop_the_run_with_a_dump_that_replays(fit, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, "frames", {1, 3, 4})
+        with pytest.raises(SystemExit) as stop:
+            fit("--run", run, "--model.guard.max_skipped", 2)
+    message = str(stop.value.code)
+    assert "stopped at step 4: more than 2 of the last 100 steps" in message
+    assert "a frame of the batch is not" in message
+    command = message.splitlines()[-1].split()
+    assert command[:2] == ["liteframe", "replay"]
+    assert command[2] == str(run / "replay" / "step_000004")
+    assert [row["step"] for row in rows(run)] == [1, 3, 4]
+    assert not list((run / "replay").glob(".*"))
+    capsys.readouterr()
+    assert liteframe(["replay", command[2], "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "not finite: frames, target, prediction" in shown
+    assert "from non-finite input" in shown
+
+
+def test_a_resumed_run_guards_as_the_one_that_was_not_stopped(fit, tmp_path, monkeypatch):
+    """Skips before and after the kill; the steps since the last save are done, and recorded, once more."""
+    spoil(monkeypatch, "target", {1, 3, 5})
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    fit("--run", straight)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, outputs, batch, batch_idx):
+        if self.global_step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CTDModule, "on_train_batch_end", kill)
+        with pytest.raises(Killed):
+            fit("--run", cut, "--checkpoint.every_n_steps", 3, "--trainer.val_check_interval", 7)
+    assert [row["step"] for row in rows(cut)] == [1, 3]
+    assert saved(cut)["global_step"] == 3
+    fit("--run", cut, "--resume", "--checkpoint.every_n_steps", 3, "--trainer.val_check_interval", 7)
+    expected, result = saved(straight), saved(cut)
+    assert rows(cut) == rows(straight)
+    assert result["guard"] == expected["guard"]
+    assert result["guard"]["skipped"] == 3
+    assert len(result["guard"]["norms"]) == 4
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(tensor, result["state_dict"][name]), name
+    assert str(expected["optimizer_states"]) == str(result["optimizer_states"])
+
+
+def test_a_spike_under_accumulation_is_made_again_from_its_keys(fit, tmp_path, capsys):
+    """With a factor near 1 an ordinary step is a spike; loss and norm come out again from decoded clips."""
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        fit("--run", run, "--data.micro_batch_size", 1, "--model.guard.warmup", 1, "--model.guard.factor", 1.001,
+            "--model.guard.max_skipped", 0)  # fmt: skip
+    assert "times the median" in str(stop.value.code)
+    (row,) = rows(run)
+    assert row["cause"] == "spike"
+    assert row["norm"] > 1.001 * row["median"]
+    assert [clip["turn"] for clip in row["clips"]] == [0, 1]
+    folder = run / "replay" / f"step_{row['step']:06d}"
+    capsys.readouterr()
+    assert liteframe(["replay", str(folder), "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for turn, clip in enumerate(row["clips"]):
+        assert f"batch {turn}: loss {clip['loss']:.6g} (recorded {clip['loss']:.6g}); not finite: nothing" in shown
+    assert f"gradient norm {row['norm']:.6g} (recorded {row['norm']:.6g}" in shown
+    assert "forward: nowhere" in shown
+    # The norms of the parts make up the whole.
+    parts = [float(line.split()[0]) for line in shown.splitlines() if line.startswith("   ")]
+    assert math.hypot(*parts) == pytest.approx(row["norm"], rel=1e-4)
+    weights = folder / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert liteframe(["replay", str(folder)]) == 2
+    assert "is not the file that was written" in capsys.readouterr().err
