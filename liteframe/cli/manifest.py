@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conversations", metavar="CHATS.jsonl", help="captions and questions, for train_lma.py")
     parser.add_argument("--videos", metavar="DIR", help="finevideo: folder to write the videos to")
-    parser.add_argument("--split", help="clevrer: train (default), validation, test; ntu-rgbd: all (default), ...")
+    splits = "; ".join(f"{name}: {', '.join(a.splits)}" for name, a in sorted(ADAPTERS.items()) if a.splits)
+    parser.add_argument("--split", help=f"part of the set, by default the first of these ({splits})")
 
 
 def run(args: argparse.Namespace) -> int:
