@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import train_lma
 from liteframe.align.module import LMAModule
+from liteframe.cli.main import main as liteframe
 from liteframe.data.chat import encode_conversation, load_conversations
 from liteframe.data.frame_sampling import at_fps
 from liteframe.data.sampler import ClipStream
@@ -310,3 +311,19 @@ def test_a_trained_projector_and_encoder_travel_with_the_adapter(train, world, t
     assert not torch.equal(trained["head.weight"], before.model.vision_tower.encoder.head.weight)
     merged.save_pretrained(tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["model_type"] == "liteframe_internvl"
+
+
+def test_a_stopped_step_with_kept_features_replays(train, tmp_path, capsys):
+    """With a factor near 1 an ordinary step is a spike; dropout and kept features come out of the dump."""
+    settings = [*SMALL, "--data.fps", "[8,8]", "--data.frames", "[8]", "--data.cache_features", "true"]
+    settings += ["--model.guard.warmup", "1", "--model.guard.factor", "1.001", "--model.guard.max_skipped", "0"]
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "run", *settings, "--model.lora.dropout", "0.3", "--trainer.max_steps", "12")
+    assert "times the median" in str(stopped.value.code)
+    row = json.loads((tmp_path / "run" / "skipped_steps.jsonl").read_text())
+    assert row["step"] >= 1  # all six videos, two of them again
+    assert all(Path(clip["path"]).is_file() for clip in row["clips"])
+    capsys.readouterr()
+    folder = tmp_path / "run" / "replay" / f"step_{row['step']:06d}"
+    assert liteframe(["replay", str(folder), "--accelerator", "cpu"]) == 0
+    assert f"gradient norm {row['norm']:.6g} (recorded {row['norm']:.6g}" in capsys.readouterr().out
