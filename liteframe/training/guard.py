@@ -37,14 +37,14 @@ class GuardSettings:
 
     Attributes:
         factor: a gradient norm (before clipping) above this many times the median of the last taken steps is a spike,
-            and its step is skipped.
+            and its step is skipped. Healthy runs on toyworld reach 5.
         window: taken steps that the median is over.
         warmup: taken steps before spikes are looked for; norms fall fast at the start.
         max_skipped: skipped steps allowed among the last `within`; one more stops the run with a dump to replay.
         within: steps, see max_skipped.
     """
 
-    factor: float = 10.0
+    factor: float = 20.0
     window: int = 100
     warmup: int = 50
     max_skipped: int = 5
