@@ -65,7 +65,8 @@ def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they differ.
     """
-    differences = cache.settings.differences(dataclasses.replace(cache.settings, **run, seed=cache.settings.seed))
+    here = dataclasses.replace(cache.settings, **{**run, "seed": cache.settings.seed})
+    differences = cache.settings.differences(here)
     if differences:
         raise ValueError(
             f"--data.cache {cache.folder} holds other targets: {'; '.join(differences)}. Take the cache's values, or "
