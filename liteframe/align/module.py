@@ -31,7 +31,8 @@ class LMAModule(GuardedModule):
         lora: the low-rank update.
         train_projector: train InternVL's projector too.
         train_encoder: train the encoder too.
-        gradient_checkpointing: compute the language model's activations twice instead of keeping them.
+        gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
+            the encoder where it is trained.
         optimizer: AdamW and its schedule.
         guard: which steps are skipped, and when the run stops.
     """
@@ -65,6 +66,8 @@ class LMAModule(GuardedModule):
             raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
         model, data.processor = load_video_llm(self.vlm, encoder=self.encoder)
         model.config.use_cache = False
+        if self.gradient_checkpointing and self.train_encoder:
+            model.model.vision_tower.encoder.checkpoint_activations()
         self.model = add_lora(model, self.lora, train_projector=self.train_projector, train_encoder=self.train_encoder)
         # Lightning leaves modes as they are, and transformers checkpoints activations in training mode only.
         self.model.train()

@@ -18,6 +18,8 @@ class CTDCommand(TrainingCommand):
         arguments: words of the command line; None takes the program's own.
     """
 
+    shardable = True
+
     def __init__(self, arguments: list[str] | None = None):
         super().__init__(CTDModule, ClipDataModule, arguments)
 
@@ -38,7 +40,7 @@ class CTDCommand(TrainingCommand):
         super().before_instantiate_classes()
         config = self.config[self.subcommand]
         if self.rehearsal is not None and config.data.cache is None:
-            config.model.target.statistics_clips = min(config.model.target.statistics_clips, config.data.batch_size)
+            config.model.target.statistics_clips = 1  # and what fills a batch
 
     def circumstances(self) -> Circumstances:
         """See TrainingCommand."""

@@ -6,6 +6,7 @@ Shapes: B clips, T frames, H x W pixels, (h,w) compressed grid, C teacher channe
 import copy
 import dataclasses
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,6 @@ from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 from liteframe.training.sharded import shard, whole_state
-from liteframe.training.signals import leave_if_told
 from liteframe.training.signals import leave_if_told
 from liteframe.training.step_means import StepMeans
 
@@ -188,7 +188,7 @@ class CTDModule(GuardedModule):
             return self.encode(self.blank_clip()).sum() * 0.0, {}
         pooled, slots = self.pooled_target(batch)
         target = self.target(pooled, slots)
-        with self.trainer.profiler.profile("student"):
+        with self.timed("student"):
             prediction = self.encode(batch.video)
         losses = token_losses(prediction, target.values, self.loss_name)
         weight, clipped = target.weight, target.clipped
@@ -196,7 +196,7 @@ class CTDModule(GuardedModule):
             weight = drop_large_losses(losses, weight, self.target_settings.sigmas)
             clipped = 1 - weight.sum() / target.weight.sum().clamp_min(1)
         per_clip = clip_losses(losses, weight)
-        with self.trainer.profiler.profile("metrics"), torch.no_grad():
+        with self.timed("metrics"), torch.no_grad():
             similar = torch.cosine_similarity(self.target.standardiser.inverse(prediction), pooled, dim=-1)
             cosine = clip_losses(similar, target.weight).mean()
             self.step_means.add(
@@ -245,11 +245,10 @@ class CTDModule(GuardedModule):
         kernel = self.student.config.compression
         if batch.targets is not None:
             return batch.targets.float(), real_slots(batch.frame_mask, kernel)
-        settings, profiler = self.target_settings, self.trainer.profiler
-        with profiler.profile("teacher"), whole_batches(len(batch.paths), self.nominal):
+        with self.timed("teacher"), whole_batches(len(batch.paths), self.nominal):
             features = self.teacher(batch.video)
-        with profiler.profile("pooling"):
-            return pool_features(features, batch.frame_mask, kernel, settings.scope)
+        with self.timed("pooling"):
+            return pool_features(features, batch.frame_mask, kernel, self.target_settings.scope)
 
     def encode(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
@@ -291,7 +290,6 @@ class CTDModule(GuardedModule):
         statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
         for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
             leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
-            leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
             if batch.paths:
                 with self.trainer.precision_plugin.forward_context():
                     pooled, slots = self.pooled_target(batch)
@@ -300,6 +298,10 @@ class CTDModule(GuardedModule):
                 statistics.update(torch.empty(0, self.teacher.dim, device=self.device))
         statistics.reduce()
         return statistics
+
+    def timed(self, part: str) -> AbstractContextManager[Any]:
+        """A range that --profile measures."""
+        return self.trainer.profiler.profile(part)  # type: ignore[attr-defined]
 
     def data(self) -> ClipDataModule:
         """The trainer's data module."""

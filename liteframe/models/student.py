@@ -132,7 +132,7 @@ class LiteFrameEncoder(nn.Module):
     def checkpoint_activations(self) -> None:
         """Train with each block computed twice: about a third more time, the same numbers, a fraction of the memory."""
         for block in self.blocks:
-            block.recompute = True
+            block.recompute = True  # type: ignore[assignment]  # of a Block, which mypy takes for any module
 
     def _checked(self, video: Tensor) -> Tensor:
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:

@@ -15,7 +15,7 @@ LABELS = {
     "teacher": "teacher",
     "pooling": "pooling of targets",
     "student": "student forward",
-    "forward": "rest of forward, loss",
+    "forward": "loss, rest of forward",
     "backward": "backward",
     "communication": "communication",
     "optimizer": "optimizer, clipping",

@@ -82,12 +82,20 @@ def total_steps(trainer: Trainer) -> int:
     Raises:
         ValueError: neither max_steps nor max_epochs bounds the run.
     """
-    steps_per_epoch = trainer.datamodule.steps_per_epoch()  # type: ignore[attr-defined]
+    return bounded_steps(trainer.max_steps, trainer.max_epochs, trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]
+
+
+def bounded_steps(max_steps: int, max_epochs: int | None, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run with these bounds, of which a negative one or None does not count.
+
+    Raises:
+        ValueError: neither bounds the run.
+    """
     bounds = []
-    if trainer.max_steps > 0:
-        bounds.append(trainer.max_steps)
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        bounds.append(trainer.max_epochs * steps_per_epoch)
+    if max_steps > 0:
+        bounds.append(max_steps)
+    if max_epochs is not None and max_epochs > 0:
+        bounds.append(max_epochs * steps_per_epoch)
     if not bounds:
         raise ValueError("the run has no end: set --trainer.max_steps or --trainer.max_epochs")
     return min(bounds)

@@ -1,0 +1,155 @@
+"""What a CTD run will take, with and without a target cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from liteframe.data.cache.codec import clip_bytes
+from liteframe.data.cache.jpeg import encode_jpeg
+from liteframe.data.clips import Clip
+from liteframe.data.datamodule import ClipDataModule
+from liteframe.distill.command import CTDCommand
+from liteframe.models.cost import Cost, VitShape, cost
+from liteframe.models.teacher import Teacher
+from liteframe.training.ema import weight_ema
+from liteframe.training.plan import (
+    OneProcess,
+    checkpoint_bytes,
+    flop_section,
+    measured_section,
+    memory_section,
+    steps_section,
+    time_section,
+)
+
+JPEG_QUALITY = 90
+JPEG_CLIPS = 4
+
+
+class PlannedCTD(OneProcess, CTDCommand):
+    """`train_ctd.py fit` as a warm-up in one process."""
+
+
+def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
+    """Warm up and reckon.
+
+    Args:
+        arguments: what follows `train_ctd.py fit`, with --run and --profile.
+        views: K, augmented clips of each video that a cache would hold.
+    """
+    command = PlannedCTD(["fit", *arguments])
+    data, model, extent = command.datamodule, command.model, command.extent
+    student, teacher = model.student, model.teacher
+    found = command.measured()
+    seconds = found.seconds / found.steps
+    frames = extent.batch_size * data.clip_frames
+    here = data.batch_size * data.clip_frames
+    size = data.frame_format.size
+    steps = steps_section(command, len(data.train_entries))
+    trained = sum(weight.numel() for weight in student.parameters())
+    averaged = weight_ema(command.trainer).average is not None
+    own = cost(student.config, here, size)
+    passes = 4 if model.activation_checkpointing else 3
+    taught = None if data.target_cache is not None else teacher_cost(teacher, here, size)
+    return {
+        "data": {
+            "videos": len(data.train_entries),
+            "held_out_videos": len(data.val_entries),
+            "frames_per_step": frames,
+            "frames": frames * steps["steps"],
+            "teacher_tokens_per_step": frames * (size[0] // teacher.patch_size) * (size[1] // teacher.patch_size),
+            "student_tokens_per_step": round(4 * own.tokens_per_frame * frames),
+        },
+        "model": {
+            "trained_parameters": trained,
+            "frozen_parameters": sum(weight.numel() for part in teacher.parts for weight in part.parameters()),
+        },
+        "steps": steps,
+        "warm_up": measured_section(command),
+        "flops_of_a_step_in_one_process": flop_section(_whole(taught), passes * _whole(own), seconds),
+        "memory_of_a_process": memory_section(command, trained, _frozen_bytes(teacher), averaged),
+        "disk": {
+            "checkpoints_bytes": checkpoint_bytes(trained, averaged),
+            "encoder_bytes": 4 * trained,
+        },
+        **_with_and_without_cache(command, steps["steps"], views),
+    }
+
+
+def teacher_cost(teacher: Teacher, frames: int, size: tuple[int, int]) -> Cost | None:
+    """FLOPs of a teacher's forward pass; None where its blocks are not those of a plain ViT."""
+    try:
+        weights = teacher.tower.vit_weights()
+    except ValueError:
+        return None
+    hidden = weights.tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    shape = VitShape(weights.dim, weights.depth, hidden, teacher.patch_size, teacher.image_size)
+    return cost(shape, frames, size)
+
+
+def _whole(price: Cost | None) -> float:
+    return 0.0 if price is None else price.flops + price.attention_flops
+
+
+def _frozen_bytes(teacher: Teacher) -> int:
+    weights = [weight for part in teacher.parts for weight in part.parameters()]
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def _with_and_without_cache(command: PlannedCTD, steps: int, views: int) -> dict[str, Any]:
+    """Hours, and the size of a cache: the measured way, and the other one as far as arithmetic goes."""
+    found, data = command.measured(), command.datamodule
+    step = {part: seconds / found.steps for part, seconds in found.parts.items()}
+    seconds = found.seconds / found.steps
+    if data.target_cache is not None:
+        return {"with_cache_measured": time_section(seconds, steps, command)}
+    teaching, waiting = step.get("teacher", 0.0) + step.get("pooling", 0.0), step.get("data", 0.0)
+    clips = views * len(data.train_entries) + len(data.val_entries)
+    making = teaching + waiting + step.get("transfer", 0.0)
+    build = clips / data.batch_size * making / command.extent.processes
+    t, h, w = command.model.student.config.compression
+    patch = command.model.teacher.patch_size
+    rows, columns = (pixels // patch for pixels in data.frame_format.size)
+    shape = (-(-data.clip_frames // t), rows // h, columns // w, command.model.teacher.dim)
+    jpeg = jpeg_bytes(data)
+    return {
+        "without_cache_measured": time_section(seconds, steps, command),
+        "with_targets_cached_at_best": {
+            **time_section(seconds - teaching, steps, command),
+            "remark": "the measured step without teacher and pooling, if decoding keeps up",
+        },
+        "with_targets_and_frames_cached_at_best": {
+            **time_section(seconds - teaching - waiting, steps, command),
+            "remark": "and without waiting for data",
+        },
+        "cache": {
+            "views": views,
+            "clips": clips,
+            "build_hours": build / 3600,
+            "targets_bf16_bytes": clips * clip_bytes("bf16", shape),
+            "targets_int8_bytes": clips * clip_bytes("int8", shape),
+            "jpeg_bytes_per_frame": jpeg,
+            "frames_jpeg_bytes": round(clips * data.clip_frames * jpeg),
+        },
+    }
+
+
+def jpeg_bytes(data: ClipDataModule) -> float:
+    """Bytes of a frame as the cache would store it, over a few clips.
+
+    Raises:
+        ValueError: none of the first videos can be read.
+    """
+    clips, sizes = data.train_clips(), []
+    assert data.frame_format is not None
+    transform = data.frame_format.transform()
+    for index in range(len(data.train_entries)):
+        clip = clips[0, index]
+        if isinstance(clip, Clip):
+            frames = transform.resized(clip.frames).permute(0, 2, 3, 1).numpy()
+            sizes += [len(encode_jpeg(frame, JPEG_QUALITY)) for frame in frames]
+        if len(sizes) >= JPEG_CLIPS * data.clip_frames:
+            break
+    if not sizes:
+        raise ValueError(f"no video of {data.videos} could be read; `liteframe scan {data.videos} -o good.jsonl`")
+    return sum(sizes) / len(sizes)
