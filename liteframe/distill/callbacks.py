@@ -17,6 +17,7 @@ from liteframe.training.ema import weight_ema
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
 from liteframe.training.run_folder import RunFolder, write_json
+from liteframe.training.sharded import is_sharded
 
 
 class FeaturePanel(Callback):
@@ -49,19 +50,20 @@ class FeaturePanel(Callback):
             self._keep(batch)
         step = trainer.global_step
         due = step == 1 or step % self.every_n_steps == 0
-        if due and trainer.is_global_zero and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if due and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final state."""
-        if trainer.is_global_zero:
-            self.draw(trainer, pl_module)
+        self.draw(trainer, pl_module)
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the picture to the run's TensorBoard events."""
+        """Write the picture of the first rank's clip to the run's TensorBoard events; every rank must call it."""
         assert isinstance(module, CTDModule)
-        if self._clip is None or not isinstance(trainer.logger, TensorBoardLogger):
+        if self._clip is None or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+            if is_sharded(module.student):
+                module.predict_raw(module.blank_clip())  # the first rank needs this one's shards
             return
         clip = move_data_to_device(self._clip, module.device)
         # One clip has a shape of its own, not worth compiling for.
@@ -106,8 +108,10 @@ class EncoderSaver(Callback):
     def _save(trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, CTDModule)
         with weight_ema(trainer).averaged(module):
-            if trainer.is_global_zero:
-                module.folded_encoder().save_pretrained(RunFolder(trainer.default_root_dir).encoder)
+            if trainer.is_global_zero or is_sharded(module.student):
+                encoder = module.folded_encoder()
+        if trainer.is_global_zero:
+            encoder.save_pretrained(RunFolder(trainer.default_root_dir).encoder)
 
 
 def count_clips(batch: ClipBatch) -> int:

@@ -20,6 +20,7 @@ from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_io import AtomicCheckpointIO
 from liteframe.training.durable import OUT_OF_SPACE, OutOfSpaceError
 from liteframe.training.guard import TrainingDivergedError
+from liteframe.training.processes import check_strategy, torchrun_devices
 from liteframe.training.profile_report import Circumstances
 from liteframe.training.profile_run import lasting, rehearse, write_profile
 from liteframe.training.profile_steps import Rehearsal
@@ -50,6 +51,8 @@ EXPECTED_WARNINGS = (
     ".*sync_dist=True",  # held-out figures are synchronised where they are computed
     ".*Total length of `list` across ranks is zero",  # nothing is held out
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
+    ".*all_gather is deprecated",  # Lightning's own code
+    ".*FSDP2-wrapped module .* returned a view tensor",  # nothing changes a prediction in place
     ".*is_gradient_checkpointing. is deprecated",  # PEFT's own code
     ".*args parameter is intended to run from within Python",  # other commands parse a run's settings
 )
@@ -73,7 +76,12 @@ class TrainingCommand(LightningCLI):
         module: what trains.
         datamodule: its data.
         arguments: words of the command line; None takes the program's own.
+
+    Attributes:
+        shardable: whether the module divides its trained weights under `--trainer.strategy fsdp2`.
     """
+
+    shardable = False
 
     def __init__(
         self,
@@ -141,6 +149,7 @@ class TrainingCommand(LightningCLI):
                 "use 32-true or bf16-mixed"
             )
         try:
+            check_strategy(config.trainer.strategy, shardable=self.shardable)
             if config.profile:
                 self.rehearsal = rehearse(config)
                 self.save_config_callback = None
@@ -161,6 +170,7 @@ class TrainingCommand(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         run = self._get(self.config_init, "run")
         config.update(
+            torchrun_devices(config),
             default_root_dir=run,
             logger=TensorBoardLogger(run, name="", version=""),
             plugins=[*(config["plugins"] or []), AtomicCheckpointIO(), *slurm_plugins()],
@@ -178,7 +188,6 @@ class TrainingCommand(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
         self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
-
 
     def after_fit(self) -> None:
         """Say what was measured, or finish the run."""
