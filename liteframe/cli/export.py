@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 ENCODER_HELP = "an encoder, for AutoModel.from_pretrained(OUT, trust_remote_code=True)"
+ONNX_HELP = "an encoder as ONNX, with any number of clips, frames and pixels, checked in onnxruntime"
+TORCH_HELP = "an encoder as a torch.export program, with any number of clips, frames and pixels"
 VLM_HELP = "a Video LLM with its encoder, for AutoModelForImageTextToText and AutoProcessor; LoRA is merged"
 VLM_TEXT = f"""Write {VLM_HELP}.
 
@@ -21,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoder = formats.add_parser("hf-encoder", help=ENCODER_HELP, description=f"Write {ENCODER_HELP}.")
     encoder.add_argument("encoder", metavar="ENCODER", help="encoder folder, such as runs/ctd_toy/encoder")
     encoder.add_argument("out", metavar="OUT", help="folder to write; it must not exist")
+    onnx = formats.add_parser("onnx", help=ONNX_HELP, description=f"Write {ONNX_HELP}.")
+    onnx.add_argument("encoder", metavar="ENCODER", help="encoder folder, such as runs/ctd_toy/encoder")
+    onnx.add_argument("out", metavar="OUT", help="folder to write; it must not exist")
+    onnx.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the graph (float32)")
+    graph = formats.add_parser("torch", help=TORCH_HELP, description=f"Write {TORCH_HELP}.")
+    graph.add_argument("encoder", metavar="ENCODER", help="encoder folder, such as runs/ctd_toy/encoder")
+    graph.add_argument("out", metavar="OUT", help="folder to write; it must not exist")
+    graph.add_argument("--compiled", action="store_true", help="an AOTInductor package compiled for this CPU")
     vlm = formats.add_parser(
         "hf-vlm",
         help=VLM_HELP,
@@ -43,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if args.format in ("onnx", "torch"):
+        return _graph(args)
     if args.format == "hf-encoder":
         from liteframe_export.hf_encoder import export_encoder
 
@@ -59,6 +71,24 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{out}: written; reloaded without liteframe it differs by at most {parity['max_abs_difference']:.2g} "
         f"in float32 (limit {parity['tolerance']:g}); how to load it: {out}/README.md"
+    )
+    return 0
+
+
+def _graph(args: argparse.Namespace) -> int:
+    print("tracing, then running the graph at several sizes ...", file=sys.stderr)
+    if args.format == "onnx":
+        from liteframe_export.onnx_encoder import export_onnx
+
+        parity = export_onnx(args.encoder, args.out, dtype=args.dtype)
+    else:
+        from liteframe_export.torch_encoder import export_torch
+
+        parity = export_torch(args.encoder, args.out, compiled=args.compiled)
+    print(
+        f"{args.out}: written; it differs from the encoder by at most {parity['max_relative_difference']:.2g} of the "
+        f"largest feature at {len(parity['cases'])} sizes (limit {parity['tolerance']:g}); how to use it: "
+        f"{args.out}/README.md"
     )
     return 0
 

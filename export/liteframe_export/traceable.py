@@ -1,0 +1,87 @@
+"""An encoder as one graph for every number of clips, frames and pixels.
+
+Tracing cannot follow a branch on a size. The encoder has two, which are taken out here without changing a result:
+positions are always resampled (bicubic at scale 1 is the identity), and a temporal conv's taps are multiplied by 0
+instead of leaving it out where one frame is left.
+"""
+
+import copy
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from liteframe_kernels import temporal_conv
+from torch import Tensor, nn
+from torch.export import Dim
+
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.temporal import TemporalConv
+
+# Bounds that tracing asks for; nothing is allocated for them.
+MOST_CLIPS, MOST_SLOTS, MOST_TOKENS = 4096, 1024, 1024
+
+
+class _GatedTemporalConv(nn.Module):
+    """TemporalConv without its branch."""
+
+    def __init__(self, conv: TemporalConv):
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        several = (torch.ones_like(x[0, :, 0, 0]).sum() > 1).to(x.dtype)
+        return temporal_conv(x, self.weight * several, self.bias * several, residual=True, backend="reference")
+
+
+def traceable(encoder: LiteFrameEncoder) -> LiteFrameEncoder:
+    """A copy for tracing: [B,T,3,H,W] -> [B,T/t,h,w,C]; T must be a multiple of t (repeat the last frame before)."""
+    copied = copy.deepcopy(encoder).eval().requires_grad_(False)
+    for block in copied.blocks:
+        mixer: Any = block.temporal
+        if isinstance(mixer, TemporalConv):
+            block.temporal = _GatedTemporalConv(mixer)
+    copied._positions = types.MethodType(_resampled_positions, copied)  # type: ignore[method-assign]
+    return copied
+
+
+def _resampled_positions(self: LiteFrameEncoder, grid: tuple[int, int]) -> Tensor:
+    side = self.config.image_size // self.config.patch_size
+    table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=grid, mode="bicubic", antialias=True)
+    table = table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
+    return torch.cat([self.pos_embed[:, :1], table], dim=1)
+
+
+def example(config: LiteFrameConfig, dtype: torch.dtype) -> Tensor:
+    """A video to trace with: no size is one, and height and width differ."""
+    t, h, w = config.compression
+    return torch.zeros(2, 2 * t, 3, 3 * h * config.patch_size, 2 * w * config.patch_size, dtype=dtype)
+
+
+def dynamic_shapes(config: LiteFrameConfig) -> dict[str, Any]:
+    """Which sizes of the input `video` vary, and in which steps."""
+    t, h, w = config.compression
+    p = config.patch_size
+    return {
+        "video": {
+            0: Dim("clips", min=1, max=MOST_CLIPS),
+            1: t * Dim("slots", min=1, max=MOST_SLOTS),
+            3: p * h * Dim("rows", min=1, max=MOST_TOKENS),
+            4: p * w * Dim("columns", min=1, max=MOST_TOKENS),
+        }
+    }
+
+
+def check_shapes(config: LiteFrameConfig) -> list[tuple[int, ...]]:
+    """Sizes [B,T,3,H,W] at which an export is compared: one slot and a whole clip, each at three frame sizes."""
+    t, h, w = config.compression
+    row, column, side = config.patch_size * h, config.patch_size * w, config.image_size
+    frames = [
+        (side, side),
+        (row * max(1, side // row // 2), column * max(1, side // column * 3 // 4)),
+        (2 * row, column),
+    ]
+    lengths = sorted({t, max(t, config.clip_frames // t * t)})
+    return [(1 + (length == t), length, 3, *size) for length in lengths for size in frames]

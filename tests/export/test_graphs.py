@@ -1,0 +1,139 @@
+"""Encoders as ONNX and torch.export graphs: every size, both precisions, used where liteframe cannot be imported."""
+
+import json
+import re
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+import torch
+from liteframe_export import traceable as traceable_module
+from liteframe_export.traceable import check_shapes, traceable
+
+from liteframe.cli.main import main
+from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student_config import LiteFrameConfig
+
+# [B,T,3,H,W] that the export itself does not try; every number is 1 somewhere.
+SIZES = [(1, 4, 3, 16, 16), (3, 8, 3, 48, 80), (2, 12, 3, 16, 96), (1, 16, 3, 64, 64)]
+
+
+@pytest.fixture(scope="module")
+def encoder(world):
+    return LiteFrameEncoder.from_pretrained(world.encoder)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(world):
+    out = world.root / "as-onnx"
+    assert main(["export", "onnx", str(world.encoder), str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def torch_folder(world):
+    out = world.root / "as-torch"
+    assert main(["export", "torch", str(world.encoder), str(out)]) == 0
+    return out
+
+
+def features(session, video):
+    return torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_onnx_computes_what_the_encoder_computes(encoder, onnx_folder, size):
+    session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
+    video = torch.randn(size, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = encoder(video)
+    torch.testing.assert_close(features(session, video), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_onnx_in_float16(world, encoder):
+    out = world.root / "as-onnx-16"
+    assert main(["export", "onnx", str(world.encoder), str(out), "--dtype", "float16"]) == 0
+    session = onnxruntime.InferenceSession(out / "encoder.onnx")
+    video = torch.randn(2, 8, 3, 48, 64, generator=torch.Generator().manual_seed(3)).half()
+    found = features(session, video)
+    with torch.inference_mode():
+        expected = encoder(video.float())
+    assert found.dtype == torch.float16
+    error = (found.float() - expected).abs().max() / expected.abs().max()
+    assert 1e-6 < error < 1e-2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_program_computes_what_the_encoder_computes(encoder, torch_folder, size):
+    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
+    video = torch.randn(size, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = encoder(video)
+        torch.testing.assert_close(program(video), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_parity_covers_one_slot_and_a_clip_at_three_sizes(onnx_folder, torch_folder, encoder):
+    for folder in (onnx_folder, torch_folder):
+        parity = json.loads((folder / "parity.json").read_text())
+        assert [tuple(case["video"]) for case in parity["cases"]] == check_shapes(encoder.config)
+        assert {case["video"][1] for case in parity["cases"]} == {4, 8}
+        assert len({tuple(case["video"][3:]) for case in parity["cases"]}) == 3
+        assert 0 < parity["max_relative_difference"] <= 1e-5
+        assert min(min(case["torch_ms"], case["graph_ms"]) for case in parity["cases"]) > 0
+
+
+@pytest.mark.parametrize("name", ["as-onnx", "as-torch"])
+def test_the_card_s_code_runs_without_liteframe(world, onnx_folder, torch_folder, name):
+    card = (world.root / name / "README.md").read_text()
+    assert "cc-by-nc-4.0" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    block = "import sys\nsys.modules['liteframe'] = sys.modules['liteframe_kernels'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", block + code], cwd=world.root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(1, 2, 4, 4, 128)")
+
+
+@pytest.fixture
+def smallest(tmp_path):
+    """Folder of the smallest encoder there is."""
+    torch.manual_seed(0)
+    config = LiteFrameConfig(
+        dim=8, depth=1, heads=1, mlp_dim=8, patch_size=8, image_size=32, teacher_dim=8, downsample={1: (2, 2, 2)},
+        clip_frames=4,
+    )  # fmt: skip
+    LiteFrameEncoder(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_compiled_package(smallest, tmp_path):
+    """C++ through AOTInductor."""
+    encoder = LiteFrameEncoder.from_pretrained(smallest)
+    assert main(["export", "torch", str(smallest), str(tmp_path / "out"), "--compiled"]) == 0
+    package = torch._inductor.aoti_load_package(str(tmp_path / "out/encoder.aoti.pt2"))
+    video = torch.randn(3, 6, 3, 48, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(package(video), encoder(video), atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrong_graph_is_refused_and_leaves_nothing(smallest, monkeypatch, capsys):
+    right = traceable_module._resampled_positions
+    monkeypatch.setattr(traceable_module, "_resampled_positions", lambda self, grid: 1.5 * right(self, grid))
+    assert main(["export", "torch", str(smallest), str(smallest.parent / "wrong")]) == 2
+    assert "nothing is written" in capsys.readouterr().err
+    assert not list(smallest.parent.glob("wrong*"))
+
+
+def test_a_missing_runtime_is_named(world, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", "onnx", str(world.encoder), str(world.root / "none")]) == 2
+    assert "pip install 'liteframe[onnx]'" in capsys.readouterr().err
+
+
+def test_traceable_is_the_encoder_at_its_own_size(encoder):
+    """Resampling to the size that is there changes no bit."""
+    video = torch.randn(2, 8, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(traceable(encoder)(video), encoder(video))
