@@ -1,6 +1,7 @@
 """Ask a Video LLM several questions about one video: the video is encoded once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -95,22 +96,64 @@ def check_length(frames: int, tokens: int, max_new_tokens: int, model: Any) -> N
         )
 
 
-def encode_frames(model: Any, processor: Any, frames: np.ndarray) -> tuple[str, Tensor]:
-    """What stands for a video in the prompt, and its features [image tokens, text hidden size].
+@dataclass(frozen=True)
+class EncodedVideo:
+    """What stands for a video in a prompt, its features [image tokens, text hidden size], and its number of frames."""
+
+    text: str
+    features: Tensor
+    frames: int
+
+
+def prepare_frames(processor: Any, frames: np.ndarray) -> Tensor:
+    """Resize and normalise as the model wants it: uint8 [T,H,W,3] -> float32 [T,3,h,w]."""
+    if isinstance(processor, LiteFrameInternVLProcessor):
+        return processor.pixels(frames)
+    video = torch.as_tensor(frames).permute(0, 3, 1, 2).contiguous()
+    inputs = processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
+    return inputs["pixel_values_videos"][0]
+
+
+@torch.inference_mode()
+def encode_pixels(model: Any, processor: Any, pixels: Tensor) -> EncodedVideo:
+    """Encode a video once, for any number of questions.
 
     Args:
         model: as for answer.
         processor: as for answer.
-        frames: uint8 [T,H,W,3].
+        pixels: float32 [T,3,h,w], of prepare_frames.
     """
     if isinstance(processor, LiteFrameInternVLProcessor):
-        pixels = processor.pixels(frames).to(model.device)
-        text = processor.slot_prompt(len(frames), *pixels.shape[-2:])
-        return text, model.model.get_video_features(pixels).pooler_output[0]
-    video = torch.as_tensor(frames).permute(0, 3, 1, 2).contiguous()
-    inputs = processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
-    output = model.model.get_image_features(pixel_values=inputs["pixel_values_videos"][0].to(model.device))
-    return processor.replace_video_token(inputs, 0), output.pooler_output.flatten(0, 1)
+        text = processor.slot_prompt(len(pixels), *pixels.shape[-2:])
+        features = model.model.get_video_features(pixels.to(model.device)).pooler_output[0]
+    else:
+        text = processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
+        features = model.model.get_image_features(pixel_values=pixels.to(model.device)).pooler_output.flatten(0, 1)
+    return EncodedVideo(text, features, len(pixels))
+
+
+def prompt_request(
+    model: Any,
+    processor: Any,
+    video: EncodedVideo,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
+    system: str | None = None,
+) -> dict[str, Any]:
+    """Arguments of `generate` for greedy answers about an encoded video; see answer."""
+    prompts = [question_prompt(question, system).replace(PLACEHOLDER, video.text, 1) for question in questions]
+    inputs = processor.tokenizer(
+        prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    ).to(model.device)
+    check_length(video.frames, inputs["input_ids"].shape[1], max_new_tokens, model)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
+    return {
+        "inputs_embeds": embeds.masked_scatter(places, video.features.to(embeds).repeat(len(prompts), 1)),
+        "attention_mask": inputs["attention_mask"],
+        **greedy(processor, max_new_tokens),
+    }
 
 
 def plain_request(
@@ -123,16 +166,5 @@ def plain_request(
     system: str | None = None,
 ) -> dict[str, Any]:
     """Arguments of `generate` for greedy answers; see answer."""
-    video, features = encode_frames(model, processor, frames)
-    prompts = [question_prompt(question, system).replace(PLACEHOLDER, video, 1) for question in questions]
-    inputs = processor.tokenizer(
-        prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
-    ).to(model.device)
-    check_length(len(frames), inputs["input_ids"].shape[1], max_new_tokens, model)
-    embeds = model.get_input_embeddings()(inputs["input_ids"])
-    places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
-    return {
-        "inputs_embeds": embeds.masked_scatter(places, features.to(embeds).repeat(len(prompts), 1)),
-        "attention_mask": inputs["attention_mask"],
-        **greedy(processor, max_new_tokens),
-    }
+    video = encode_pixels(model, processor, prepare_frames(processor, frames))
+    return prompt_request(model, processor, video, questions, max_new_tokens=max_new_tokens, system=system)
