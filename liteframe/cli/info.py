@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
         ("teacher: InternViT-300M", cost(INTERNVIT_300M)),
         ("student without compression", cost(VIT_BASE)),
         ("student: LiteFrame", cost(LiteFrameConfig())),
+        ("  of ViT-S width", cost(LiteFrameConfig(dim=384, heads=6))),
+        ("  of ViT-Ti width", cost(LiteFrameConfig(dim=192, heads=3))),
     ]
     print("256 frames of 448x448; FLOPs are 2 per multiply-add of linear and convolution layers\n")
     print("\n".join(cost_table(rows)))

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+import yaml
 from ctd_world import ROOT, make_vlm_folder
 
+from liteframe import LiteFrameConfig, LiteFrameEncoder
+
 FOLDER = ROOT / "configs" / "ctd"
-NAMES = ["internvit300m_timm", "internvl3_8b", "toy"]
+NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "toy"]
 SMALL = ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.strategy", "auto",
          "--data.batch_size", 2, "--data.micro_batch_size", 1, "--data.workers", 0, "--data.max_failure_rate", 0,
          "--model.target.statistics_clips", 2, "--trainer.val_check_interval", 1]  # fmt: skip
@@ -19,7 +23,7 @@ def overrides(name, tmp_path):
     if name == "toy":
         shape = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
         return ["--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
-    if name == "internvl3_8b":
+    if name.startswith("internvl3_8b"):
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 64,
                  "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
         return [*STUDENT, "--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
@@ -47,3 +51,30 @@ def test_header_names_the_command(name):
     lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
     header = "".join(line for line in lines if line.startswith("#"))
     assert f"train_ctd.py fit --config configs/ctd/{name}.yaml" in header
+
+
+def by_hand(d, mlp):
+    """Parameters of a 12-block student of the paper's layout, term by term."""
+    patches = 3 * 14 * 14 * d + d + d + (1 + 32 * 32) * d
+    attention = d * 3 * d + 3 * d + d * d + d
+    block = 2 * d + attention + d + (3 * d + d) + 2 * d + (d * mlp + mlp + mlp * d + d) + d
+    strided = (2 * 2 * 2 * d + d) + (2 * 1 * 1 * d + d)
+    return patches + 12 * block + strided + d * 1024 + 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "heads", "parameters"),
+    [
+        ("internvl3_8b", 768, 12, 87_146_752),
+        ("internvl3_8b_small", 384, 6, 22_340_224),
+        ("internvl3_8b_tiny", 192, 3, 5_862_208),
+    ],
+)
+def test_presets_have_the_parameters_they_name(name, dim, heads, parameters):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    config = LiteFrameConfig(**yaml.safe_load(text)["model"]["student"])
+    assert (config.dim, config.heads, config.dim // config.heads, config.mlp_dim) == (dim, heads, 64, 4 * dim)
+    with torch.device("meta"):
+        student = LiteFrameEncoder(config)
+    assert by_hand(dim, 4 * dim) == sum(p.numel() for p in student.parameters()) == parameters
+    assert f"{parameters:,} parameters" in text

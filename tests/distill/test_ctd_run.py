@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,28 @@ def test_init_from_starts_at_the_saved_encoder(finished, fit, tmp_path, monkeypa
     with torch.no_grad():
         expected = LiteFrameEncoder.from_pretrained(finished[0] / "encoder")(video)
         assert (start["encoder"](video) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_init_from_a_larger_student_cuts_it(finished, fit, tmp_path, monkeypatch, capsys):
+    start = {}
+    original = CTDModule.on_train_start
+
+    def keep(self):
+        start["encoder"] = self.folded_encoder()
+        original(self)
+
+    monkeypatch.setattr(CTDModule, "on_train_start", keep)
+    fit("--run", tmp_path / "run", "--init_from", finished[0] / "encoder", "--trainer.max_steps", 2,
+        "--model.student.dim", 8, "--model.student.heads", 1, "--model.student.mlp_dim", 16)  # fmt: skip
+    said = capsys.readouterr().err
+    assert re.search(r"cut by weight selection from .*M to .*M .*dim 16 -> 8, heads 2 -> 1, mlp_dim 32 -> 16", said)
+    large = LiteFrameEncoder.from_pretrained(finished[0] / "encoder").state_dict()
+    small = start["encoder"].state_dict()
+    # The head is in raw space before and after; float32 rounds on its way through standardised space.
+    torch.testing.assert_close(small["head.weight"], large["head.weight"][:, ::2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small["head.bias"], large["head.bias"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(small["blocks.1.temporal.weight"], large["blocks.1.temporal.weight"][::2])
+    assert LiteFrameEncoder.from_pretrained(tmp_path / "run" / "encoder").config.dim == 8
 
 
 def test_init_from_another_shape(finished, fit, tmp_path):
