@@ -12,7 +12,16 @@ from liteframe.cli.main import main
 def test_papers_rows_and_facts(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for words in ("304.01M / 158.80T", "86.31M / 44.81T", "87.15M / 17.92T", "22.34M / 4.55T", "5.86M / 1.17T", "torch", "kernels", "CPU"):
+    for words in (
+        "304.01M / 158.80T",
+        "86.31M / 44.81T",
+        "87.15M / 17.92T",
+        "22.34M / 4.55T",
+        "5.86M / 1.17T",
+        "torch",
+        "kernels",
+        "CPU",
+    ):
         assert words in out
 
 
