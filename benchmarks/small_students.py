@@ -264,7 +264,8 @@ def table(record: dict[str, Any]) -> str:
             f"{record['date']}, {record['platform']}, {record['device']}, {record['threads']} thread, "
             f"torch {record['versions']['torch']}, {record['cpu_seconds']} s of CPU time: "
             f"`python benchmarks/small_students.py`. {len(setup['seeds'])} seeds (order of the clips), "
-            f"{setup['clips']} clips of {FRAMES} frames, batches of {setup['batch']}, {setup['held_out']} clips held out, EMA decay {setup['decay']} with ramp.\n",
+            f"{setup['clips']} clips of {FRAMES} frames, batches of {setup['batch']}, "
+            f"{setup['held_out']} clips held out, EMA decay {setup['decay']} with ramp.\n",
             "*lost*: not finite, or the final loss (last ten steps) is above both its start and 1, which is what "
             "emitting the mean of the targets costs. *rose*: it was so at some time after the first tenth of the run. "
             "*cosine*: between the student's held-out tokens and the teacher's, mean ± std over seeds.\n",
