@@ -66,4 +66,5 @@ class ClipView:
         Raises:
             TypeError: a field is missing or unknown.
         """
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
