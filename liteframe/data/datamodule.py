@@ -21,7 +21,7 @@ from liteframe.data.clips import ClipBatch, ClipDataset, FrameFormat, RawBatch, 
 from liteframe.data.failure_watch import agree_on_failures
 from liteframe.data.failures import FailureTally
 from liteframe.data.manifest import VideoEntry, list_digest, load_manifest
-from liteframe.data.sampler import ClipStream, FixedBatches, Key
+from liteframe.data.sampler import ClipStream, FirstClips, FixedBatches, Key
 from liteframe.data.split import hold_out
 
 
@@ -88,6 +88,9 @@ class ClipDataModule(LightningDataModule):
         self.micro_batch_size, trainer.accumulate_grad_batches = divide_batch(
             self.batch_size, self.micro_batch_size, trainer.world_size
         )
+        if isinstance(trainer.val_check_interval, int):
+            # Lightning counts turns; a run's interval is in optimizer steps, however many turns one takes.
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
         self.tally = FailureTally(
             Path(trainer.default_root_dir) / "bad_videos.jsonl",
             self.max_failure_rate,
@@ -117,11 +120,10 @@ class ClipDataModule(LightningDataModule):
         return self._loader(self.train_clips(), stream)
 
     def statistics_batches(self, clips: int, device: torch.device) -> Iterator[ClipBatch]:
-        """The first `clips` training clips (over all ranks), rounded up to whole batches, on the device."""
+        """The first `clips` training clips (over all ranks), on the device; the same for any number of devices."""
         trainer = self._trainer()
-        assert self.micro_batch_size is not None
-        stream = self._stream(batches=-(-clips // (self.micro_batch_size * trainer.world_size)))
-        for batch in self._loader(self.train_clips(), stream, persistent=False):
+        first = FirstClips(self._stream(batches=1), clips)
+        for batch in self._loader(self.train_clips(), first, persistent=False):
             batch = self.on_before_batch_transfer(batch, 0)
             assert self.tally is not None
             agree_on_failures(trainer, self.tally)

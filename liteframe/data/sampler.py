@@ -68,6 +68,22 @@ class ClipStream(Sampler[list[Key]]):
         return epoch, int(self._orders[epoch][offset])
 
 
+class FirstClips(Sampler[list[Key]]):
+    """The first `clips` keys of a stream and no more, however it is cut: the last batches may be smaller or empty."""
+
+    def __init__(self, stream: ClipStream, clips: int):
+        self.stream, self.clips = stream, clips
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return -(-self.clips // (self.stream.batch_size * self.stream.world_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for number in range(len(self)):
+            first = (number * self.stream.world_size + self.stream.rank) * self.stream.batch_size
+            yield self.stream.batch(number)[: max(0, self.clips - first)]
+
+
 class FixedBatches(Sampler[list[Key]]):
     """Every `world_size`-th of the videos, once, in order, with epoch 0: for validation.
 

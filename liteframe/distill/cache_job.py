@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from liteframe.data.cache.layout import Part, PartName
 from liteframe.data.cache.settings import CacheSettings, Codec
 from liteframe.data.clips import Clip, FrameFormat, RawBatch, collate_clips
 from liteframe.data.datamodule import ClipDataModule
-from liteframe.data.sampler import ClipStream, Key
+from liteframe.data.sampler import ClipStream, FirstClips, Key
 from liteframe.data.video_types import VideoError
 from liteframe.distill.run_settings import RunSettings
 from liteframe.distill.speed import compile_blocks, prepare_teacher
@@ -118,10 +117,9 @@ class CacheJob:
         return [keys[first : first + self.clips_at_once] for first in range(0, len(keys), self.clips_at_once)]
 
     def statistics_keys(self) -> list[list[ClipKey]]:
-        """The clips that a run on one device measures its statistics on, in its batches."""
-        count = math.ceil(self.settings.statistics_clips / self.clips_at_once)
-        stream = ClipStream(self.settings.train_videos, self.clips_at_once, count, seed=self.settings.seed)
-        return [[("train", key) for key in stream.batch(number)] for number in range(count)]
+        """The clips that a run measures its statistics on, in batches."""
+        stream = ClipStream(self.settings.train_videos, self.clips_at_once, 1, seed=self.settings.seed)
+        return [[("train", key) for key in batch] for batch in FirstClips(stream, self.settings.statistics_clips)]
 
     def decode(self, batches: Sampler[list[ClipKey]] | Sequence[list[ClipKey]]) -> Iterator[ClipFacts]:
         """The clips of these batches, in order, decoded ahead by the run's workers."""

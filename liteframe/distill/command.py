@@ -40,7 +40,7 @@ class CTDCommand(TrainingCommand):
         super().before_instantiate_classes()
         config = self.config[self.subcommand]
         if self.rehearsal is not None and config.data.cache is None:
-            config.model.target.statistics_clips = 1  # and what fills a batch
+            config.model.target.statistics_clips = min(config.model.target.statistics_clips, config.data.batch_size)
 
     def circumstances(self) -> Circumstances:
         """See TrainingCommand."""

@@ -20,7 +20,12 @@ def folder(tmp_path_factory):
 def made(folder, step=0, **kwargs):
     data = ClipDataModule(str(folder), val_fraction=0.01, clip_frames=4, **{"batch_size": 2, "workers": 0, **kwargs})
     data.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, global_step=step, accumulate_grad_batches=1, default_root_dir=str(folder / "run")
+        world_size=1,
+        global_rank=0,
+        global_step=step,
+        accumulate_grad_batches=1,
+        val_check_interval=500,
+        default_root_dir=str(folder / "run"),
     )
     data.setup("fit")
     data.frame_format = FrameFormat((32, 32), (0.5,) * 3, (0.5,) * 3, "squash")

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from liteframe.data.sampler import ClipStream, FixedBatches
+from liteframe.data.sampler import ClipStream, FirstClips, FixedBatches
 
 
 def take(stream, count):
@@ -62,3 +62,12 @@ def test_bad_arguments():
         ClipStream(0, 1, 1)
     with pytest.raises(ValueError, match="rank=2"):
         ClipStream(1, 1, 1, rank=2, world_size=2)
+
+
+@pytest.mark.parametrize(("batch", "world"), [(4, 1), (2, 2), (3, 2), (8, 1)])
+def test_first_clips_do_not_depend_on_how_they_are_cut(batch, world):
+    """Statistics of one device are those of many, and those of a cache."""
+    parts = [FirstClips(ClipStream(11, batch, 1, seed=5, rank=rank, world_size=world), 6) for rank in range(world)]
+    assert {len(list(part)) for part in parts} == {len(part) for part in parts} == {-(-6 // (batch * world))}
+    together = [key for number in zip(*parts, strict=True) for rank in number for key in rank]
+    assert together == ClipStream(11, 6, 1, seed=5).batch(0)
