@@ -1,58 +1,150 @@
-"""Answer a file of questions about videos and report accuracy."""
+"""Put a benchmark's questions to a Video LLM, keep every answer, and report accuracy."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+# Values of options that neither the command line nor --config gives.
+DEFAULTS = {"frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
+OPTIONS = ("vlm", "encoder", "adapter", "fps", "prompt", "max_new_tokens", "device", "dtype", *DEFAULTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe eval`."""
-    parser.add_argument("questions", help="JSONL of video (relative to the file), question, answer, optional type")
-    parser.add_argument("--vlm", required=True, help="folder or id of an InternVL, or of an exported LiteFrame VLM")
+    parser.add_argument(
+        "benchmark",
+        help="video-mme, mlvu, longvideobench, hlvid, multiple-choice or free-form, with its folder (or JSONL file); "
+        "or a JSONL file of questions alone",
+    )
+    parser.add_argument("folder", nargs="?", help="local copy of the benchmark, in its published layout")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run; one that exists is continued")
+    parser.add_argument("--config", type=Path, help="YAML file with values for the options below; these win over it")
+    parser.add_argument("--vlm", help="folder or id of an InternVL, or of an exported LiteFrame VLM")
     parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
-    parser.add_argument("--frames", type=int, default=32, help="frames of each video, spread evenly (default 32)")
-    parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer in tokens (default 16)")
+    parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
+    parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
+    parser.add_argument("--subtitles", action="store_true", default=None, help="show the subtitles of the frames")
+    parser.add_argument(
+        "--prompt",
+        help="what is asked, with places {question}, {options}, {subtitles}; default: the benchmark's. Scores shift by "
+        "a point or two with the wording: compare under one prompt",
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens; default: the benchmark's")
+    parser.add_argument("--seed", type=int, help="of the guesses that LongVideoBench's rule makes (default 0)")
+    parser.add_argument("--deadline", type=float, help="seconds that one reading of frames may take (default 300)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
-    parser.add_argument("-o", "--out", type=Path, help="write answers (JSONL) here and the scores beside them")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer, score, print, and write where asked."""
-    import torch
+    """Load, ask what has no reply yet, score, print and write."""
     from rich.console import Console
-    from rich.progress import Progress
 
-    from liteframe.data.manifest import write_jsonl
-    from liteframe.evaluate.scoring import is_right, score
-    from liteframe.evaluate.videoqa import answer_rows, load_questions
-    from liteframe.load_vlm import load_video_llm
+    from liteframe.evaluate.asking import ask_all
+    from liteframe.evaluate.benchmarks import find_benchmark
+    from liteframe.evaluate.benchmarks.records import check_questions
+    from liteframe.evaluate.eval_folder import EvalFolder
+    from liteframe.evaluate.eval_report import score_report, score_table
+    from liteframe.evaluate.eval_settings import asking_of, determining, load_model
+    from liteframe.training.report import environment
     from liteframe.training.run_folder import write_json
 
-    if args.frames < 1:
-        raise ValueError(f"--frames {args.frames}: at least one frame is needed")
-    rows = load_questions(args.questions)
-    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with Progress() as bar:
-        task = bar.add_task("questions", total=len(rows))
-        answers = answer_rows(
-            model,
-            processor,
-            rows,
-            frames=args.frames,
-            max_new_tokens=args.max_new_tokens,
-            progress=lambda n: bar.update(task, advance=n),
-        )
-    result = score(rows, answers)
+    options = read_options(args)
     console = Console()
-    console.print(f"{100 * result['accuracy']:.1f} ± {100 * result['error']:.1f} % of {result['count']} questions")
-    for kind, part in result["types"].items():
-        console.print(f"  {kind}: {100 * part['accuracy']:.1f} ± {100 * part['error']:.1f} % of {part['count']}")
-    if args.out:
-        pairs = zip(rows, answers, strict=True)
-        write_jsonl([{**row, "reply": r, "right": is_right(r, row["answer"])} for row, r in pairs], args.out)
-        settings = {"questions": args.questions, "vlm": args.vlm, "encoder": args.encoder, "adapter": args.adapter}
-        write_json(args.out.with_suffix(".scores.json"), {**result, **settings, "frames": args.frames})
+    benchmark, source = find_benchmark(args.benchmark, args.folder)
+    dataset = benchmark.load(source)
+    check_questions(dataset.questions, benchmark.layout)
+    asking = asking_of(benchmark, dataset, options)
+    _report_missing(console, dataset.questions)
+    model, processor = load_model(options)
+    settings = determining(benchmark, dataset, asking, options, model)
+    session = {
+        **environment(model.device),
+        "folder": str(source),
+        **{k: options[k] for k in ("vlm", "encoder", "adapter")},
+    }
+    with EvalFolder(args.out, settings, session) as folder:
+        todo = [q for q in dataset.questions if folder.rows.get(q.id, {}).get("reply") is None]
+        if len(todo) < len(dataset.questions):
+            console.print(f"continuing: {len(dataset.questions) - len(todo)} questions already have a reply")
+        with _progress(console) as bar:
+            task = bar.add_task("questions", total=len(todo))
+            for reply in ask_all(model, processor, benchmark, todo, asking):
+                folder.append(_row(benchmark, reply, options["seed"]))
+                bar.advance(task)
+            folder.sync()
+        report = score_report(benchmark, dataset.questions, folder.rows, options["seed"])
+        write_json(folder.scores, {**report, "settings": settings, "session": session})
+    console.print(score_table(report, f"{benchmark.title}, {asking.frames} frames"))
+    _report_failures(console, report, folder.answers)
     return 0
+
+
+def read_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options from the command line, else from --config, else the defaults.
+
+    Raises:
+        ValueError: the YAML file is missing, broken or has unknown keys, or --vlm is nowhere.
+    """
+    import yaml
+
+    given: dict[str, Any] = {}
+    if args.config is not None:
+        if not args.config.is_file():
+            raise ValueError(f"--config {args.config}: no such file")
+        try:
+            given = yaml.safe_load(args.config.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config {args.config}: not YAML ({error})") from error
+        if not isinstance(given, dict) or (unknown := sorted(set(given) - set(OPTIONS))):
+            found = unknown if isinstance(given, dict) else given
+            raise ValueError(f"--config {args.config}: unknown {found}; known: {', '.join(OPTIONS)}")
+    options = {name: getattr(args, name) for name in OPTIONS}
+    options = {name: given.get(name, DEFAULTS.get(name)) if value is None else value for name, value in options.items()}
+    if not options["vlm"]:
+        raise ValueError("--vlm is missing: the folder or id of a Video LLM")
+    return options
+
+
+def _row(benchmark: Any, reply: Any, seed: int) -> dict[str, Any]:
+    """A line of answers.jsonl."""
+    question = reply.question
+    row = {"id": question.id, "video": question.video, "answer": question.answer}
+    if reply.error is not None:
+        return {**row, "reply": None, "right": False, "error": reply.error.to_dict()}
+    choice = benchmark.choice(question, reply.text, seed)
+    right = benchmark.right(question, choice)
+    return {**row, "reply": reply.text, "choice": choice, "right": right, "frames": reply.shown}
+
+
+def _progress(console: Any) -> Any:
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    return Progress(*Progress.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn(), console=console)
+
+
+def _report_missing(console: Any, questions: Any) -> None:
+    videos = sorted({question.video for question in questions})
+    missing = [video for video in videos if not Path(video).is_file()]
+    if missing:
+        console.print(
+            f"warning: {len(missing)} of {len(videos)} videos are missing, such as {missing[0]}; "
+            "their questions will count as wrong and be reported apart",
+            soft_wrap=True,
+        )
+
+
+def _report_failures(console: Any, report: dict[str, Any], answers: Path) -> None:
+    failed = report["failed"]
+    if failed["questions"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in failed["kinds"].items())
+        console.print(
+            f"{failed['questions']} questions count as wrong because their video could not be read ({kinds}); "
+            f"see 'error' in {answers}. Run the same command again to try them once more.",
+            soft_wrap=True,
+        )
+    if report["unanswered"]:
+        console.print(f"{report['unanswered']} replies choose nothing ({report['rule']}).", soft_wrap=True)

@@ -1,0 +1,180 @@
+"""Put a benchmark's questions to a Video LLM: each video read and encoded once, each question asked on its own.
+
+Questions are never batched: a reply then depends on the question alone, not on which questions share a batch, so that
+a resumed run, another order or another harness gives the same replies. The next video is read meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liteframe.data.chat import PLACEHOLDER, RESERVED
+from liteframe.data.decode_process import DecodeProcess
+from liteframe.data.frame_sampling import at_fps
+from liteframe.data.video_types import VideoError
+from liteframe.evaluate.answer import encode_pixels, prepare_frames, prompt_request
+from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
+from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
+
+PART = 32  # frames held as they are in the file, before they are resized
+NO_SUBTITLES = "(none)"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put.
+
+    Attributes:
+        frames: at most so many, spread evenly over the span.
+        fps: frames a second, as many of them as `frames` allows; None takes `frames` whatever the rate.
+        prompt: see Benchmark.
+        subtitles: whether the lines on which frames fall are shown.
+        max_new_tokens: longest answer.
+        deadline: seconds that one reading of frames may take.
+    """
+
+    frames: int
+    fps: float | None
+    prompt: str
+    subtitles: bool
+    max_new_tokens: int
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Prepared frames [T,3,h,w] of a video, when they are (seconds), and the video's length (seconds)."""
+
+    pixels: Tensor
+    times: tuple[float, ...]
+    duration: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a question: a text, or the reason why its video could not be read."""
+
+    question: Question
+    text: str | None
+    shown: int
+    error: VideoError | None = None
+
+
+def ask_all(
+    model: Any, processor: Any, benchmark: Benchmark, questions: Sequence[Question], asking: Asking
+) -> Iterator[Reply]:
+    """Replies as they come, video by video.
+
+    Args:
+        model: of `load_video_llm`, on its device.
+        processor: of `load_video_llm`.
+        benchmark: whose questions these are.
+        questions: those to ask.
+        asking: how.
+
+    Raises:
+        ValueError: a prompt is too long for the language model or holds its control tokens, or subtitles are broken.
+    """
+    groups = _by_video(questions)
+    with DecodeProcess(asking.deadline) as decoder, ThreadPoolExecutor(1) as reader:
+
+        def read(group: list[Question]) -> Shown | VideoError:
+            try:
+                return read_video(decoder, processor, group[0], asking)
+            except VideoError as error:
+                return error
+
+        coming = reader.submit(read, groups[0]) if groups else None
+        for number, group in enumerate(groups, 1):
+            assert coming is not None
+            shown = coming.result()
+            coming = reader.submit(read, groups[number]) if number < len(groups) else None
+            if isinstance(shown, VideoError):
+                yield from (Reply(question, None, 0, shown) for question in group)
+            else:
+                yield from _answers(model, processor, benchmark, group, shown, asking)
+
+
+def read_video(decoder: DecodeProcess, processor: Any, question: Question, asking: Asking) -> Shown:
+    """Read, resize and normalise the frames that a question is about.
+
+    Raises:
+        VideoError: the file or a frame of it cannot be decoded, or the span holds no frame.
+    """
+    path = Path(question.video)
+    info = decoder.probe(path)
+    try:
+        indices = at_fps(
+            info.frames,
+            info.fps,
+            target_fps=info.fps if asking.fps is None else asking.fps,
+            max_frames=asking.frames,
+            start=question.start or 0.0,
+            end=question.end,
+        )
+    except ValueError as error:
+        raise VideoError(path, "index", str(error), "correct the question's start and end") from error
+    # Part by part, since hundreds of 4K frames do not fit into memory.
+    parts = [prepare_frames(processor, decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
+    return Shown(torch.cat(parts), tuple(i / info.fps for i in indices), info.duration)
+
+
+def question_text(benchmark: Benchmark, question: Question, shown: Shown, asking: Asking) -> str:
+    """The words put to the model, without the video.
+
+    Raises:
+        ValueError: they hold a control token, or the subtitles are broken.
+    """
+    lines: list[str] = []
+    if asking.subtitles and question.subtitles and Path(question.subtitles).is_file():
+        read = read_subtitles(Path(question.subtitles), question.subtitle_shift, shown.duration)
+        rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
+        lines = rule(read, shown.times)
+    text = ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
+    check_tokens(text)
+    return text
+
+
+def check_tokens(text: str) -> None:
+    """Refuse words that the tokenizer would turn into control or image tokens.
+
+    Raises:
+        ValueError: the text holds one.
+    """
+    if token := next((token for token in (*RESERVED, PLACEHOLDER) if token in text), None):
+        raise ValueError(f"the question's text holds {token!r}, which is a control token of the model: {text!r}")
+
+
+def generate_text(model: Any, processor: Any, request: dict[str, Any]) -> str:
+    """The text of one greedy answer."""
+    with torch.inference_mode():
+        generated = model.generate(**request)
+    return processor.tokenizer.decode(generated[0], skip_special_tokens=True).strip()
+
+
+def _answers(
+    model: Any, processor: Any, benchmark: Benchmark, group: Sequence[Question], shown: Shown, asking: Asking
+) -> Iterator[Reply]:
+    video = encode_pixels(model, processor, shown.pixels)
+    for question in group:
+        try:
+            text = question_text(benchmark, question, shown, asking)
+            request = prompt_request(model, processor, video, [text], max_new_tokens=asking.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"question {question.id}: {error}") from error
+        yield Reply(question, generate_text(model, processor, request), len(shown.times))
+
+
+def _by_video(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions that share a video and a span, in order of first appearance."""
+    groups: dict[tuple[str, float | None, float | None], list[Question]] = {}
+    for question in questions:
+        groups.setdefault((question.video, question.start, question.end), []).append(question)
+    return list(groups.values())

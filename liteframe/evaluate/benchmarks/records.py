@@ -1,0 +1,194 @@
+"""Reading published annotation files: rows with their place, checked fields, and where videos are."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from liteframe.data.adapters.json_files import read_lines, read_list
+from liteframe.evaluate.benchmarks.base import LETTERS, Question
+
+Row = dict[str, Any]
+SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """Each record of a .json, .jsonl or .parquet file with where it stands.
+
+    Raises:
+        ValueError: the file is broken or a record is no object; names file and line or number.
+    """
+    if path.suffix == ".parquet":
+        found: Iterator[tuple[str, Any]] = _parquet(path)
+    else:
+        found = read_lines(path) if path.suffix == ".jsonl" else read_list(path)
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a {type(row).__name__}, not an object with named fields")
+        yield where, row
+
+
+def find_files(folder: Path, patterns: Sequence[str], layout: str) -> list[Path]:
+    """The files of the first pattern that has any, sorted.
+
+    Raises:
+        ValueError: no such folder, or none of the files.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; expected {layout}")
+    for pattern in patterns:
+        if files := sorted(path for path in folder.glob(pattern) if path.is_file()):
+            return files
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+    raise ValueError(f"{folder}: expected {layout}; found {shown}")
+
+
+def text_field(row: Row, where: str, *names: str) -> str:
+    """The text under the first of the names that the row has.
+
+    Raises:
+        ValueError: none is there, or it is no text, or empty.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            value = row[name]
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = str(value)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{where}: '{name}' must be a text that is not empty, got {value!r}")
+            return value.strip()
+    raise ValueError(f"{where}: lacks '{names[0]}'{f' (or {names[1:]})' if names[1:] else ''}; it has {sorted(row)}")
+
+
+def seconds_field(row: Row, where: str, name: str) -> float | None:
+    """A time in seconds, or None.
+
+    Raises:
+        ValueError: it is no number of 0 or more.
+    """
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where}: '{name}' must be seconds, 0 or more, got {value!r}")
+    return float(value)
+
+
+def options_field(row: Row, where: str, name: str, *, bare: bool = False) -> tuple[str, ...]:
+    """Texts of the options.
+
+    Args:
+        row: the record.
+        where: the record's place.
+        name: of the list.
+        bare: whether the texts carry their letters ("A. red"), which are checked and taken off.
+
+    Raises:
+        ValueError: fewer than 2 or more than 26 texts, or letters out of order.
+    """
+    value = row.get(name)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{where}: '{name}' must be a list of texts, got {value!r}")
+    if not 2 <= len(value) <= len(LETTERS):
+        raise ValueError(f"{where}: '{name}' has {len(value)} options; a question has 2 to {len(LETTERS)}")
+    texts = [text.strip() for text in value]
+    if bare:
+        for letter, text in zip(LETTERS, texts, strict=False):
+            if not text.startswith((f"{letter}.", f"{letter})", f"{letter}:")):
+                raise ValueError(f"{where}: option {text!r} of '{name}' should start with '{letter}.'")
+        texts = [text[2:].strip() for text in texts]
+    return tuple(texts)
+
+
+def answer_letter(answer: str, options: Sequence[str], where: str) -> str:
+    """The letter of an answer that is a letter or the text of an option (the last, where options repeat).
+
+    Raises:
+        ValueError: it is neither, or both at once.
+    """
+    letters = LETTERS[: len(options)]
+    as_text = [letters[i] for i, text in enumerate(options) if text == answer]
+    as_letter = answer if len(answer) == 1 and answer in letters else None
+    if as_letter and as_text and as_text != [as_letter]:
+        raise ValueError(
+            f"{where}: answer {answer!r} is a letter and also the text of option {as_text[-1]}; use letters"
+        )
+    found = as_letter or (as_text[-1] if as_text else None)
+    if found is None:
+        raise ValueError(f"{where}: answer {answer!r} is neither one of {letters} nor an option of {list(options)}")
+    return found
+
+
+def listed_options(text: str, answer: str, where: str) -> str:
+    """Letters of the options that a question lists itself, one a line ("A. red" or "(A) red").
+
+    Raises:
+        ValueError: it lists fewer than two, or the answer is none of them.
+    """
+    letters = ""
+    for letter in re.findall(r"^\s*\(?([A-Z])[).:]", text, re.MULTILINE):
+        letters += letter if letter == LETTERS[len(letters)] else ""
+    if len(letters) < 2:
+        raise ValueError(f"{where}: 'question' should list its options, one a line, from 'A.' on; got {text!r}")
+    if len(answer) != 1 or answer not in letters:
+        raise ValueError(f"{where}: answer {answer!r} is none of the letters {letters}")
+    return letters
+
+
+def find_video(folder: Path, bases: Sequence[str], name: str, where: str) -> str:
+    """Path of a video that a record names; where it is missing, the first place where it should be.
+
+    Args:
+        folder: of the benchmark; the name may not lead out of it.
+        bases: folders below it in which the name may start, in this order.
+        name: from the record, with suffix or without.
+        where: the record.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"{where}: names its video {name!r}, which leads out of {folder}")
+    names = [name] if name.endswith(SUFFIXES) else [name + suffix for suffix in SUFFIXES]
+    places = [folder / base / option for base in bases for option in names]
+    return str(next((path for path in places if path.is_file()), places[0]))
+
+
+def check_questions(questions: Sequence[Question], layout: str) -> None:
+    """Refuse what cannot be an evaluation.
+
+    Raises:
+        ValueError: no questions, two with one id, or not one of their videos there.
+    """
+    if not questions:
+        raise ValueError("there are no questions in the annotation files")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise ValueError(f"two questions have the id {question.id!r}; ids must differ")
+        seen.add(question.id)
+    if not any(os.path.isfile(question.video) for question in questions):
+        raise ValueError(
+            f"none of the {len({q.video for q in questions})} videos is there, such as {questions[0].video}; "
+            f"expected {layout}"
+        )
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} needs pyarrow: pip install 'liteframe[eval]'") from error
+    arrow = importlib.import_module("pyarrow")
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except arrow.ArrowException as error:
+        raise ValueError(f"{path}: not a parquet file ({error}); download it again") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", row

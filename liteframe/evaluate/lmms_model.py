@@ -1,0 +1,204 @@
+"""The model class that lmms-eval drives: its requests go through the code of `liteframe eval`.
+
+Imported by lmms-eval only (see lmms_plugin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from loguru import logger
+from tqdm import tqdm
+
+from liteframe.data.decode_process import DecodeProcess
+from liteframe.data.video_types import VideoError
+from liteframe.evaluate.answer import EncodedVideo, encode_pixels, prepare_frames, prompt_request
+from liteframe.evaluate.asking import Asking, check_tokens, generate_text, read_video
+from liteframe.evaluate.benchmarks.base import Question
+from liteframe.load_vlm import load_video_llm
+
+LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question of a task: what is looked at, the words, and a system message."""
+
+    visual: Any
+    text: str
+    system: str | None
+
+
+class LiteFrameChat(lmms):
+    """A Video LLM with or without a LiteFrame encoder.
+
+    Args:
+        pretrained: as `--vlm` of `liteframe eval`.
+        encoder: as `--encoder`.
+        adapter: as `--adapter`.
+        frames: as `--frames`; at most so many a video.
+        fps: as `--fps`.
+        dtype: as `--dtype`.
+        deadline: as `--deadline`.
+        device: "cuda", "cpu", ...; default: this process's GPU where there is one.
+        batch_size: 1; questions are not batched, so that a reply depends on its question alone.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        encoder: str | None = None,
+        adapter: str | None = None,
+        frames: int = 32,
+        fps: float | None = None,
+        dtype: str = "auto",
+        deadline: float = 300.0,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        **unknown: Any,
+    ):
+        super().__init__()
+        extra = {name: value for name, value in unknown.items() if name != "max_batch_size" and value is not None}
+        if extra:
+            raise ValueError(f"--model_args has unknown {sorted(extra)}")
+        if int(batch_size) != 1:
+            raise ValueError(f"--batch_size {batch_size}: LiteFrame asks one question at a time; use 1")
+        state = PartialState()
+        self._rank, self._world_size = state.process_index, state.num_processes
+        cuda = torch.cuda.is_available() and device in (None, "cuda")
+        self.device = torch.device(f"cuda:{state.local_process_index}" if cuda else device or "cpu")
+        self.model, self.processor = load_video_llm(pretrained, encoder=encoder, adapter=adapter, dtype=dtype)
+        self.model.to(self.device)
+        self.asking = Asking(int(frames), None if fps is None else float(fps), "{question}", False, 1, float(deadline))
+        self.failures: dict[str, str] = {}
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Greedy replies, in the order of the requests; a video that cannot be read gives "" and an error in the log."""
+        jobs = []
+        for number, request in enumerate(requests):
+            _, to_messages, settings, doc, task, split = request.args
+            jobs.append((number, read_turn(to_messages(self.task_dict[task][split][doc])), settings))
+        jobs.sort(key=lambda job: str(job[1].visual) if isinstance(job[1].visual, str) else "")
+        replies = [""] * len(jobs)
+        encoded: dict[str, EncodedVideo | None] = {}  # of the video at hand
+        with DecodeProcess(self.asking.deadline) as decoder:
+            for number, turn, settings in tqdm(jobs, desc="liteframe", disable=self.rank != 0):
+                key = turn.visual if isinstance(turn.visual, str) else f"images of request {number}"
+                if key not in encoded:
+                    encoded = {key: self._encode(decoder, turn.visual)}
+                video = encoded[key]
+                replies[number] = "" if video is None else self._reply(video, turn, settings)
+        return replies
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
+        """Each round's greedy reply; a task makes the next round's messages from the replies so far."""
+        results = []
+        with DecodeProcess(self.asking.deadline) as decoder:
+            for request in tqdm(requests, desc="liteframe", disable=self.rank != 0):
+                _, to_messages, settings, doc, task, split = request.args
+                results.append(self._rounds(decoder, to_messages, self.task_dict[task][split][doc], settings))
+        return results
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Refused: lmms-eval asks chat models for text only.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "tasks of output_type loglikelihood or multiple_choice are for lmms-eval's simple models; "
+            "use the task with output_type generate_until"
+        )
+
+    def _rounds(self, decoder: DecodeProcess, to_messages: Any, doc: Any, settings: dict[str, Any]) -> list[str]:
+        replies: list[str] = []
+        info: Any = None
+        video: EncodedVideo | None = None
+        messages, ended = to_messages(doc), False
+        while not ended:
+            turn = read_turn(messages, need_visual=video is None)
+            if turn.visual is not None:
+                video = self._encode(decoder, turn.visual)
+            replies.append("" if video is None else self._reply(video, turn, settings))
+            messages, ended, replies, info = to_messages(
+                doc, round_idx=len(replies), previous_output=replies, previous_round_info=info
+            )
+            replies = list(replies)
+        return replies
+
+    def _encode(self, decoder: DecodeProcess, visual: Any) -> EncodedVideo | None:
+        if not isinstance(visual, str):
+            pixels = [prepare_frames(self.processor, np.asarray(image.convert("RGB"))[None]) for image in visual]
+            return encode_pixels(self.model, self.processor, torch.cat(pixels))
+        try:
+            shown = read_video(decoder, self.processor, Question("", visual, "", ""), self.asking)
+        except VideoError as error:
+            self.failures[visual] = str(error)
+            logger.error(f"counted as a wrong answer, no reply: {error}")
+            return None
+        return encode_pixels(self.model, self.processor, shown.pixels)
+
+    def _reply(self, video: EncodedVideo, turn: Turn, settings: dict[str, Any]) -> str:
+        check_greedy(settings)
+        check_tokens(turn.text)
+        tokens = int(settings.get("max_new_tokens", LONGEST))
+        text = generate_text(
+            self.model,
+            self.processor,
+            prompt_request(self.model, self.processor, video, [turn.text], max_new_tokens=tokens, system=turn.system),
+        )
+        until = settings.get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.split(stop, 1)[0] if stop else text
+        return text
+
+
+def check_greedy(settings: dict[str, Any]) -> None:
+    """Refuse what is not greedy decoding.
+
+    Raises:
+        ValueError: the task asks for sampling or beams.
+    """
+    if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) != 1:
+        raise ValueError(f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam")
+
+
+def read_turn(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> Turn:
+    """The one question in a chat: an optional system message and one user turn with a video or images.
+
+    Raises:
+        ValueError: other roles, several videos, sound, or nothing to look at.
+    """
+    roles = [message["role"] for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        raise ValueError(f"the task's chat has turns of {roles}; one user turn, after a system message or not, is read")
+    videos: list[Any] = []
+    images: list[Any] = []
+    texts: list[str] = []
+    places = {"text": texts, "video": videos, "image": images}
+    for part in messages[-1]["content"]:
+        if part["type"] not in places:
+            raise ValueError(f"the task shows {part['type']}; text, images and one video are read")
+        places[part["type"]].append(part["text"] if part["type"] == "text" else part["url"])
+    if len(videos) > 1 or (videos and images) or (need_visual and not videos and not images):
+        raise ValueError(
+            f"the task shows {len(videos)} videos and {len(images)} images; one video, or images, are read"
+        )
+    if videos and not isinstance(videos[0], str):
+        raise ValueError(f"the task gives its video as {type(videos[0]).__name__}; the path of a file is read")
+    if any(isinstance(image, str) for image in images):
+        raise ValueError("the task gives images as paths; opened images (PIL) are read")
+    system = None
+    if roles[0] == "system":
+        content = messages[0]["content"]
+        system = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    return Turn(videos[0] if videos else images or None, "\n".join(texts), system)
