@@ -7,6 +7,7 @@ so that no rank stops while the others wait for it.
 import contextlib
 import fcntl
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from liteframe.data.video_types import REMEDIES
 
 EXAMPLES = 5
 ROW_OF_FAILURES = 100
+SIGMAS = 3.0
 KINDS = tuple(REMEDIES)
 
 Sum = Callable[[Sequence[int]], Sequence[int]]
@@ -30,7 +32,8 @@ class FailureTally:
 
     Args:
         path: JSONL file that gets one row for each bad video and kind of failure; ranks share it.
-        max_rate: largest allowed part of clips that fail, over the whole run and all ranks.
+        max_rate: largest allowed part of clips that fail, over the whole run and all ranks. The run stops when more
+            have failed than chance explains at this rate (three standard deviations), not at the first unlucky batch.
         minimum: failures below this number never stop a run.
         remedy: the last line of the error.
     """
@@ -80,8 +83,9 @@ class FailureTally:
         self.attempts += attempts
         self.kinds.update({kind: number for kind, number in zip(KINDS, failed, strict=True) if number})
         self._in_a_row = 0 if attempts > sum(failed) else self._in_a_row + sum(failed)
-        excess = self.failures >= self.minimum and self.rate > self.max_rate
-        if any(failed) and (excess or self._in_a_row >= ROW_OF_FAILURES):
+        expected = self.attempts * self.max_rate
+        excess = self.failures - expected > SIGMAS * math.sqrt(expected * (1 - self.max_rate))
+        if any(failed) and ((excess and self.failures >= self.minimum) or self._in_a_row >= ROW_OF_FAILURES):
             raise TooManyBadVideosError(self._message())
 
     def summary(self) -> dict[str, Any]:

@@ -27,22 +27,33 @@ def test_counts_and_lists_each_video_once(tmp_path):
 
 def test_error_names_file_reason_and_remedy(tmp_path):
     tally = FailureTally(tmp_path / "bad.jsonl", 0.05, remedy="Run liteframe scan")
-    record(tally, 10, [failure("a.mp4")])
-    record(tally, 10, [failure("b.mp4")])
+    record(tally, 2, [failure("a.mp4")])
+    record(tally, 2, [failure("b.mp4")])
     with pytest.raises(TooManyBadVideosError) as error:
-        record(tally, 10, [failure("c.mp4")])
-    for words in ("3 of 33", "a.mp4: truncated: ends early (copy it again)", "c.mp4", str(tmp_path), "liteframe scan"):
+        record(tally, 2, [failure("c.mp4")])
+    for words in ("3 of 9", "a.mp4: truncated: ends early (copy it again)", "c.mp4", str(tmp_path), "liteframe scan"):
         assert words in str(error.value)
 
 
 def test_bound_is_a_rate_with_a_minimum(tmp_path):
     few = FailureTally(tmp_path / "few.jsonl", 0.05)
     record(few, 0, [failure("a.mp4"), failure("b.mp4")])
-    many = FailureTally(tmp_path / "many.jsonl", 0.05)
-    record(many, 950, [])
-    record(many, 0, [failure(f"{n}.mp4") for n in range(50)])
+    none = FailureTally(tmp_path / "none.jsonl", 0)
+    record(none, 900, [failure("a.mp4"), failure("b.mp4")])
     with pytest.raises(TooManyBadVideosError):
-        record(many, 0, [failure("x.mp4")])
+        record(none, 0, [failure("c.mp4")])
+
+
+def test_bound_is_not_for_an_unlucky_start(tmp_path):
+    """Three of the first sixteen at a true rate of 5 % happen in one run of twenty; a rate of 10 % does not last."""
+    unlucky = FailureTally(tmp_path / "unlucky.jsonl", 0.06)
+    record(unlucky, 13, [failure(f"{n}.mp4") for n in range(3)])
+    for _ in range(60):
+        record(unlucky, 15, [failure("a.mp4")])
+    doubled = FailureTally(tmp_path / "doubled.jsonl", 0.05)
+    record(doubled, 182, 18 * [failure("a.mp4")])
+    with pytest.raises(TooManyBadVideosError, match="22 of 204"):
+        record(doubled, 0, 4 * [failure("a.mp4")])
 
 
 def test_a_hundred_failures_in_a_row_stop_a_long_run(tmp_path):
@@ -72,7 +83,7 @@ def test_bad_rate(tmp_path):
 def test_ranks_count_together_and_stop_together(tmp_path):
     """Each rank alone is below the minimum of three; both together are above the bound, and both raise."""
     batches = [(1, [failure("a.mp4"), failure("shared.mp4")]), (1, [failure("shared.mp4"), failure("b.mp4", "empty")])]
-    tallies = [FailureTally(tmp_path / "bad.jsonl", 0.2) for _ in batches]
+    tallies = [FailureTally(tmp_path / "bad.jsonl", 0.1) for _ in batches]
     for tally, (good, failures) in zip(tallies, batches, strict=True):
         tally.record(good, failures)
     counts, meeting, errors = [], threading.Barrier(2, timeout=10), []
