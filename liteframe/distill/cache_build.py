@@ -82,7 +82,7 @@ def prepare(job: CacheJob, folder: Path, advance: Advance) -> None:
 
 def measure_statistics(job: CacheJob, advance: Advance) -> TargetStatistics:
     """Channel statistics on the clips that a run would measure them on."""
-    running = FeatureStatistics(job.settings.dim, job.fabric.device, full=True)
+    running = FeatureStatistics(job.settings.dim, job.fabric.device, full=True, shared=False)
     batches, done = job.statistics_keys(), 0
     total = sum(len(batch) for batch in batches)
     for batch, facts in job.decode(batches):

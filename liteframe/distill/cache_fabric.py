@@ -20,7 +20,7 @@ def launch_fabric(trainer: Any) -> Fabric:
     Args:
         trainer: settings of the run's trainer; device and precision are taken from them.
     """
-    precision = trainer.precision or automatic_precision(trainer.accelerator)
+    precision: Any = trainer.precision or automatic_precision(trainer.accelerator)
     if not TorchElasticEnvironment.detect():
         return Fabric(accelerator=trainer.accelerator, devices=1, precision=precision)
     local = int(os.environ["LOCAL_WORLD_SIZE"])

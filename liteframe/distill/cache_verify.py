@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from transformers.utils.logging import disable_progress_bar
 
 from liteframe.data.cache import TargetCache
 from liteframe.data.cache.jpeg import decode_jpeg
 from liteframe.data.cache.layout import Part, all_parts
-from liteframe.data.cache.reader import check_size, inside
 from liteframe.data.clip_view import ClipView
 from liteframe.data.clips import Clip, FrameFormat, collate_clips
 from liteframe.data.decode_process import DecodeProcess
@@ -74,6 +74,7 @@ def check_sample(cache: TargetCache, count: int, seed: int, accelerator: str, ad
     """
     settings = cache.settings
     fabric = Fabric(accelerator=accelerator, devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    disable_progress_bar()
     teacher = load_teacher(settings.teacher, **settings.teacher_options)
     if teacher.identity != settings.teacher_sha256:
         raise ValueError(f"{settings.teacher} does not have the weights that {cache.folder} was built with")
@@ -95,15 +96,14 @@ def check_sample(cache: TargetCache, count: int, seed: int, accelerator: str, ad
 
 
 def _file_problem(cache: TargetCache, part: Part) -> str | None:
-    entry = cache.index.entries[part.name]
     try:
-        path = inside(cache.folder, f"{part.name}.safetensors")
-        check_size(path, entry)
-        with path.open("rb") as file:
+        with cache.checked_path(part).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
         return str(error)
-    return None if found == entry.sha256 else "its bytes are not those that were written (sha256)"
+    return (
+        None if found == cache.index.entries[part.name].sha256 else "its bytes are not those that were written (sha256)"
+    )
 
 
 def _compare(cache: TargetCache, key: tuple, make: TargetMaker, decoder: DecodeProcess) -> Comparison | None:
@@ -139,7 +139,7 @@ def _compare(cache: TargetCache, key: tuple, make: TargetMaker, decoder: DecodeP
     return result
 
 
-def _psnr(files: list[bytes], live: np.ndarray, size: tuple[int, int]) -> float | None:
+def _psnr(files: Sequence[bytes], live: np.ndarray, size: tuple[int, int]) -> float | None:
     if not files:
         return None
     stored = np.stack([decode_jpeg(file, size) for file in files]).astype(np.float64)

@@ -17,16 +17,17 @@ class FeatureStatistics:
         channels: C.
         device: where the sums are kept.
         full: keep the whole covariance; without it only its diagonal, which is much cheaper.
+        shared: all ranks measure together; False where one of them measures alone.
     """
 
-    def __init__(self, channels: int, device: torch.device | str = "cpu", *, full: bool = False):
+    def __init__(self, channels: int, device: torch.device | str = "cpu", *, full: bool = False, shared: bool = True):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         # A shift near the data keeps squares small where a channel's mean is large against its spread; all ranks use
         # the first one's.
         self._shift: Tensor | None = None
-        self.full = full
+        self.full, self._shared = full, shared
         self._count, self._sum = zeros(1), zeros(channels)
         self._squares = zeros(channels, channels) if full else zeros(channels)
         self._norms = zeros(2)
@@ -35,7 +36,8 @@ class FeatureStatistics:
         """Add tokens [N,C]."""
         tokens = tokens.to(torch.float64)
         if self._shift is None:
-            self._shift = self._agreed(tokens.mean(0) if len(tokens) else torch.zeros_like(self._sum))
+            shift = tokens.mean(0) if len(tokens) else torch.zeros_like(self._sum)
+            self._shift = self._agreed(shift) if self._shared else shift
         centred = tokens - self._shift
         self._count += len(tokens)
         self._sum += centred.sum(0)

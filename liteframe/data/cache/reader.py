@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from liteframe.data.cache.codec import TargetCodec
-from liteframe.data.cache.index import Entry, Index, sha256
+from liteframe.data.cache.index import Index, sha256
 from liteframe.data.cache.jpeg import decode_jpeg
 from liteframe.data.cache.layout import INDEX, SETTINGS, STATISTICS, Part, PartName, locate
+from liteframe.data.cache.remote import fetch, is_remote, mirror
 from liteframe.data.cache.settings import CacheSettings
 from liteframe.data.cache.shard import Record, Shard
 from liteframe.data.cache.statistics import TargetStatistics
@@ -50,23 +52,29 @@ class TargetCache:
     leads to. An object can be pickled into workers, each of which opens shards of its own.
 
     Args:
-        folder: of the cache.
+        folder: of the cache, or its local copy.
         settings: what the targets depend on.
         index: digests.
+        remote: address that missing shards are fetched from.
     """
 
-    def __init__(self, folder: Path, settings: CacheSettings, index: Index):
-        self.folder, self.settings, self.index = folder, settings, index
+    def __init__(self, folder: Path, settings: CacheSettings, index: Index, remote: str | None = None):
+        self.folder, self.settings, self.index, self.remote = folder, settings, index, remote
         self._shards: OrderedDict[str, Shard] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | PathLike[str]) -> TargetCache:
         """A finished cache.
 
+        Args:
+            folder: its folder, or the address of one in object storage (s3://bucket/cache, gs://..., whatever fsspec
+                knows); shards are then copied to a local folder when they are first used.
+
         Raises:
             ValueError: the folder holds none, or its small files are damaged.
         """
-        root = Path(folder)
+        remote = os.fspath(folder) if is_remote(folder) else None
+        root = Path(folder) if remote is None else mirror(remote)
         if not (root / INDEX).is_file():
             state = "is not finished: run" if (root / SETTINGS).is_file() else "is not a target cache: make one with"
             raise ValueError(f"{root} {state} `liteframe cache build --config YAML -o {root} --views K`")
@@ -81,7 +89,7 @@ class TargetCache:
                 raise ValueError(f"{SETTINGS} does not have the digest that it names")
         except ValueError as error:
             raise ValueError(f"{root / INDEX}: {error}; {REBUILD}") from error
-        return cls(root, settings, index)
+        return cls(root, settings, index, remote)
 
     @cached_property
     def statistics(self) -> TargetStatistics:
@@ -137,6 +145,22 @@ class TargetCache:
         """The file of a part."""
         return self.folder / f"{place.name}.safetensors"
 
+    def checked_path(self, place: Part) -> Path:
+        """The file of a part, fetched if it is elsewhere; it lies in the folder and has the size that the index names.
+
+        Raises:
+            ValueError: it does not.
+            OSError: there is no such file.
+        """
+        path = self.path(place)
+        if self.remote is not None:
+            fetch(self.remote, path)
+        _refuse_outside(path)
+        size, wanted = path.stat().st_size, self.index.entries[place.name].bytes
+        if size != wanted:
+            raise ValueError(f"it has {size} bytes and the index names {wanted}")
+        return path
+
     def __getstate__(self) -> dict[str, Any]:
         """Without open files."""
         return {**self.__dict__, "_shards": OrderedDict()}
@@ -146,24 +170,11 @@ class TargetCache:
             self._shards.move_to_end(place.name)
             return self._shards[place.name]
         entry = self.index.entries[place.name]
-        path = inside(self.folder, f"{place.name}.safetensors")
-        check_size(path, entry)
+        path = self.checked_path(place)
         shard = self._shards[place.name] = Shard(path, self.settings, entry.clips, entry.tables)
         if len(self._shards) > OPEN_SHARDS:
             self._shards.popitem(last=False)
         return shard
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A file of the cache's own folder, also after symbolic links.
-
-    Raises:
-        ValueError: a link leads out of the folder.
-    """
-    path = folder / name
-    if path.resolve().parent != folder.resolve():
-        raise ValueError(f"it is a link to {path.resolve()}, outside of the cache")
-    return path
 
 
 def read_inside(folder: Path, name: str) -> bytes:
@@ -172,19 +183,14 @@ def read_inside(folder: Path, name: str) -> bytes:
     Raises:
         ValueError: it is missing, or a link that leads elsewhere.
     """
+    path = folder / name
     try:
-        return inside(folder, name).read_bytes()
+        _refuse_outside(path)
+        return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / name}: {error}; copy the cache again, or {REBUILD}") from error
+        raise ValueError(f"{path}: {error}; copy the cache again, or {REBUILD}") from error
 
 
-def check_size(path: Path, entry: Entry) -> None:
-    """Compare a shard's size with the index.
-
-    Raises:
-        ValueError: they differ.
-        OSError: there is no such file.
-    """
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise ValueError(f"it has {size} bytes and the index names {entry.bytes}")
+def _refuse_outside(path: Path) -> None:
+    if path.resolve().parent != path.parent.resolve():
+        raise ValueError(f"it is a link to {path.resolve()}, outside of the cache")

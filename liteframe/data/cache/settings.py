@@ -116,13 +116,13 @@ class CacheSettings:
         Raises:
             ValueError: it is something else.
         """
-        values = json.loads(text)
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            strange = sorted(set(values) ^ names) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"these are not the settings of a target cache ({strange})")
+        values, names = parse_object(text), {field.name for field in fields(cls)}
+        if set(values) != names:
+            strange = ", ".join(sorted(set(values) ^ names))
+            raise ValueError(f"these are not the settings of a target cache (missing or unknown: {strange})")
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ValueError(f"a value has the wrong type: {error}") from error
 

@@ -1,0 +1,34 @@
+"""A tiny teacher, nine videos of which one is broken, and a way to build caches of them in this process."""
+
+import pytest
+from cache_world import make_world
+from lightning.fabric import Fabric
+
+from liteframe.data.cache import TargetCache
+from liteframe.distill.cache_build import build_cache
+from liteframe.distill.cache_job import CacheJob, Storage
+from liteframe.distill.run_settings import read_run
+
+
+@pytest.fixture(scope="session")
+def cache_yaml(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("cache_world"))
+
+
+@pytest.fixture(scope="session")
+def build(cache_yaml):
+    """Build a cache and open it; settings of the run can be changed by words of its command line."""
+
+    def make(folder, *words, say=lambda message: None, **storage):
+        run = read_run(["--config", str(cache_yaml), *map(str, words)])
+        job = CacheJob(run, Storage(**storage), Fabric(accelerator="cpu", devices=1))
+        build_cache(job, folder, say=say, advance=lambda *progress: None)
+        return TargetCache.open(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_cache(build, tmp_path_factory):
+    """Two views in shards of two clips, with frames; tests that change files must copy it."""
+    return build(tmp_path_factory.mktemp("caches") / "small", views=2, codec="int8", jpeg_quality=90, part_clips=2)
