@@ -25,8 +25,6 @@ class CTDCommand(TrainingCommand):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What CTD adds to a training command."""
-        # Before the callbacks of every run: the checkpoint of a step holds the average with that step in it.
-        parser.add_lightning_class_args(WeightEMA, "ema")
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--init_from", type=str | None, default=None, help="folder of a saved encoder to start from"
@@ -34,6 +32,7 @@ class CTDCommand(TrainingCommand):
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.student.clip_frames", "data.clip_frames")
         parser.add_lightning_class_args(FeaturePanel, "panel")
+        parser.add_lightning_class_args(WeightEMA, "ema")
 
     def before_instantiate_classes(self) -> None:
         """A rehearsal does not measure the statistics of a whole run first."""
@@ -57,12 +56,14 @@ class CTDCommand(TrainingCommand):
         """Encoder and progress line."""
         return [EncoderSaver(), progress_line()]
 
+    def save_result(self) -> None:
+        """The encoder, of averaged weights if there are any."""
+        weight_ema(self.trainer).on_train_start(self.trainer, self.model)
+        EncoderSaver().on_train_end(self.trainer, self.model)
+
     def finish(self) -> None:
         """Validate the final weights and write the report."""
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if not figures:
-            print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
-            return
         if self.datamodule.val_entries:
             figures.update(self._validate())
             ema = weight_ema(self.trainer)

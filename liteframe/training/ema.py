@@ -69,8 +69,7 @@ class WeightAverage:
 class WeightEMA(Callback):
     """Averages the trained weights after each step; validation and saved encoders then use the average.
 
-    The checkpoint holds both. A step that was skipped, and so has no gradients, leaves the average alone. This callback
-    must come before those that save.
+    The checkpoint holds both. A step that was skipped, and so has no gradients, leaves the average alone.
 
     Args:
         decay: of the average, e.g. 0.999; none: no average.
