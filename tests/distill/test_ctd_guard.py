@@ -8,7 +8,6 @@ import torch
 
 from liteframe.cli.main import main as liteframe
 from liteframe.distill.module import CTDModule
-from liteframe.training.guarded_module import GuardedModule
 
 
 def saved(run):

@@ -63,7 +63,8 @@ def main(run: Path) -> None:
     module, stopped = Line(), None
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=6, default_root_dir=run, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
     )  # fmt: skip
     try:
         trainer.fit(module, datamodule=Data())

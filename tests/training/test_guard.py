@@ -80,8 +80,10 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
-              "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "guard", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+    common = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
+        "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "guard", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
     script = Path(__file__).with_name("guard_ranks.py")
     ranks = [
         subprocess.Popen(
