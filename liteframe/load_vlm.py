@@ -1,4 +1,4 @@
-"""A Video LLM ready for use: an InternVL from disk, with or without a LiteFrame encoder and a LoRA adapter.
+"""A Video LLM ready for use: from disk, with or without a LiteFrame encoder and a LoRA adapter.
 
 Knows both rooms, models and data, and PEFT; it imports no training code, so that exports can use it too.
 """
@@ -11,28 +11,39 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoProcessor,
     InternVLForConditionalGeneration,
-    InternVLProcessor,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
     ProcessorMixin,
 )
 
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.processor import LiteFrameInternVLProcessor, LiteFrameProcessor
+from liteframe.data.processor_llava import LiteFrameLlavaOnevisionProcessor
 from liteframe.models.internvl import LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration
+from liteframe.models.llava_onevision import (
+    LiteFrameLlavaOnevisionConfig,
+    LiteFrameLlavaOnevisionForConditionalGeneration,
+)
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.video_llm import attach_encoder
+from liteframe.models.video_llm import LiteFrameVlm, Vlm, attach_encoder
+from liteframe.models.weight_index import check_weight_index
+from liteframe.models.weight_index import check_weight_index
 
 CLASSES = {
     "internvl": InternVLForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "liteframe_internvl": LiteFrameInternVLForConditionalGeneration,
+    "liteframe_llava_onevision": LiteFrameLlavaOnevisionForConditionalGeneration,
 }
 
 AutoProcessor.register(LiteFrameInternVLConfig, LiteFrameInternVLProcessor, exist_ok=True)
+AutoProcessor.register(LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionProcessor, exist_ok=True)
 
 
 def load_video_llm(
@@ -45,31 +56,37 @@ def load_video_llm(
     """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
 
     Args:
-        source: a folder or Hugging Face id of an InternVL, or of one that already has a LiteFrame encoder.
-        encoder: an encoder folder, or the encoder itself, to put in place of an InternVL's vision tower.
+        source: a folder or Hugging Face id of an InternVL or LLaVA-OneVision in transformers' own format, or of one
+            that already has a LiteFrame encoder.
+        encoder: an encoder folder, or the encoder itself, to put in place of the vision tower.
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
 
     Returns:
-        The model and its processor: with an encoder ours, else transformers' own InternVL classes.
+        The model and its processor: with an encoder ours, else transformers' own classes.
 
     Raises:
-        ValueError: source is no InternVL, lacks weights, already has an encoder, does not fit the encoder, or the
+        ValueError: source is of another family, lacks weights, already has an encoder, does not fit the encoder, or the
             adapter has no safetensors weights.
     """
-    kind = AutoConfig.from_pretrained(source).model_type
+    check_weight_index(source)
+    # Left unsaid, transformers would ask on the terminal whether to run a checkpoint's code.
+    kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
     if kind not in CLASSES:
         raise ValueError(f"{source} is a {kind!r} model; expected one of {', '.join(CLASSES)}")
-    if kind == "liteframe_internvl" and encoder is not None:
-        raise ValueError(f"{source} already has a LiteFrame encoder; give the InternVL it was made from")
+    if kind.startswith("liteframe_") and encoder is not None:
+        raise ValueError(f"{source} already has a LiteFrame encoder; give the Video LLM it was made from")
     model: Any
-    model, info = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    try:
+        model, info = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {source} are damaged ({error}); copy or download them again") from error
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(
             f"{source} lacks {len(lacking)} weights of its model (first: {lacking[0]}), which would be random; "
             "copy or download it again"
         )
-    processor = AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     if encoder is not None:
         model = with_encoder(model, encoder)
         processor = processor_for(processor, model.config)
@@ -78,9 +95,7 @@ def load_video_llm(
     return model.eval(), processor
 
 
-def with_encoder(
-    vlm: InternVLForConditionalGeneration, encoder: str | os.PathLike[str] | LiteFrameEncoder
-) -> LiteFrameInternVLForConditionalGeneration:
+def with_encoder(vlm: Vlm, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> LiteFrameVlm:
     """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
     if isinstance(encoder, nn.Module):
         encoder = copy.deepcopy(encoder)  # the caller's keeps its precision
@@ -89,8 +104,12 @@ def with_encoder(
     return attach_encoder(vlm, encoder.to(device=vlm.device, dtype=vlm.dtype))
 
 
-def processor_for(base: InternVLProcessor, config: LiteFrameInternVLConfig) -> LiteFrameInternVLProcessor:
-    """The processor of an InternVL, made to fit the encoder that the model now has.
+def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
+    """The processor of an InternVL or LLaVA-OneVision, made to fit the encoder that the model now has.
+
+    Args:
+        base: transformers' processor of the model.
+        config: of the model with its encoder.
 
     Raises:
         ValueError: the two disagree on frame size, mean or std.
@@ -98,15 +117,23 @@ def processor_for(base: InternVLProcessor, config: LiteFrameInternVLConfig) -> L
     encoder = config.vision_config.encoder_config
     t, h, w = encoder.compression
     if h != w:
-        raise ValueError(f"the encoder compresses {h}x{w} patches; InternVL's prompt needs the same both ways")
-    shuffle = round(1 / config.downsample_ratio)
-    processor = LiteFrameInternVLProcessor(
-        base.tokenizer,
-        base.video_processor,
-        chat_template=base.chat_template,
-        frames_per_slot=t,
-        pixels_per_token=encoder.patch_size * h * shuffle,
-    )
+        raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
+    processor: LiteFrameProcessor
+    if isinstance(config, LiteFrameInternVLConfig):
+        processor = LiteFrameInternVLProcessor(
+            base.tokenizer,
+            base.video_processor,
+            chat_template=base.chat_template,
+            frames_per_slot=t,
+            pixels_per_token=encoder.patch_size * h * round(1 / config.downsample_ratio),
+        )
+    else:
+        # SigLIP's 384 pixels are no multiple of two patches: such a student is distilled at a size of its own.
+        video_processor = copy.deepcopy(base.video_processor)
+        video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
+        processor = LiteFrameLlavaOnevisionProcessor(
+            base.tokenizer, video_processor, frames_per_slot=t, pixels_per_token=encoder.patch_size * h
+        )
     _check_preprocessing(processor, encoder)
     return processor
 
@@ -115,12 +142,15 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
     """Put a saved adapter on a model, unmerged and frozen.
 
     Raises:
-        ValueError: the folder has no safetensors adapter (pickled ones are not read).
+        ValueError: the folder has no whole safetensors adapter (pickled ones are not read).
     """
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
         raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
-    return PeftModel.from_pretrained(model, adapter)
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}); copy it again") from error
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -138,7 +168,7 @@ def frozen_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_preprocessing(processor: LiteFrameInternVLProcessor, encoder: LiteFrameConfig) -> None:
+def _check_preprocessing(processor: LiteFrameProcessor, encoder: LiteFrameConfig) -> None:
     found = {
         "size": processor.frame_size,
         "mean": tuple(processor.video_processor.image_mean),
@@ -148,6 +178,6 @@ def _check_preprocessing(processor: LiteFrameInternVLProcessor, encoder: LiteFra
     for name, value in wanted.items():
         if any(abs(a - b) > 1e-3 for a, b in zip(found[name], value, strict=True)):
             raise ValueError(
-                f"the InternVL prepares frames with {name} {found[name]}, but the encoder was trained with {value}; "
+                f"the Video LLM prepares frames with {name} {found[name]}, but the encoder was trained with {value}; "
                 "use an encoder distilled from this model's own vision tower"
             )

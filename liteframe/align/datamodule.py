@@ -16,7 +16,7 @@ from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, c
 from liteframe.data.chat import Conversation, load_conversations
 from liteframe.data.datamodule import divide_batch, ignore_stop_signals
 from liteframe.data.failures import FailureTally
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.processor import LiteFrameProcessor
 from liteframe.data.sampler import ClipStream
 
 
@@ -66,7 +66,7 @@ class ChatDataModule(LightningDataModule):
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
         self.cache_features = cache_features
-        self.processor: LiteFrameInternVLProcessor | None = None
+        self.processor: LiteFrameProcessor | None = None
         self.known: Container[FramesKey] = ()
         self.conversations: list[Conversation] = []
         self.tally: FailureTally | None = None

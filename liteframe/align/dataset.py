@@ -12,7 +12,7 @@ from liteframe.data.chat import IGNORE, Conversation, encode_conversation
 from liteframe.data.clips import decode_size
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.processor import LiteFrameProcessor
 from liteframe.data.sampler import Key
 from liteframe.data.video_types import VideoError
 
@@ -90,7 +90,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
     def __init__(
         self,
         conversations: Sequence[Conversation],
-        processor: LiteFrameInternVLProcessor,
+        processor: LiteFrameProcessor,
         *,
         budgets: Sequence[int],
         fps: tuple[float, float],

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from liteframe.align.dataset import ChatBatch, FramesKey
-from liteframe.models.internvl import LiteFrameInternVLModel
+from liteframe.models.video_llm_base import VideoModel
 
 
 class FeatureCache:
@@ -27,7 +27,7 @@ class FeatureCache:
         self._features[key] = features
 
     @torch.no_grad()
-    def features(self, model: LiteFrameInternVLModel, batch: ChatBatch) -> BaseModelOutputWithPooling:
+    def features(self, model: VideoModel, batch: ChatBatch) -> BaseModelOutputWithPooling:
         """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""
         fresh = iter(())
         if batch.video_frames:

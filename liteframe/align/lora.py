@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from liteframe.models.internvl import LiteFrameInternVLForConditionalGeneration
+from liteframe.models.video_llm import LiteFrameVlm
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # A list of suffixes would also hit the vision towers, whose attention layers bear the same names.
@@ -35,7 +35,7 @@ class LoraSettings:
 
 
 def add_lora(
-    model: LiteFrameInternVLForConditionalGeneration,
+    model: LiteFrameVlm,
     settings: LoraSettings,
     *,
     train_projector: bool = False,

@@ -1,7 +1,8 @@
-"""Prompts and pixels for an InternVL with a LiteFrame encoder.
+"""Prompts and pixels for a Video LLM with a LiteFrame encoder; here what all families share, and InternVL.
 
-Where InternVL's processor writes one line `Frame{i}: <img>..</img>` a frame, this one writes one line a slot, the few
-frames that become one token grid: `Frame{a}-{b}: <img>` + n image tokens + `</img>`, n = 64 at 448 pixels.
+A *slot* is the few frames that become one token grid. Where InternVL's processor writes one line
+`Frame{i}: <img>..</img>` a frame, this one writes one line a slot: `Frame{a}-{b}: <img>` + n image tokens + `</img>`,
+n = 64 at 448 pixels.
 This file travels inside exported models: it imports torch, transformers and numpy, nothing else.
 """
 
@@ -18,34 +19,29 @@ from transformers.processing_utils import ProcessorMixin
 Frames = np.ndarray | torch.Tensor
 
 
-class LiteFrameInternVLProcessor(ProcessorMixin):
-    """Tokenizer, video processor and the prompt that ties them.
+class LiteFrameProcessor(ProcessorMixin):
+    """Tokenizer, video processor and the prompt that ties them; a family says what stands for a video and an image.
 
-    Args:
-        tokenizer: InternVL's, with its named image and video tokens.
-        video_processor: InternVL's; its own size, mean and std are used, never class defaults.
-        chat_template: ChatML, where a video of a turn is `<video>`.
+    Attributes:
+        image_token, image_token_id: the placeholder of one feature.
+        video_token: the placeholder of a video in a prompt that is not expanded yet.
         frames_per_slot: frames that the encoder merges into one token grid.
-        pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2,
-            pixel shuffle 2).
+        pixels_per_token: side in pixels of the square that one image token stands for.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = None,
-        frames_per_slot: int = 4,
-        pixels_per_token: int = 56,
-    ):
-        super().__init__(tokenizer, video_processor, chat_template=chat_template)
-        self.frames_per_slot = frames_per_slot
-        self.pixels_per_token = pixels_per_token
-        self.image_token = tokenizer.context_image_token
-        self.image_token_id = tokenizer.context_image_token_id
-        self.video_token = tokenizer.video_token
-        self.start_image_token = tokenizer.start_image_token
-        self.end_image_token = tokenizer.end_image_token
+    image_token: str
+    image_token_id: int
+    video_token: str
+    frames_per_slot: int
+    pixels_per_token: int
+
+    def slot_prompt(self, frames: int, height: int, width: int) -> str:
+        """What stands for a video of `frames` frames of height x width pixels (after resizing)."""
+        raise TypeError(f"{type(self).__name__} does not say what stands for a video")
+
+    def image_prompt(self, height: int, width: int) -> str:
+        """What stands for an image of height x width pixels (after resizing)."""
+        raise TypeError(f"{type(self).__name__} does not say what stands for an image")
 
     @property
     def model_input_names(self) -> list[str]:
@@ -121,13 +117,6 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
         out = self.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
         return out["pixel_values_videos"][0]
 
-    def slot_prompt(self, frames: int, height: int, width: int) -> str:
-        """What stands for a video of `frames` frames of height x width pixels (after resizing)."""
-        images = self._slots(frames, height, width)
-        size = self.frames_per_slot
-        bounds = [(start + 1, min(start + size, frames)) for start in range(0, frames, size)]
-        return "\n".join(f"Frame{a}-{b}: {image}" for (a, b), image in zip(bounds, images, strict=True))
-
     def tokens_per_slot(self, height: int, width: int) -> int:
         """Image tokens of one slot at height x width pixels.
 
@@ -138,10 +127,6 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
         if height % side or width % side or not height or not width:
             raise ValueError(f"frames of {height}x{width} pixels do not fit: both sides must be multiples of {side}")
         return (height // side) * (width // side)
-
-    def _slots(self, frames: int, height: int, width: int) -> list[str]:
-        tokens = self.image_token * self.tokens_per_slot(height, width)
-        return [f"{self.start_image_token}{tokens}{self.end_image_token}"] * -(-frames // self.frames_per_slot)
 
     def _expand(
         self, prompts: list[str], clips: list[torch.Tensor], stills: list[torch.Tensor]
@@ -158,10 +143,51 @@ class LiteFrameInternVLProcessor(ProcessorMixin):
             frames = next(sources[match.group()])
             ordered.append(frames)
             if match.group() == self.image_token:
-                return self._slots(1, *frames.shape[-2:])[0]
+                return self.image_prompt(*frames.shape[-2:])
             return self.slot_prompt(len(frames), *frames.shape[-2:])
 
         return [pattern.sub(replace, prompt) for prompt in prompts], ordered
+
+
+class LiteFrameInternVLProcessor(LiteFrameProcessor):
+    """Prompts of an InternVL with a LiteFrame encoder.
+
+    Args:
+        tokenizer: InternVL's, with its named image and video tokens.
+        video_processor: InternVL's; its own size, mean and std are used, never class defaults.
+        chat_template: ChatML, where a video of a turn is `<video>`.
+        frames_per_slot: frames that the encoder merges into one token grid.
+        pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2,
+            pixel shuffle 2).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: str | None = None,
+        frames_per_slot: int = 4,
+        pixels_per_token: int = 56,
+    ):
+        super().__init__(tokenizer, video_processor, chat_template=chat_template)
+        self.frames_per_slot = frames_per_slot
+        self.pixels_per_token = pixels_per_token
+        self.image_token = tokenizer.context_image_token
+        self.image_token_id = tokenizer.context_image_token_id
+        self.video_token = tokenizer.video_token
+        self.start_image_token = tokenizer.start_image_token
+        self.end_image_token = tokenizer.end_image_token
+
+    def slot_prompt(self, frames: int, height: int, width: int) -> str:
+        """A line for each slot, with the numbers of its frames from 1 on."""
+        image, size = self.image_prompt(height, width), self.frames_per_slot
+        bounds = [(start + 1, min(start + size, frames)) for start in range(0, frames, size)]
+        return "\n".join(f"Frame{a}-{b}: {image}" for a, b in bounds)
+
+    def image_prompt(self, height: int, width: int) -> str:
+        """The image tokens of one slot between InternVL's marks."""
+        tokens = self.image_token * self.tokens_per_slot(height, width)
+        return f"{self.start_image_token}{tokens}{self.end_image_token}"
 
 
 def _listed(value: Any, ndim: int) -> list[Any]:

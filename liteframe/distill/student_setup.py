@@ -31,15 +31,16 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
             f"{teacher.patch_size} pixels: their tokens would not be the same places; set it to {teacher.patch_size}"
         )
     _, h, w = config.compression
-    # A projector folds 2 x 2 tokens once more.
-    fold = 2 if teacher.projector is not None else 1
+    # A VLM's projector may fold tokens once more.
+    fold = getattr(teacher.projector, "factor", 1)
     steps = (config.patch_size * h * fold, config.patch_size * w * fold)
     if size[0] % steps[0] or size[1] % steps[1]:
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True))
         raise ValueError(
             f"frames of {size[0]}x{size[1]} pixels do not divide into the student's tokens"
-            f"{' and the 2x2 shuffle of the projector' if fold == 2 else ''}: height must be a multiple of {steps[0]}, "
-            f"width of {steps[1]}; nearest: --data.size [{nearest[0]},{nearest[1]}]"
+            f"{f' and the {fold}x{fold} shuffle of the projector' if fold > 1 else ''}: "
+            f"height must be a multiple of {steps[0]}, width of {steps[1]}; "
+            f"nearest: --data.size [{nearest[0]},{nearest[1]}]"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 from liteframe.data.chat import PLACEHOLDER, question_prompt
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.processor import LiteFrameProcessor
 
 
 @torch.inference_mode()
@@ -98,16 +98,24 @@ def check_length(frames: int, tokens: int, max_new_tokens: int, model: Any) -> N
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """What stands for a video in a prompt, its features [image tokens, text hidden size], and its number of frames."""
+    """What stands for a video in a prompt, the token of that which is replaced by features, the features, and frames.
+
+    Attributes:
+        text: with as many placeholder tokens as there are features.
+        token: id of the placeholder.
+        features: [image tokens, text hidden size].
+        frames: how many were encoded.
+    """
 
     text: str
+    token: int
     features: Tensor
     frames: int
 
 
 def prepare_frames(processor: Any, frames: np.ndarray) -> Tensor:
     """Resize and normalise as the model wants it: uint8 [T,H,W,3] -> float32 [T,3,h,w]."""
-    if isinstance(processor, LiteFrameInternVLProcessor):
+    if isinstance(processor, LiteFrameProcessor):
         return processor.pixels(frames)
     video = torch.as_tensor(frames).permute(0, 3, 1, 2).contiguous()
     inputs = processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
@@ -123,13 +131,19 @@ def encode_pixels(model: Any, processor: Any, pixels: Tensor) -> EncodedVideo:
         processor: as for answer.
         pixels: float32 [T,3,h,w], of prepare_frames.
     """
-    if isinstance(processor, LiteFrameInternVLProcessor):
+    pixels = pixels.to(model.device)
+    token = model.config.image_token_id
+    if isinstance(processor, LiteFrameProcessor):
         text = processor.slot_prompt(len(pixels), *pixels.shape[-2:])
-        features = model.model.get_video_features(pixels.to(model.device)).pooler_output[0]
-    else:
+        features = model.model.get_video_features(pixels).pooler_output[0]
+    elif model.config.model_type == "internvl":
         text = processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
-        features = model.model.get_image_features(pixel_values=pixels.to(model.device)).pooler_output.flatten(0, 1)
-    return EncodedVideo(text, features, len(pixels))
+        features = model.model.get_image_features(pixel_values=pixels).pooler_output.flatten(0, 1)
+    else:
+        token = model.config.video_token_id
+        features = model.model.get_video_features(pixels[None]).pooler_output[0]
+        text = processor.video_token * len(features)
+    return EncodedVideo(text, token, features, len(pixels))
 
 
 def prompt_request(
@@ -148,7 +162,7 @@ def prompt_request(
     ).to(model.device)
     check_length(video.frames, inputs["input_ids"].shape[1], max_new_tokens, model)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    places = (inputs["input_ids"] == model.config.image_token_id).unsqueeze(-1)
+    places = (inputs["input_ids"] == video.token).unsqueeze(-1)
     return {
         "inputs_embeds": embeds.masked_scatter(places, video.features.to(embeds).repeat(len(prompts), 1)),
         "attention_mask": inputs["attention_mask"],

@@ -10,7 +10,7 @@ import torch
 
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.data.processor import LiteFrameProcessor
 from liteframe.evaluate.answer import plain_request, stream_answer
 from liteframe.evaluate.overlap import prefill_overlapped
 
@@ -61,7 +61,7 @@ def ask(
             end=end,
         )
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "system": system}
-        if isinstance(processor, LiteFrameInternVLProcessor):
+        if isinstance(processor, LiteFrameProcessor):
             size = model.config.vision_config.encoder_config.clip_frames
             parts = (indices[i : i + size] for i in range(0, len(indices), size))
             clips = (decoder.read(path, part) for part in parts)

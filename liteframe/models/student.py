@@ -211,7 +211,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -248,14 +248,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}); copy or export it again") from error
 
 
-def _check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def weight_misfits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What is missing, unexpected or of another shape in `found`; empty if it fits `wanted` exactly."""
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
     problems += [
-        f"{name} has shape {list(found[name].shape)}, the config asks for {list(wanted[name].shape)}"
+        f"{name} has shape {list(found[name].shape)} instead of {list(wanted[name].shape)}"
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape
     ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{path} does not fit its config.json: {shown}")
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def _check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    if problems := weight_misfits(found, wanted):
+        raise ValueError(f"{path} does not fit its config.json: {problems}")

@@ -1,4 +1,4 @@
-"""Teachers from Hugging Face ids and local folders: a ViT, or the vision tower and projector of a whole InternVL."""
+"""Teachers from Hugging Face ids and local folders: a ViT, or the vision tower and projector of a whole VLM."""
 
 import inspect
 import json
@@ -10,15 +10,19 @@ import transformers
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, InternVLConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, InternVLConfig, LlavaOnevisionConfig, PreTrainedConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLPreTrainedModel
+from transformers.models.llava_onevision.modeling_llava_onevision import (
+    LlavaOnevisionMultiModalProjector,
+    LlavaOnevisionPreTrainedModel,
+)
 from transformers.utils import cached_file
 
 from liteframe.models.projector import VlmProjector, shuffle_factor
 from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
 from liteframe.models.teacher_weights import VitWeights, vit_weights
+from liteframe.models.weight_index import check_weight_index
 
-VLM_TYPE = "internvl"
 # model_type of a config -> the class that holds its vision tower.
 VIT_CLASSES = {
     "internvl_vision": "InternVLVisionModel",
@@ -36,11 +40,17 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 
 
 class HfTower(Tower):
-    """A transformers ViT: last_hidden_state, split into patches and prefix."""
+    """A transformers ViT, its output split into patches and prefix.
 
-    def __init__(self, model: Any):
+    Args:
+        model: the ViT.
+        layer: number of the hidden state to take, as a VLM's `vision_feature_layer`; None takes last_hidden_state,
+            which some families normalise once more.
+    """
+
+    def __init__(self, model: Any, layer: int | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.layer = model, layer
         config = model.config
         self.patch_size = _square("patch_size", config.patch_size)
         self.grid = _square("image_size", config.image_size) // self.patch_size
@@ -53,7 +63,11 @@ class HfTower(Tower):
 
     def forward(self, images: Tensor) -> TeacherFeatures:
         """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
-        tokens = self.model(pixel_values=images, **self.arguments).last_hidden_state
+        if self.layer is None:
+            tokens = self.model(pixel_values=images, **self.arguments).last_hidden_state
+        else:
+            output = self.model(pixel_values=images, output_hidden_states=True, **self.arguments)
+            tokens = output.hidden_states[self.layer]
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         patches = tokens[:, self.prefix_tokens :].unflatten(1, grid)
         if self.has_cls:
@@ -88,6 +102,23 @@ class InternVLVisionHalf(InternVLPreTrainedModel):
         self.post_init()
 
 
+class LlavaOnevisionVisionHalf(LlavaOnevisionPreTrainedModel):
+    """The part of LlavaOnevisionForConditionalGeneration that sees; see InternVLVisionHalf."""
+
+    _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head", r"image_newline"]
+
+    def __init__(self, config: LlavaOnevisionConfig):
+        super().__init__(config)
+        self.model = nn.Module()
+        self.model.vision_tower = AutoModel.from_config(config.vision_config)
+        self.model.multi_modal_projector = LlavaOnevisionMultiModalProjector(config)
+        self.post_init()
+
+
+# model_type of a VLM's config -> the half of it that sees, and how it takes features from its tower.
+VLM_HALVES = {"internvl": (InternVLVisionHalf, "default"), "llava_onevision": (LlavaOnevisionVisionHalf, "full")}
+
+
 def probe_logits(pool: Any, tokens: Tensor) -> Tensor:
     """Log of the attention of SigLIP's pooling probe, averaged over heads: [M,N,C] -> [M,N] (methods 15)."""
     attention = pool.attention
@@ -118,17 +149,22 @@ def load_hf(
     processor = _processor(name, hub)
     mean = _statistics(name, "image_mean", image_mean, processor)
     std = _statistics(name, "image_std", image_std, processor)
-    projector = None
-    if config.model_type == VLM_TYPE:
-        _check_vlm(name, config)
-        half = _build(InternVLVisionHalf, name, config, pretrained, dtype, kwargs)
+    projector = layer = None
+    if config.model_type in VLM_HALVES:
+        half_class, strategy = VLM_HALVES[config.model_type]
+        _check_vlm(name, config, strategy)
+        half = _build(half_class, name, config, pretrained, dtype, kwargs)
         model = half.model.vision_tower
-        projector = VlmProjector(half.model.multi_modal_projector, shuffle_factor(config.downsample_ratio))
+        # LLaVA-OneVision's projector reads single tokens, of the state before the tower's last norm.
+        folds = config.model_type == "internvl"
+        layer = None if folds else config.vision_feature_layer
+        factor = shuffle_factor(config.downsample_ratio) if folds else 1
+        projector = VlmProjector(half.model.multi_modal_projector, factor)
     else:
         cls = getattr(transformers, VIT_CLASSES[config.model_type])
         vision_config = getattr(config, "vision_config", config)
         model = _build(cls, name, vision_config, pretrained, dtype, kwargs)
-    tower = HfTower(model)
+    tower = HfTower(model, layer)
     return Teacher(
         tower,
         name=name,
@@ -147,14 +183,15 @@ def _config(name: str, hub: dict[str, Any]) -> Any:
     try:
         # The raw file first: AutoConfig would offer to run a checkpoint's own code.
         model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
-        if model_type in (VLM_TYPE, *VIT_CLASSES):
+        if model_type in (*VLM_HALVES, *VIT_CLASSES):
             return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
         ) from error
     raise ValueError(
-        f"{name} has model_type {model_type!r}; teachers can be {VLM_TYPE}, {', '.join(VIT_CLASSES)}, or timm/<model>. "
+        f"{name} has model_type {model_type!r}; teachers can be {', '.join((*VLM_HALVES, *VIT_CLASSES))}, or "
+        "timm/<model>. "
         "InternVL must be in transformers' own format (names that end in -hf)"
     )
 
@@ -162,6 +199,7 @@ def _config(name: str, hub: dict[str, Any]) -> Any:
 def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtype, kwargs: dict[str, Any]) -> Any:
     if not pretrained:
         return cls(config).to(dtype)
+    check_weight_index(name)
     try:
         model, report = cls.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
@@ -176,11 +214,11 @@ def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtyp
     return model
 
 
-def _check_vlm(name: str, config: Any) -> None:
-    if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
+def _check_vlm(name: str, config: Any, strategy: str) -> None:
+    if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != strategy:
         raise ValueError(
             f"{name} feeds its projector from layer {config.vision_feature_layer} with strategy "
-            f"{config.vision_feature_select_strategy!r}; only the last layer without cls (-1, 'default') is supported"
+            f"{config.vision_feature_select_strategy!r}; only (-1, {strategy!r}) is supported for a {config.model_type}"
         )
 
 

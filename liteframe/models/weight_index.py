@@ -1,0 +1,31 @@
+"""The list of a sharded checkpoint's files, looked at before a library follows it."""
+
+import json
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+
+
+def check_weight_index(source: Any) -> None:
+    """Refuse a local checkpoint whose index names anything but safetensors files of its own folder.
+
+    transformers joins the names to the folder as they are. Files of a hub id lie in its cache, under names of the cache.
+
+    Raises:
+        ValueError: the index is damaged, or names another place or another format.
+    """
+    path = Path(os.fspath(source)) / INDEX
+    if not path.is_file():
+        return
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); copy or download the checkpoint again") from error
+    for name in names:
+        plain = isinstance(name, str) and name == PurePath(name).name and "\\" not in name and "\0" not in name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{path} names {name!r}; only safetensors files of the same folder are read. Do not trust this checkpoint"
+            )
