@@ -31,9 +31,9 @@ trainer: {{max_steps: 1, accelerator: cpu, log_every_n_steps: 1}}
 
 
 def contents(folder):
-    """Bytes of all files of a cache by name."""
+    """Bytes of all files of a cache by name; the list of bad videos may grow in another order."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "bad_videos.jsonl")
     }

@@ -16,10 +16,10 @@ import torch
 
 from liteframe.data.cache.codec import TargetCodec
 from liteframe.data.cache.jpeg import encode_jpeg
-from liteframe.data.cache.layout import INDEX, PARTS, SETTINGS, STATISTICS, Part, all_parts
+from liteframe.data.cache.layout import BAD_VIDEOS, INDEX, PARTS, SETTINGS, STATISTICS, Part, all_parts
 from liteframe.data.cache.shard import Record
 from liteframe.data.cache.statistics import TargetStatistics
-from liteframe.data.failures import TooManyBadVideosError
+from liteframe.data.failures import FailureTally
 from liteframe.distill.cache_estimate import describe, measure
 from liteframe.distill.cache_folder import check_folder, finished_entry, sole_builder, write_index, write_part
 from liteframe.distill.cache_job import CacheJob, ClipFacts, PartBatches
@@ -29,8 +29,6 @@ from liteframe.training.run_folder import write_atomically
 Say = Callable[[str], None]
 Advance = Callable[[str, int, int], None]
 ENCODERS = 4
-# Failures below this number never stop a build.
-FEW_FAILURES = 3
 
 
 def build_cache(job: CacheJob, folder: Path, *, say: Say, advance: Advance) -> None:
@@ -102,8 +100,14 @@ def measure_statistics(job: CacheJob, advance: Advance) -> TargetStatistics:
 def make_parts(job: CacheJob, codec: TargetCodec, parts: Sequence[Part], folder: Path, advance: Advance) -> None:
     """Make the shards of these parts, one after the other, while workers decode ahead."""
     stream = job.decode(PartBatches(job, parts))
-    total = sum(part.count for part in parts)
-    done, failures = 0, FailureBound(job.data.max_failure_rate)
+    total, done = sum(part.count for part in parts), 0
+    # Storage that went away must not fill a cache with failures.
+    tally = FailureTally(
+        folder / BAD_VIDEOS,
+        job.data.max_failure_rate,
+        remedy=f"Run `liteframe scan {job.data.videos} -o good.jsonl` and build from good.jsonl, or allow more with "
+        "--data.max_failure_rate; finished shards stay.",
+    )
     with ThreadPoolExecutor(ENCODERS) as pool:
         for part in parts:
             records: list[Record] = []
@@ -111,7 +115,9 @@ def make_parts(job: CacheJob, codec: TargetCodec, parts: Sequence[Part], folder:
                 records += make_records(job, codec, next(stream), pool)
                 advance("clips", done + len(records), total)
             done += part.count
-            failures.count(records)
+            bad = [dict(record.facts["failure"]) for record in records if record.failed]
+            tally.record(len(records) - len(bad), bad)
+            tally.agree()
             write_part(folder, part, records, job.settings)
 
 
@@ -134,32 +140,3 @@ def make_records(job: CacheJob, codec: TargetCodec, clips: ClipFacts, pool: Thre
         encoded = {name: tensor.cpu() for name, tensor in codec.encode(pooled).items()}
         records.append(Record(facts, encoded, files))
     return records
-
-
-class FailureBound:
-    """Stops a process when more of its clips fail than the run allows: storage that went away must not fill a cache.
-
-    Args:
-        max_rate: largest part of the clips.
-    """
-
-    def __init__(self, max_rate: float):
-        self.max_rate = max_rate
-        self.clips = self.failed = 0
-
-    def count(self, records: Sequence[Record]) -> None:
-        """Count a part before it is written.
-
-        Raises:
-            TooManyBadVideosError: the bound is exceeded.
-        """
-        self.clips += len(records)
-        bad = [record.facts["failure"] for record in records if record.failed]
-        self.failed += len(bad)
-        if self.failed >= FEW_FAILURES and self.failed > self.max_rate * self.clips:
-            rows = [f"  {row['path']}: {row['kind']}: {row['reason']} ({row['remedy']})" for row in bad[:5]]
-            raise TooManyBadVideosError(
-                f"{self.failed} of {self.clips} clips could not be read, more than data.max_failure_rate = "
-                f"{self.max_rate:.0%} allows:\n" + "\n".join(rows) + "\nRun `liteframe scan` and build from its "
-                "manifest, or allow more with --data.max_failure_rate; finished shards stay."
-            )

@@ -7,6 +7,7 @@ A cache is a folder:
     train-000-00000.safetensors, ..., val-000-00000.safetensors
                              shards: clips of one view, in the order of the videos
     parts/*.json             size and digest of each shard, written when it is whole
+    bad_videos.jsonl         a row for each video that could not be read
     index.json               all digests, written last: a folder without it is not finished
 """
 

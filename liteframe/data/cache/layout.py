@@ -8,6 +8,7 @@ from typing import Literal
 from liteframe.data.cache.settings import CacheSettings
 
 SETTINGS, STATISTICS, INDEX, PARTS = "settings.json", "statistics.safetensors", "index.json", "parts"
+BAD_VIDEOS = "bad_videos.jsonl"
 PartName = Literal["train", "val"]
 
 
