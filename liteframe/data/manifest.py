@@ -51,8 +51,9 @@ class VideoEntry:
 def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
     """Reads a folder (all video files below it, sorted) or a JSONL file (rows as `VideoEntry`; other keys are ignored).
 
-    Relative paths of a JSONL file start at its own folder and stay below it; write absolute paths for other places.
-    Files are not opened here.
+    Relative paths of a JSONL file start at its own folder and stay below it, also through links, so a manifest that
+    comes with its videos names nothing else. An absolute path is taken as it is: only who knows this machine writes
+    one, as `liteframe scan` does. Files are not opened here.
 
     Raises:
         ValueError: the source is missing, empty or holds a bad row; the message names file, line and remedy.
@@ -64,12 +65,12 @@ def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
         raise ValueError(f"{path}: no such folder or manifest; give a folder of videos or a .jsonl file")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise ValueError(f"{path}: this is a video, not a manifest; give its folder or a .jsonl file that names it")
-    entries = []
+    entries, inside = [], Containment(path.parent)
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    entries.append(_parse_row(line, path, number))
+                    entries.append(_parse_row(line, path, number, inside))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a UTF-8 text file ({error.reason}); a manifest is JSONL") from error
     if not entries:
@@ -119,7 +120,32 @@ def _load_folder(folder: Path) -> list[VideoEntry]:
     return [VideoEntry(os.path.abspath(path)) for path in found]
 
 
-def _parse_row(line: str, manifest: Path, number: int) -> VideoEntry:
+class Containment:
+    """Tells whether names stay below a folder once links are followed; looks at each folder once.
+
+    Args:
+        folder: the root.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = os.path.abspath(folder)
+        self._root = os.path.realpath(folder)
+        self._parents: dict[str, str] = {}
+
+    def path(self, name: str) -> str | None:
+        """The absolute path of a relative name, or None if it leads out of the folder."""
+        path = os.path.normpath(os.path.join(self.folder, name))
+        parent, last = os.path.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        real = os.path.join(self._parents[parent], last)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        inside = [os.path.commonpath([root, found]) == root for root, found in ((self.folder, path), (self._root, real))]
+        return path if all(inside) else None
+
+
+def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> VideoEntry:
     where = f"{manifest}:{number}"
     try:
         row = json.loads(line)
@@ -128,7 +154,7 @@ def _parse_row(line: str, manifest: Path, number: int) -> VideoEntry:
     if not isinstance(row, dict):
         raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
     row = {field.name: row.get(field.name) for field in fields(VideoEntry)}
-    row["video"] = _resolve(row["video"], manifest, where)
+    row["video"] = _resolve(row["video"], inside, where)
     for key in ("start", "end", "duration", "fps"):
         row[key] = _number(row[key], key, where)
     for key in ("width", "height", "frames"):
@@ -145,18 +171,16 @@ def _parse_row(line: str, manifest: Path, number: int) -> VideoEntry:
     return VideoEntry(**row)
 
 
-def _resolve(video: Any, manifest: Path, where: str) -> str:
+def _resolve(video: Any, inside: Containment, where: str) -> str:
     if not isinstance(video, str) or not video.strip():
         raise ValueError(f"{where}: 'video' is {video!r}; it must be the path of a file")
     if "\0" in video or _SCHEME.match(video):
         raise ValueError(f"{where}: 'video' is {video!r}; only paths of local files are read, download it first")
     if os.path.isabs(video):
         return os.path.normpath(video)
-    folder = os.path.abspath(manifest.parent)
-    resolved = os.path.normpath(os.path.join(folder, video))
-    if os.path.commonpath([folder, resolved]) != folder:
-        raise ValueError(f"{where}: {video!r} leaves the manifest's folder; write its absolute path")
-    return resolved
+    if (path := inside.path(video)) is None:
+        raise ValueError(f"{where}: {video!r} leaves the manifest's folder; write its absolute path if you mean it")
+    return path
 
 
 def _number(value: Any, key: str, where: str) -> float | None:
