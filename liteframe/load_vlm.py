@@ -33,7 +33,6 @@ from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import LiteFrameVlm, Vlm, attach_encoder
 from liteframe.models.weight_index import check_weight_index
-from liteframe.models.weight_index import check_weight_index
 
 CLASSES = {
     "internvl": InternVLForConditionalGeneration,
