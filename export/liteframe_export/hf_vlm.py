@@ -17,7 +17,15 @@ from liteframe_export.parts import Parts, load_parts
 from liteframe_export.provenance import checkpoint_licence, run_report
 from liteframe_export.reload_child import ask
 
-MODEL, PROCESSOR = "liteframe.models.internvl", "liteframe.data.processor"
+# model_type -> the names of its classes begin with, modules of model and processor
+FAMILIES = {
+    "liteframe_internvl": ("LiteFrameInternVL", "liteframe.models.internvl", "liteframe.data.processor"),
+    "liteframe_llava_onevision": (
+        "LiteFrameLlavaOnevision",
+        "liteframe.models.llava_onevision",
+        "liteframe.data.processor_llava",
+    ),
+}
 QUESTIONS = ["What happens in the video?", "How many objects are there, and which of them moves first?"]
 NEW_TOKENS = 16
 
@@ -85,13 +93,14 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
 
 def save_vlm(model: Any, processor: Any, folder: Path) -> None:
     """Write weights, configs, tokenizer, processor and code."""
+    name, model_module, processor_module = FAMILIES[model.config.model_type]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    bundle([MODEL, PROCESSOR], folder)
-    stem = Path(file_name(MODEL)).stem
-    names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
-    add_auto_map(folder / "config.json", {auto: f"{stem}.LiteFrameInternVL{name}" for auto, name in names.items()})
-    processor_class = f"{Path(file_name(PROCESSOR)).stem}.LiteFrameInternVLProcessor"
+    bundle([model_module, processor_module], folder)
+    stem = Path(file_name(model_module)).stem
+    classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
+    add_auto_map(folder / "config.json", {auto: f"{stem}.{name}{kind}" for auto, kind in classes.items()})
+    processor_class = f"{Path(file_name(processor_module)).stem}.{name}Processor"
     add_auto_map(folder / "processor_config.json", {"AutoProcessor": processor_class})
 
 

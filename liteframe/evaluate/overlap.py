@@ -57,17 +57,22 @@ def prefill_overlapped(
     cache = DynamicCache(config=model.config.text_config)
     embed, language = model.get_input_embeddings(), model.model.language_model
     done = read = 0  # tokens in the cache; image tokens among them
+    ending = model.model.ending()
+    most = len(places) - (0 if ending is None else 1)
     for features in _encoded(model, processor, clips):
         read += len(features)
-        if read > len(places):
+        if read > most:
             raise ValueError(f"the clips hold more than the {frames} frames they were said to")
         end = places[read - 1] + 1
         embeds = embed(ids[:, done:end]).masked_scatter(mask[:, done:end, None], features.to(embed.weight.dtype))
         language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         done = end
-    if read != len(places):
+    if read != most:
         raise ValueError(f"the clips hold fewer than the {frames} frames they were said to")
-    language(inputs_embeds=embed(ids[:, done:-1]), past_key_values=cache, use_cache=True)
+    rest = embed(ids[:, done:-1])
+    if ending is not None:
+        rest = rest.masked_scatter(mask[:, done:-1, None], ending.to(rest))
+    language(inputs_embeds=rest, past_key_values=cache, use_cache=True)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -121,7 +126,7 @@ def _produce(model: Any, processor: Any, clips: Iterable[np.ndarray], queue: Que
         with torch.inference_mode(), torch.cuda.stream(stream):
             for frames in clips:
                 pixels = processor.pixels(frames).to(model.device)
-                features = model.model.get_video_features(pixels).pooler_output[0]
+                features = model.model.get_video_features(pixels, whole=False).pooler_output[0]
                 if not _put(queue, (features, None if stream is None else stream.record_event()), stop):
                     return
     except BaseException as error:  # raised again where the features are used

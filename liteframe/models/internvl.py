@@ -5,10 +5,8 @@ transformers' `InternVLConfig` pins the tower to InternViT: a foreign tower in i
 This file travels inside exported models: it imports torch, transformers and the encoder, nothing else.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, InternVLConfig
 from transformers.generation import GenerationMixin
@@ -76,11 +74,9 @@ class LiteFrameInternVLModel(VideoModel, InternVLPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def project(self, grids: Sequence[Tensor]) -> list[Tensor]:
-        """Pixel shuffle, then the projector, once for all videos."""
-        factor = round(1 / self.config.downsample_ratio)
-        tokens = [pixel_shuffle(grid, factor).flatten(0, 2) for grid in grids]
-        return list(self.multi_modal_projector(torch.cat(tokens)).split([len(t) for t in tokens]))
+    def fold(self, grid: Tensor) -> Tensor:
+        """Pixel shuffle."""
+        return pixel_shuffle(grid, round(1 / self.config.downsample_ratio)).flatten(0, 2)
 
 
 class LiteFrameInternVLForConditionalGeneration(

@@ -5,7 +5,6 @@ ends with the model's own newline vector, as there. Images and videos share one 
 This file travels inside exported models: it imports torch, transformers and the encoder, nothing else.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,12 +56,13 @@ class LiteFrameLlavaOnevisionModel(VideoModel, LlavaOnevisionPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def project(self, grids: Sequence[Tensor]) -> list[Tensor]:
-        """The projector on each token, once for all videos, and the newline vector after each video."""
-        tokens = [grid.flatten(0, 2) for grid in grids]
-        projected = self.multi_modal_projector(torch.cat(tokens))
-        newline = self.image_newline.to(projected)[None]
-        return [torch.cat([video, newline]) for video in projected.split([len(t) for t in tokens])]
+    def fold(self, grid: Tensor) -> Tensor:
+        """Token by token."""
+        return grid.flatten(0, 2)
+
+    def ending(self) -> Tensor:
+        """The newline vector."""
+        return self.image_newline[None]
 
 
 class LiteFrameLlavaOnevisionForConditionalGeneration(

@@ -23,7 +23,7 @@ CLIPS_PER_FORWARD = 8
 class VideoModel:
     """Mix-in of a model without head; it has `vision_tower`, `multi_modal_projector` and `language_model`.
 
-    `project` says how a family's projector reads grids: V of [T',h,w,C] -> V tensors [tokens, text hidden size].
+    A family says how its projector reads a grid, `fold`: [T',h,w,C] -> [tokens, what the projector takes].
     """
 
     input_modalities = ("video", "text")
@@ -32,7 +32,11 @@ class VideoModel:
     vision_tower: Any
     multi_modal_projector: Any
     language_model: Any
-    project: Any
+    fold: Any
+
+    def ending(self) -> Tensor | None:
+        """What ends a video for the language model [1, text hidden size], if anything does."""
+        return None
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""
@@ -43,13 +47,18 @@ class VideoModel:
         self.language_model.set_input_embeddings(value)
 
     def get_video_features(
-        self, pixel_values_videos: Tensor, video_frames: Tensor | list[int] | None = None, **kwargs: Any
+        self,
+        pixel_values_videos: Tensor,
+        video_frames: Tensor | list[int] | None = None,
+        whole: bool = True,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode videos into the language model's space.
 
         Args:
             pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another.
             video_frames: [V], frames of each video; None: all belong to one video.
+            whole: False for clips of a video that are encoded one by one: leaves out what ends a video.
             **kwargs: ignored; transformers' generate adds some.
 
         Returns:
@@ -61,8 +70,12 @@ class VideoModel:
             raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
         weight = self.multi_modal_projector.linear_1.weight
         frames = pixel_values_videos.to(next(self.vision_tower.parameters(), weight).dtype)
-        grids = [grid.to(weight.dtype) for grid in self._encode(frames, counts)]
-        return BaseModelOutputWithPooling(pooler_output=self.project(grids))
+        tokens = [self.fold(grid.to(weight.dtype)) for grid in self._encode(frames, counts)]
+        features = self.multi_modal_projector(torch.cat(tokens)).split([len(t) for t in tokens])
+        ending = self.ending() if whole else None
+        if ending is not None:
+            features = [torch.cat([video, ending.to(video)]) for video in features]
+        return BaseModelOutputWithPooling(pooler_output=list(features))
 
     def _encode(self, frames: Tensor, counts: list[int]) -> list[Tensor]:
         """[sum of T,3,H,W] -> per video [T',h,w,C]. A clip never holds frames of two videos."""

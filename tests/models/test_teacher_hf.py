@@ -194,3 +194,25 @@ def test_saliency_scale_matches_attention(vlm_folder):
     weights = ((block * features.query[0, :, None, None]).sum(-1) / math.sqrt(32)).flatten().softmax(0)
     out = weighted_average_pool(features.patches, query=features.query)
     torch.testing.assert_close(out[0, 0, 0, 0], (weights[:, None] * block.reshape(16, 32)).sum(0))
+
+
+def test_llava_onevision_s_tower_gives_what_its_projector_takes(tmp_path):
+    """SigLIP's state before its last norm, without cls token; compared with transformers' own tower and projector."""
+    from vlm_world import make_llava_onevision
+
+    folder = make_llava_onevision(tmp_path / "llava")
+    vlm = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    teacher = load_teacher(str(folder))
+    assert (teacher.dim, teacher.patch_size, teacher.image_size) == (32, 8, 76)
+    video = torch.randn(2, 3, 3, 72, 80)
+    features = teacher(video)
+    assert features.query is None
+    assert features.logits is None
+    with torch.no_grad():
+        output = vlm.model.vision_tower(
+            pixel_values=video.flatten(0, 1), output_hidden_states=True, interpolate_pos_encoding=True
+        )
+        expected = vlm.model.multi_modal_projector(output.hidden_states[-1])
+    assert not torch.allclose(output.hidden_states[-1], output.last_hidden_state, atol=0.1)
+    torch.testing.assert_close(features.patches.flatten(0, 1).flatten(1, 2), output.hidden_states[-1])
+    torch.testing.assert_close(teacher.projector(features.patches).flatten(0, 1).flatten(1, 2), expected)

@@ -1,0 +1,63 @@
+"""Small random Video LLMs of both families, as ordinary transformers checkpoints."""
+
+import torch
+from tokenizers import AddedToken
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+)
+
+from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
+
+
+def stir(model, std=0.1):
+    """Weights large enough that logits differ as those of trained models do."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def make_internvl(folder, seed=0):
+    """InternViT 128 x 6 with cls token at 64 pixels, 2 x 2 pixel shuffle, Qwen2 128 x 4."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    stir(build_model(tokenizer)).save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def make_llava_onevision(folder, seed=0):
+    """SigLIP 32 x 2 without cls token or head, at 76 pixels: 9 x 9 patches of 8, like 27 x 27 of 14 in 384."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken("<image>", special=True)], special_tokens=True)
+    config = LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "patch_size": 8, "image_size": 76, "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+            "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=[[76, 76]],
+    )  # fmt: skip
+    stir(LlavaOnevisionForConditionalGeneration(config)).save_pretrained(folder)
+    looks = {"size": {"height": 76, "width": 76}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(**looks, image_grid_pinpoints=[[76, 76]]),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(**looks),
+        num_image_tokens=81,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
