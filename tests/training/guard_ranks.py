@@ -1,5 +1,7 @@
-"""One of two ranks: a line is fitted; rank 1 meets a NaN in steps 2 and 4. Usage: guard_ranks.py RUN, with torchrun's
-variables in the environment."""
+"""One of two ranks: a line is fitted; rank 1 meets a NaN in steps 2 and 4.
+
+Usage: guard_ranks.py RUN ddp|fsdp2, with torchrun's variables in the environment.
+"""
 
 import json
 import math
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from liteframe.training.guard import GuardSettings, TrainingDivergedError
 from liteframe.training.guarded_module import GuardedModule
+from liteframe.training.sharded import shard, whole
 
 
 class Batch(NamedTuple):
@@ -51,18 +54,21 @@ class Line(GuardedModule):
     def batch_from(self, fields):
         return Batch(**fields)
 
+    def configure_model(self):
+        shard(self.trainer, self.layer, nn.ModuleList())
+
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.5)
 
     def on_train_batch_end(self, *_):
-        self.history.append([p.flatten().tolist() for p in self.layer.parameters()])
+        self.history.append([whole(p).flatten().tolist() for p in self.layer.parameters()])
 
 
-def main(run: Path) -> None:
+def main(run: Path, strategy: str) -> None:
     torch.manual_seed(0)
     module, stopped = Line(), None
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=6, default_root_dir=run, logger=False,
+        accelerator="cpu", devices=2, strategy=strategy, max_steps=6, default_root_dir=run, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
@@ -75,4 +81,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -75,7 +75,8 @@ def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / NAME).read_text().splitlines()] == [1, 4]
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
     (tmp_path / "config.yaml").write_text("{}\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -87,7 +88,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path):
     script = Path(__file__).with_name("guard_ranks.py")
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
+            [sys.executable, str(script), str(tmp_path), strategy],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
