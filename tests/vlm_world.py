@@ -30,7 +30,7 @@ def make_internvl(folder, seed=0):
     return folder
 
 
-def make_llava_onevision(folder, seed=0):
+def make_llava_onevision(folder, seed=0, **vision):
     """SigLIP 32 x 2 without cls token or head, at 76 pixels: 9 x 9 patches of 8, like 27 x 27 of 14 in 384."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -38,7 +38,7 @@ def make_llava_onevision(folder, seed=0):
     config = LlavaOnevisionConfig(
         vision_config={
             "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "patch_size": 8, "image_size": 76, "vision_use_head": False,
+            "num_attention_heads": 4, "patch_size": 8, "image_size": 76, "vision_use_head": False, **vision,
         },
         text_config={
             "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 48, "num_hidden_layers": 2,

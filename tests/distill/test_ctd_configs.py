@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 from ctd_world import ROOT, make_vlm_folder
+from vlm_world import make_llava_onevision
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 
 FOLDER = ROOT / "configs" / "ctd"
-NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "toy"]
+NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "llava_onevision_7b", "toy"]
 SMALL = ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.strategy", "auto",
          "--data.batch_size", 2, "--data.micro_batch_size", 1, "--data.workers", 0, "--data.max_failure_rate", 0,
          "--model.target.statistics_clips", 2, "--trainer.val_check_interval", 1]  # fmt: skip
@@ -27,6 +28,9 @@ def overrides(name, tmp_path):
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 64,
                  "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
         return [*STUDENT, "--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
+    if name == "llava_onevision_7b":
+        shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "patch_size": 14}
+        return [*STUDENT, "--model.teacher.name", make_llava_onevision(tmp_path / "vlm", **shape)]
     if name == "internvit300m_timm":
         options = {"img_size": 56, "embed_dim": 64, "depth": 12, "num_heads": 8, "mlp_ratio": 1}
         return [*STUDENT, "--model.teacher.pretrained", "false", "--model.teacher.options", json.dumps(options)]
