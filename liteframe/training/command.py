@@ -20,7 +20,7 @@ from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_io import AtomicCheckpointIO
 from liteframe.training.durable import OUT_OF_SPACE, OutOfSpaceError
 from liteframe.training.guard import TrainingDivergedError
-from liteframe.training.processes import check_strategy, torchrun_devices
+from liteframe.training.processes import check_strategy, common_end, torchrun_devices
 from liteframe.training.profile_report import Circumstances
 from liteframe.training.profile_run import lasting, rehearse, write_profile
 from liteframe.training.profile_steps import Rehearsal
@@ -187,12 +187,14 @@ class TrainingCommand(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
-        self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
+        with common_end(self.trainer):
+            self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
 
     def after_fit(self) -> None:
         """Say what was measured, or finish the run."""
         if self.rehearsal is None:
-            self.finish()
+            with common_end(self.trainer):
+                self.finish()
         elif self.trainer.is_global_zero:
             write_profile(self.trainer, self.rehearsal, self.circumstances())
 

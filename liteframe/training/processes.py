@@ -1,9 +1,14 @@
-"""How a run is spread over processes: what torchrun has started, and which strategies give the same training."""
+"""How a run is spread over processes: what torchrun has started, which strategies train the same, and a common end."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 import liteframe.training.sharded  # registers fsdp2
 
@@ -36,3 +41,18 @@ def torchrun_devices(trainer: dict[str, Any]) -> dict[str, int]:
         return {}
     found = {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ["GROUP_WORLD_SIZE"])}
     return {key: value for key, value in found.items() if trainer.get(key) in (None, "auto", 1)}
+
+
+@contextmanager
+def common_end(trainer: Trainer) -> Iterator[None]:
+    """After an error, ends the processes that this one has started: they may be waiting for it in a collective.
+
+    The other direction is Lightning's: a child that fails ends all. Under torchrun and SLURM it is theirs.
+    """
+    try:
+        yield
+    except BaseException as error:
+        launcher = getattr(trainer.strategy, "launcher", None)
+        if isinstance(error, Exception) and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        raise

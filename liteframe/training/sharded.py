@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 WHOLE = StateDictOptions(full_state_dict=True)
 
@@ -72,9 +75,25 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take each rank's shards of the moments out of whole tensors."""
         assert self.model is not None
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
-            set_optimizer_state_dict(self.model, optimizer, named, options=WHOLE)
+            order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            set_optimizer_state_dict(self.model, optimizer, _renamed(state, dict(enumerate(order))), options=WHOLE)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole tensors by number, as an optimizer's own state dict has them; on the first rank, which saves them."""
+        assert self.model is not None
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, plain, options=options)
+        order = [name for group in state.get("param_groups", []) for name in group["params"]]
+        return _renamed(state, {name: number for number, name in enumerate(order)}) if self.is_global_zero else {}
+
+
+def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with other keys for its parameters."""
+    groups = [{**group, "params": [names[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[key]: values for key, values in state["state"].items()}, "param_groups": groups}
 
 
 StrategyRegistry.register(
