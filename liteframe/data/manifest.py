@@ -141,8 +141,8 @@ class Containment:
         real = os.path.join(self._parents[parent], last)
         if os.path.islink(real):
             real = os.path.realpath(real)
-        inside = [os.path.commonpath([root, found]) == root for root, found in ((self.folder, path), (self._root, real))]
-        return path if all(inside) else None
+        pairs = ((self.folder, path), (self._root, real))
+        return path if all(os.path.commonpath([root, found]) == root for root, found in pairs) else None
 
 
 def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> VideoEntry:

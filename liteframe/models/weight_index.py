@@ -11,7 +11,7 @@ INDEX = "model.safetensors.index.json"
 def check_weight_index(source: Any) -> None:
     """Refuse a local checkpoint whose index names anything but safetensors files of its own folder.
 
-    transformers joins the names to the folder as they are. Files of a hub id lie in its cache, under names of the cache.
+    transformers joins the names to the folder as they are; files of a hub id lie in its cache, under the cache's names.
 
     Raises:
         ValueError: the index is damaged, or names another place or another format.
@@ -27,5 +27,6 @@ def check_weight_index(source: Any) -> None:
         plain = isinstance(name, str) and name == PurePath(name).name and "\\" not in name and "\0" not in name
         if not plain or not name.endswith(".safetensors"):
             raise ValueError(
-                f"{path} names {name!r}; only safetensors files of the same folder are read. Do not trust this checkpoint"
+                f"{path} names {name!r}; only safetensors files of the same folder are read. "
+                "Do not trust this checkpoint"
             )
