@@ -22,10 +22,11 @@ class LMACommand(TrainingCommand):
         """Adapter and progress line."""
         return [AdapterSaver(), progress_line()]
 
+    def save_result(self) -> None:
+        """The adapter."""
+        AdapterSaver().on_train_end(self.trainer, self.model)
+
     def finish(self) -> None:
         """Write the report."""
-        if not self.trainer.callback_metrics:
-            print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
-            return
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))

@@ -148,16 +148,7 @@ class LMAModule(GuardedModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load exactly the trained weights.
-
-        Raises:
-            ValueError: others were saved.
-        """
-        if (found := set(state_dict)) != (wanted := set(self.state_dict())):
-            raise ValueError(
-                f"--resume: the checkpoint holds other trained weights ({len(found - wanted)} unknown, "
-                f"{len(wanted - found)} missing); restore model.lora, model.train_projector and model.train_encoder"
-            )
+        """Load the trained weights; `on_load_checkpoint` has compared them."""
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

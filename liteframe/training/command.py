@@ -194,12 +194,24 @@ class TrainingCommand(LightningCLI):
         """Say what was measured, or finish the run."""
         if self.rehearsal is None:
             with common_end(self.trainer):
-                self.finish()
+                self._finish_once()
         elif self.trainer.is_global_zero:
             write_profile(self.trainer, self.rehearsal, self.circumstances())
 
     def finish(self) -> None:
-        """What is left to do when training is over."""
+        """What is left to do when training is over and its result is saved."""
+
+    def save_result(self) -> None:
+        """What the callbacks save when training ends."""
+
+    def _finish_once(self) -> None:
+        if not self.trainer.callback_metrics:  # no step was left to do
+            if RunFolder(self.trainer.default_root_dir).reported(self.trainer.global_step):
+                print(f"{self.trainer.global_step} steps are done already; --trainer.max_steps takes the run further")
+                return
+            # The run was ended between its last step and its report.
+            self.save_result()
+        self.finish()
 
     def circumstances(self) -> Circumstances:
         """What decides how a bottleneck of this run can be widened."""

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from liteframe.models.student import weight_misfits
 from liteframe.training.guard import (
     CAUSES,
     REMEDIES,
@@ -21,7 +22,8 @@ from liteframe.training.guard import (
     TrainingDivergedError,
     describe,
 )
-from liteframe.training.replay_dump import Turn, rng_state, write_dump
+from liteframe.training.replay_dump import Turn, write_dump
+from liteframe.training.rng import torch_states
 from liteframe.training.sharded import whole
 from liteframe.training.skipped_steps import append_row, drop_rows_from, plain
 
@@ -81,7 +83,7 @@ class GuardedModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; what the guard needs to know is noted without waiting for the device."""
         self.log("data/failed_rate", self.data().tally.rate)
-        rng = rng_state(self.device)
+        rng = torch_states(self.device)
         loss, watched = self.step_loss(batch)
         with torch.no_grad():
             watched, true = {**watched, "loss": loss}, torch.ones((), dtype=torch.bool, device=loss.device)
@@ -127,7 +129,17 @@ class GuardedModule(LightningModule):
         checkpoint["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on guarding; steps after the checkpoint will be recorded again."""
+        """Go on guarding; steps after the checkpoint will be recorded again.
+
+        Raises:
+            ValueError: the trained weights do not fit this module's.
+        """
+        # A strategy that loads shards has taken the weights out by now, and has compared them itself.
+        if problems := weight_misfits(checkpoint.get("state_dict", {}) or self.state_dict(), self.state_dict()):
+            raise ValueError(
+                f"--resume: the checkpoint does not fit this model: {problems}. Restore the model settings in the "
+                "run's config.yaml, or start another run with --init_from"
+            )
         self.guard.load_state_dict(checkpoint["guard"])
         if self.trainer.is_global_zero:
             drop_rows_from(self._run(), checkpoint["global_step"])

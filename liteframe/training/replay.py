@@ -9,7 +9,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 
 from liteframe.training.guarded_module import GuardedModule, gradient_norm
-from liteframe.training.replay_dump import Dump, read_dump, set_rng_state
+from liteframe.training.replay_dump import Dump, read_dump
+from liteframe.training.rng import set_torch_states
 
 # Another device or version rounds otherwise; a transient fault of memory changes a loss by far more.
 TOLERANCE = 1e-2
@@ -149,7 +150,7 @@ def _loss(
     del fields["recorded_loss"]
     batch = module.batch_from({**fields, **others})
     module.take_extra_tensors(batch, extra)
-    set_rng_state(states, device)
+    set_torch_states(states, device)
     with trainer.precision_plugin.forward_context():
         return module.step_loss(batch)
 

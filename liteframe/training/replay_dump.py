@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -61,21 +60,6 @@ class Dump(NamedTuple):
     state: dict[str, Any]
     weights: dict[str, Tensor]
     batches: list[dict[str, Tensor]]
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's generators that a forward pass may draw from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `rng_state` gave; the state of a device that is not there is left out."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def write_dump(module: GuardedModule, run: Path, row: dict[str, Any], turns: list[Turn]) -> Path:

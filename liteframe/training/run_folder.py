@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +57,17 @@ class RunFolder:
             self._refuse(RESULTS, "bring its checkpoints back")
         return checkpoint
 
+    def reported(self, step: int) -> bool:
+        """Whether the report is of this step: it is written last."""
+        return self.report.is_file() and json.loads(self.report.read_bytes()).get("steps") == step
+
     def clean(self) -> None:
         """Remove what killed processes have left half-written."""
-        for path in self.path.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for path in [*self.path.glob(".*.tmp"), *self.encoder.glob(".*.tmp")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         self.checkpoints.clean()
 
     def _refuse(self, traces: tuple[str, ...], remedy: str) -> None:

@@ -1,14 +1,20 @@
 """A run that was stopped and continued is the run that was never stopped."""
 
+import json
 import os
+import random
+import resource
+import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import train_ctd
 from liteframe.distill.module import CTDModule
+from liteframe.models.student import LiteFrameEncoder
 
 
 def weights(run):
@@ -16,12 +22,13 @@ def weights(run):
 
 
 def watch(patch):
-    """Paths and pixels of every training batch, in order."""
+    """Paths and pixels of every training batch, in order, and what all generators give."""
     record = []
     original = CTDModule.training_step
 
     def step(self, batch, batch_idx):
-        record.append((self.global_step, tuple(batch.paths), batch.video.double().sum().item()))
+        drawn = torch.rand(1).item(), np.random.standard_normal(), random.gauss(0, 1)
+        record.append((self.global_step, tuple(batch.paths), batch.video.double().sum().item(), drawn))
         return original(self, batch, batch_idx)
 
     patch.setattr(CTDModule, "training_step", step)
@@ -30,21 +37,30 @@ def watch(patch):
 
 @pytest.fixture(scope="module")
 def straight(tiny_config, tmp_path_factory):
-    """Final state and batches of a run that nobody stopped."""
+    """Folder and batches of a run that nobody stopped."""
     run = tmp_path_factory.mktemp("straight") / "run"
     with pytest.MonkeyPatch.context() as patch:
         record = watch(patch)
         patch.setattr(sys, "argv", ["train_ctd.py", "fit", "--config", str(tiny_config), "--run", str(run)])
         train_ctd.main()
-    return weights(run), record
+    return run, record
 
 
-def send(monkeypatch, hook, at_step, number):
-    """Send this process a signal from within a hook of the module."""
-    original = getattr(CTDModule, hook)
+def assert_same(run, straight):
+    expected, result = weights(straight[0]), weights(run)
+    assert result["global_step"] == expected["global_step"] == 7
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(tensor, result["state_dict"][name]), name
+    assert str(expected["optimizer_states"]) == str(result["optimizer_states"])
+
+
+def send(monkeypatch, hook, when, number):
+    """Send this process a signal from within a hook of the module, once."""
+    original, sent = getattr(CTDModule, hook), []
 
     def wrapped(self, *args):
-        if self.global_step == at_step:
+        if when(self) and not sent:
+            sent.append(number)
             os.kill(os.getpid(), number)
         return original(self, *args)
 
@@ -56,25 +72,135 @@ def send(monkeypatch, hook, at_step, number):
     [
         ("training_step", 0, signal.SIGTERM),
         ("training_step", 4, signal.SIGINT),  # the middle of an epoch of two steps is 3
-        ("training_step", 3, signal.SIGTERM),
+        ("training_step", 3, signal.SIGUSR1),
         ("validation_step", 3, signal.SIGTERM),
     ],
 )
 def test_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch, straight, hook, step, number):
-    expected, order = straight
     seen = watch(monkeypatch)
     run = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        send(patch, hook, step, number)
+        send(patch, hook, lambda module: module.global_step == step, number)
         with pytest.raises(SystemExit) as stop:
             fit("--run", run)
     assert stop.value.code == 128 + number
     assert weights(run)["global_step"] == (step + 1 if hook == "training_step" else step)
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     fit("--run", run, "--resume")
-    result = weights(run)
-    assert seen == order
-    assert result["global_step"] == expected["global_step"] == 7
-    for name, tensor in expected["state_dict"].items():
-        assert torch.equal(tensor, result["state_dict"][name]), name
-    assert str(expected["optimizer_states"]) == str(result["optimizer_states"])
+    assert seen == straight[1]
+    assert_same(run, straight)
+
+
+def test_a_signal_while_statistics_are_measured_leaves_nothing_half_done(fit, tmp_path, monkeypatch, straight, capsys):
+    run = tmp_path / "early"
+    with monkeypatch.context() as patch:
+        send(patch, "pooled_target", lambda module: not module.target.ready, signal.SIGTERM)
+        with pytest.raises(SystemExit) as stop:
+            fit("--run", run)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "while measuring target statistics" in capsys.readouterr().err
+    assert not (run / "target_statistics.safetensors").exists()
+    assert not (run / "checkpoints").exists()
+    seen = watch(monkeypatch)
+    with pytest.raises(SystemExit):
+        fit("--run", run, "--resume")  # there is nothing to continue
+    fit("--run", run, "--resume", "auto")
+    assert seen == straight[1]
+    assert_same(run, straight)
+
+
+@pytest.fixture
+def limited_file_size():
+    """A disk on which nothing as large as a given file fits: writes fail in the middle, as on a full one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(example):
+        soft = before[0] if example is None else example.stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, before[1]))
+
+    yield limit
+    limit(None)
+
+
+def stopped_at(step, fit, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        send(patch, "training_step", lambda module: module.global_step == step - 1, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            fit("--run", run)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(fit, tmp_path, monkeypatch, straight):
+    run = tmp_path / "damaged"
+    stopped_at(5, fit, run, monkeypatch)
+    last = run / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-5\.ckpt .*digest.*continuing from .*step-4\.ckpt"):
+        fit("--run", run, "--resume", "auto")
+    assert_same(run, straight)
+    named = json.loads((run / "checkpoints" / "manifest.json").read_text())["checkpoints"]
+    assert [line["step"] for line in named] == [7, 6]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
+    fit, tmp_path, monkeypatch, straight, limited_file_size
+):
+    run = tmp_path / "full"
+
+    def limit(self, batch, batch_idx, original=CTDModule.training_step):
+        if self.global_step == 3:
+            limited_file_size(run / "checkpoints" / "last.ckpt")
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CTDModule, "training_step", limit)
+        with pytest.raises(SystemExit) as stop:
+            fit("--run", run)
+    limited_file_size(None)
+    assert isinstance(stop.value.code, str)
+    words = stop.value.code
+    assert "checkpoint of step 4" in words
+    assert str(run / "checkpoints" / "step-4.ckpt") in words
+    assert "bytes are free" in words
+    assert "step-3.ckpt is untouched" in words
+    fit("--run", run, "--resume")
+    assert_same(run, straight)
+
+
+def test_a_run_killed_before_its_report_makes_up_for_it(fit, tmp_path, straight):
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run, symlinks=True)
+    (run / "report.json").unlink()
+    shutil.rmtree(run / "encoder")
+    fit("--run", run, "--resume")
+    before, after = (json.loads((folder / "report.json").read_text()) for folder in (straight[0], run))
+    assert after["steps"] == 7
+    for name, value in before["figures"].items():
+        if name.startswith("val/"):
+            assert after["figures"][name] == pytest.approx(value, rel=1e-6)
+    old, new = (LiteFrameEncoder.from_pretrained(folder / "encoder").state_dict() for folder in (straight[0], run))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_resume_names_the_weights_that_do_not_fit(fit, tmp_path, straight):
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run, symlinks=True)
+    with pytest.raises(ValueError, match=r"student\.blocks\.\d\.mlp\S* has shape \[32.* instead of \[48.*--init_from"):
+        fit("--run", run, "--resume", "--model.student.mlp_dim", "48")
+    with pytest.raises(ValueError, match=r"missing student\.blocks\.2"):
+        fit("--run", run, "--resume", "--model.student.depth", "3", "--model.init", "random")
+
+
+def test_a_slurm_job_saves_requeues_and_resumes_by_itself(fit, tmp_path, monkeypatch, slurm, straight):
+    arguments = ["--run", tmp_path / "run", "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        send(patch, "training_step", lambda module: module.global_step == 1, signal.SIGUSR1)
+        with pytest.raises(SystemExit) as stop:
+            fit(*arguments)
+    assert stop.value.code == 128 + signal.SIGUSR1
+    assert slurm() == ["requeue 4711"]
+    assert weights(tmp_path / "run")["global_step"] == 2
+    fit(*arguments)  # SLURM starts the same command line again
+    assert_same(tmp_path / "run", straight)
+    assert slurm() == ["requeue 4711"]

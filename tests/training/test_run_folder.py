@@ -40,7 +40,7 @@ def test_auto_starts_where_nothing_was_trained(tmp_path, result):
     assert run.claim(resume="auto") is None
     (run.path / result).parent.mkdir(parents=True, exist_ok=True)
     (run.path / result).touch()
-    with pytest.raises(ValueError, match="already holds a run.*bring its checkpoints back"):
+    with pytest.raises(ValueError, match=r"already holds a run.*bring its checkpoints back"):
         run.claim(resume="auto")
 
 
