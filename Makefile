@@ -13,7 +13,8 @@ $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null && $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(BIN)/python $(wildcard tools/pip-*.whl)/pip install --quiet pip; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	@# Its own requirements cannot be met beside ours (av <16); what it imports for a run is in the dev extra.
+	@# Its own requirements cannot be met beside ours (av <16); what it imports for a run is in the dev
+	@# extra. pip may list its other requirements as unmet: they are for models that are not ours.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms_eval==0.7.3"
 	@touch $(READY)
 

@@ -82,7 +82,7 @@ class LiteFrameChat(lmms):
         self.failures: dict[str, str] = {}
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Greedy replies, in the order of the requests; a video that cannot be read gives "" and an error in the log."""
+        """Greedy replies in the order of the requests; a video that cannot be read gives "", and a line in the log."""
         jobs = []
         for number, request in enumerate(requests):
             _, to_messages, settings, doc, task, split = request.args
