@@ -27,8 +27,9 @@ from liteframe.models.teacher import load_teacher
 Advance = Callable[[str, int, int], None]
 DEADLINE = 60.0
 # How far, in standard deviations of a channel (root mean square over a clip), a recomputed target may lie beyond the
-# codec's bound: another batch size, device or library adds up in another order. Another clip differs by about 1.
-ARITHMETIC = {"32-true": 1e-3, "bf16-mixed": 5e-2}
+# codec's bound. Resizing on a GPU moves pixels by one level against a CPU (0.003 on toyworld); a whole ViT of 24 layers
+# in bf16 is 0.03 from float32; another clip differs by about 1.
+ARITHMETIC = {"32-true": 1e-2, "bf16-mixed": 5e-2}
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ def test_settings_cannot_be_changed(copy):
     (copy / "settings.json").write_text(json.dumps({**settings, "format": 2}))
     with pytest.raises(ValueError, match="format 2"):
         TargetCache.open(copy)
+    (copy / "settings.json").write_text(json.dumps({**settings, "train_videos": 10**15}))
+    with pytest.raises(ValueError, match="names 9 shards"):
+        TargetCache.open(copy)
     (copy / "settings.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"settings\.json"):
         TargetCache.open(copy)
@@ -81,7 +84,8 @@ def test_another_teacher_is_refused(build, cache_yaml, tmp_path, capsys):
     [
         (lambda index: index["shards"].update({"../x": index["shards"]["val-000-00000"]}), r"\.\./x"),
         (lambda index: index["shards"].update({"/etc/passwd": {}}), "/etc/passwd"),
-        (lambda index: index["shards"].pop("val-000-00000"), "val-000-00000"),
+        (lambda index: index["shards"].pop("val-000-00000"), "names 8 shards and the settings give 9"),
+        (lambda index: index["shards"].update(x=index["shards"].pop("val-000-00000")), "'val-000-00000', 'x'"),
         (lambda index: index["files"].update({"../settings.json": "0"}), "nothing else"),
         (lambda index: index["shards"]["val-000-00000"].update(clips=7), "settings give it 1 clips"),
         (lambda index: index["shards"]["val-000-00000"].update(file="../y"), "needs clips"),
@@ -141,7 +145,7 @@ def test_object_storage(small_cache, tmp_path, monkeypatch):
     assert sorted(path.name for path in cache.folder.glob("train*")) == ["train-001-00000.safetensors"]
     data = bytearray((cache.folder / "train-001-00000.safetensors").read_bytes())
     (cache.folder / "train-001-00000.safetensors").write_bytes(data[:-1])
-    with pytest.raises(ValueError, match="bytes and the index names"):
+    with pytest.raises(ValueError, match=r"bytes and the index names.*fetched again"):
         TargetCache.open(f"file://{small_cache.folder}").read("train", 1, 1)
     for address in ("file:///nowhere", "nosuchprotocol://bucket/cache"):
         with pytest.raises(ValueError, match=address):

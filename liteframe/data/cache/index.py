@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from liteframe.data.cache.layout import SETTINGS, STATISTICS, Part, all_parts
+from liteframe.data.cache.layout import SETTINGS, STATISTICS, Part, all_parts, part_count
 from liteframe.data.cache.settings import CacheSettings, parse_object
 
 
@@ -78,6 +78,8 @@ class Index:
         files, shards = values.get("files"), values.get("shards")
         if not isinstance(files, dict) or set(files) != {SETTINGS, STATISTICS} or not isinstance(shards, dict):
             raise ValueError(f"it must give digests of {SETTINGS}, {STATISTICS} and the shards, and of nothing else")
+        if (count := part_count(settings)) > len(shards):
+            raise ValueError(f"it names {len(shards)} shards and the settings give {count}")
         parts = {part.name: part for part in all_parts(settings)}
         if set(shards) != set(parts):
             strange = sorted(set(shards) ^ set(parts))

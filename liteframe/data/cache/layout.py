@@ -56,6 +56,12 @@ def all_parts(settings: CacheSettings) -> list[Part]:
     ]
 
 
+def part_count(settings: CacheSettings) -> int:
+    """How many shards a cache has, without a list of them."""
+    size = settings.part_clips
+    return settings.views * -(-settings.train_videos // size) + -(-settings.val_videos // size)
+
+
 def locate(settings: CacheSettings, part: PartName, view: int, index: int) -> tuple[Part, int]:
     """The shard that holds a clip, and the clip's row in it.
 

@@ -139,7 +139,8 @@ class TargetCache:
         try:
             return self._shard(place).read(row)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{self.path(place)}: {error}; {REBUILD}") from error
+            remedy = REBUILD if self.remote is None else f"delete this file: it is fetched again from {self.remote}"
+            raise ValueError(f"{self.path(place)}: {error}; {remedy}") from error
 
     def path(self, place: Part) -> Path:
         """The file of a part."""
