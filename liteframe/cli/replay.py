@@ -13,7 +13,11 @@ from liteframe.training.command import TrainingCommand
 from liteframe.training.replay import replay
 from liteframe.training.replay_dump import read_dump
 
-COMMANDS: dict[str, type[TrainingCommand]] = {"CTDModule": CTDCommand, "LMAModule": LMACommand}
+# Compiled blocks would hide their insides.
+COMMANDS: dict[str, tuple[type[TrainingCommand], list[str]]] = {
+    "CTDModule": (CTDCommand, ["--model.compile=false"]),
+    "LMAModule": (LMACommand, []),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints losses, gradient norms and the first value that is not finite; 0 if the step came out as recorded."""
     state = read_dump(args.folder).state
-    command = COMMANDS.get(state["module"])
-    if command is None:
+    if state["module"] not in COMMANDS:
         raise ValueError(f"{args.folder} is a dump of {state['module']!r}; known are {', '.join(COMMANDS)}")
+    command, settings = COMMANDS[state["module"]]
     outcome: list[bool] = []
 
     class Replay(command):  # type: ignore[misc, valid-type]
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             [
                 "fit", f"--config={args.folder / 'config.yaml'}", f"--run={nowhere}", "--data.workers=0",
                 f"--trainer.accelerator={args.accelerator}", f"--trainer.precision={state['precision']}",
-                "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto",
+                "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto", *settings,
             ]
         )  # fmt: skip
     return 0 if outcome == [True] else 1

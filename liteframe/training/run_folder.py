@@ -1,6 +1,7 @@
 """Where one training run lives, and the rule that nothing overwrites it."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -86,5 +87,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write readable JSON atomically."""
-    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write readable JSON atomically; numbers that are not finite, as in the loss of a skipped step, become null."""
+    write_atomically(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ def rows(run):
 
 
 def spoil(monkeypatch, where, steps, value=math.nan):
-    """Put `value` into the frames, the target or the prediction of some steps."""
+    """Put `value` into frames, target or prediction of some steps, or multiply the prediction's gradient by it."""
     original = CTDModule.step_loss
 
     def frames(self, batch):
@@ -33,7 +33,10 @@ def spoil(monkeypatch, where, steps, value=math.nan):
         def wrapped(self, *args):
             result = forward(self, *args)
             if self.training and self.global_step in steps:
-                (result[0] if isinstance(result, tuple) else result).data.flatten()[3] = value
+                if where == "gradient":
+                    result.register_hook(lambda gradient: gradient * value)
+                else:
+                    (result[0] if isinstance(result, tuple) else result).data.flatten()[3] = value
             return result
 
         return wrapped
@@ -41,12 +44,21 @@ def spoil(monkeypatch, where, steps, value=math.nan):
     if where == "frames":
         monkeypatch.setattr(CTDModule, "step_loss", frames)
     else:
-        part = {"target": "pooled_target", "prediction": "encode"}[where]
+        part = {"target": "pooled_target", "prediction": "encode", "gradient": "encode"}[where]
         monkeypatch.setattr(CTDModule, part, output(part))
 
 
-@pytest.mark.parametrize(("where", "value"), [("frames", math.nan), ("target", math.inf), ("prediction", math.nan)])
-def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypatch, where, value):
+@pytest.mark.parametrize(
+    ("where", "value", "cause"),
+    [
+        ("frames", math.nan, "frames"),
+        ("target", math.inf, "target"),
+        ("prediction", math.nan, "prediction"),
+        ("prediction", 1e4, "spike"),
+        ("gradient", math.nan, "gradient"),
+    ],
+)
+def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypatch, where, value, cause):
     steps = {}
 
     def note(self, outputs, batch, batch_idx):
@@ -55,13 +67,24 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypa
 
     monkeypatch.setattr(CTDModule, "on_train_batch_end", note)
     spoil(monkeypatch, where, {4}, value)
-    fit("--run", tmp_path / "run")
+    fit("--run", tmp_path / "run", "--model.guard.warmup", 3)
     assert len(steps) == 7
     for step in range(1, 7):
         same = all(map(torch.equal, steps[step], steps[step - 1]))
         assert same == (step == 4)
     (row,) = rows(tmp_path / "run")
-    assert (row["step"], row["cause"]) == (4, where)
+    assert (row["step"], row["cause"]) == (4, cause)
+    assert all(clip["path"].endswith(".mp4") and len(clip["key"]) == 2 for clip in row["clips"])
+
+
+def test_the_report_of_a_run_that_ends_with_a_skip_is_json(fit, tmp_path, monkeypatch):
+    spoil(monkeypatch, "frames", {6})
+    fit("--run", tmp_path / "run")
+    text = (tmp_path / "run" / "report.json").read_text()
+    figures = json.loads(text, parse_constant=pytest.fail)["figures"]
+    assert figures["train/loss"] is None
+    assert figures["train/skipped_steps"] == 1
+    assert figures["val/token_cosine"] > 0
 
 
 def test_too_many_stop_the_run_with_a_dump_that_replays(fit, tmp_path, monkeypatch, capsys):
