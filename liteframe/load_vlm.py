@@ -137,6 +137,21 @@ def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
     return processor
 
 
+def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[str]) -> LiteFrameProcessor:
+    """The processor that `load_video_llm(source, encoder=encoder)` gives, without reading any weights.
+
+    Raises:
+        ValueError: source is of another family or has an encoder already, or does not fit the encoder.
+    """
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type not in ("internvl", "llava_onevision"):
+        raise ValueError(f"{source} is a {config.model_type!r} model; expected internvl or llava_onevision")
+    with torch.device("meta"):
+        vlm = CLASSES[config.model_type](config)
+        model = attach_encoder(vlm, LiteFrameEncoder(LiteFrameEncoder.from_pretrained(encoder).config))
+    return processor_for(AutoProcessor.from_pretrained(source), model.config)
+
+
 def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
     """Put a saved adapter on a model, unmerged and frozen.
 

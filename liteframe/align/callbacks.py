@@ -46,8 +46,8 @@ class AdapterSaver(Callback):
 
 
 def count_conversations(batch: ChatBatch) -> int:
-    """Conversations whose video could be read."""
-    return len(batch.frames)
+    """Conversations that could be read."""
+    return len(batch.keys)
 
 
 def progress_line() -> ProgressLine:

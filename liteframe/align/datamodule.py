@@ -13,7 +13,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
-from liteframe.data.chat import Conversation, load_conversations
+from liteframe.align.grouping import GroupedStream
+from liteframe.data.chat import Conversation
+from liteframe.data.conversation_files import check_files, load_conversations
 from liteframe.data.datamodule import divide_batch, ignore_stop_signals
 from liteframe.data.failures import FailureTally
 from liteframe.data.processor import LiteFrameProcessor
@@ -24,7 +26,8 @@ class ChatDataModule(LightningDataModule):
     """Conversations about videos -> batches for the language model.
 
     Args:
-        conversations: JSONL file; rows as in liteframe.data.chat.
+        conversations: JSONL or JSON rows (InternVL, LLaVA, messages), an InternVL meta file, or a LLaVA mixture; see
+            liteframe.data.conversation_files.
         frames: frame budgets; each sample draws one of them.
         fps: range of the frame rate that each sample draws from, in frames per second.
         batch_size: conversations in an optimizer step, over all devices.
@@ -32,6 +35,7 @@ class ChatDataModule(LightningDataModule):
         workers: processes that decode; 0 decodes in the training process's own turn.
         deadline: seconds that reading one file may take.
         max_failure_rate: part of conversations that may fail before the run stops.
+        group_by_length: put conversations of similar length into a batch and on the ranks of a step.
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
             frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
         seed: seed of order and draws.
@@ -47,6 +51,7 @@ class ChatDataModule(LightningDataModule):
         workers: int = 4,
         deadline: float = 60.0,
         max_failure_rate: float = 0.05,
+        group_by_length: bool = False,
         cache_features: bool = False,
         seed: int = 0,
     ):
@@ -65,7 +70,7 @@ class ChatDataModule(LightningDataModule):
         self.source, self.frames, self.fps = conversations, list(frames), (float(fps[0]), float(fps[1]))
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
-        self.cache_features = cache_features
+        self.group_by_length, self.cache_features = group_by_length, cache_features
         self.processor: LiteFrameProcessor | None = None
         self.known: Container[FramesKey] = ()
         self.conversations: list[Conversation] = []
@@ -76,6 +81,7 @@ class ChatDataModule(LightningDataModule):
         if self.tally is not None:
             return
         self.conversations = load_conversations(self.source)
+        check_files(self.conversations, self.max_failure_rate)
         trainer = self._trainer()
         _, trainer.accumulate_grad_batches = divide_batch(self.batch_size, self.micro_batch_size, trainer.world_size)
         self.tally = FailureTally(
@@ -98,7 +104,8 @@ class ChatDataModule(LightningDataModule):
             self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
             deadline=self.deadline, known=self.known,
         )  # fmt: skip
-        stream = ClipStream(
+        stream_class = partial(GroupedStream, length=dataset.length) if self.group_by_length else ClipStream
+        stream = stream_class(
             len(dataset),
             self.micro_batch_size,
             self.steps_per_epoch() * trainer.accumulate_grad_batches,
@@ -124,8 +131,13 @@ class ChatDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Count what failed, before the batch is used."""
         assert self.tally is not None
-        self.tally.record(len(batch.frames), batch.failures)
+        self.tally.record(len(batch.keys), batch.failures)
         return batch
+
+    def on_after_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
+        """Bytes -> normalised frames, on the device: a quarter of what would have travelled."""
+        assert self.processor is not None
+        return batch._replace(pixels=self.processor.normalised(batch.pixels)) if batch.video_frames else batch
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which sample comes when, and the failures so far."""
@@ -152,8 +164,7 @@ class ChatDataModule(LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         rows = [
-            (Path(c.entry.video).name, c.entry.start, c.entry.end, [asdict(turn) for turn in c.turns])
-            for c in self.conversations
+            ([medium.identity() for medium in c.media], [asdict(turn) for turn in c.turns]) for c in self.conversations
         ]
         return {
             "conversations": len(rows),
@@ -162,6 +173,7 @@ class ChatDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "frames": self.frames,
             "fps": list(self.fps),
+            "group_by_length": self.group_by_length,
         }
 
     def _trainer(self) -> Trainer:

@@ -1,4 +1,4 @@
-"""Conversations about videos as a map-style dataset: frame budget and rate are drawn for each sample from its key."""
+"""Conversations as a map-style dataset: frame budget and rate are drawn for each sample from its key."""
 
 from collections.abc import Container, Sequence
 from typing import NamedTuple
@@ -11,12 +11,15 @@ from torch.utils.data import Dataset
 from liteframe.data.chat import IGNORE, Conversation, encode_conversation
 from liteframe.data.clips import decode_size
 from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.frame_sampling import at_fps
+from liteframe.data.frame_sampling import at_fps, uniform
+from liteframe.data.manifest import VideoEntry
+from liteframe.data.media import Medium, read_image, read_images
 from liteframe.data.processor import LiteFrameProcessor
 from liteframe.data.sampler import Key
 from liteframe.data.video_types import VideoError
 
 FramesKey = tuple[str, tuple[int, ...]]
+CHARACTERS_PER_TOKEN = 4  # of English text, roughly
 
 
 class VideoFacts(NamedTuple):
@@ -28,37 +31,51 @@ class VideoFacts(NamedTuple):
     width: int
 
 
+class Shown(NamedTuple):
+    """One medium, read.
+
+    Attributes:
+        pixels: uint8 [T,3,h,w], or None where the features of these frames are known already.
+        frames: which frames of which file.
+        text: what stands for it in the prompt.
+    """
+
+    pixels: Tensor | None
+    frames: FramesKey
+    text: str
+
+
 class Sample(NamedTuple):
     """One conversation.
 
     Attributes:
         input_ids: [L].
         labels: [L], -100 where nothing is learned.
-        pixels: float32 [T,3,H,W], or None where the features of these frames are known already.
-        frames: which frames of which file.
+        shown: its videos and images, in the order of the text.
         key: (epoch, index).
     """
 
     input_ids: list[int]
     labels: list[int]
-    pixels: Tensor | None
-    frames: FramesKey
+    shown: list[Shown]
     key: Key
 
 
 class ChatBatch(NamedTuple):
-    """Conversations whose video could be read, and a record of each whose video could not.
+    """Conversations whose videos and images could be read, and a record of each of which one could not.
 
     Attributes:
         input_ids: [B,L], padded on the right; B may be 0 (then L is 0 too).
         attention_mask: [B,L].
         labels: [B,L], -100 where nothing is learned.
-        pixels: float32 [sum of T,3,H,W] of the videos whose features are not known.
+        pixels: [sum of T,3,H,W] of the media whose features are not known: uint8 from the loader, normalised float32
+            on the device.
         video_frames: T of each of these.
-        frames: B keys; those of unknown features in the order of `pixels`.
-        known: B flags, True where features are known.
+        shown: number of media of each of the B conversations.
+        frames: a key for each medium; those of unknown features in the order of `pixels`.
+        known: for each medium, whether its features are known.
         keys: B keys (epoch, index).
-        failures: path, kind, reason and remedy of each video that could not be read.
+        failures: path, kind, reason and remedy of what could not be read.
     """
 
     input_ids: Tensor
@@ -66,21 +83,28 @@ class ChatBatch(NamedTuple):
     labels: Tensor
     pixels: Tensor
     video_frames: list[int]
+    shown: list[int]
     frames: list[FramesKey]
     known: list[bool]
     keys: list[Key]
     failures: list[dict[str, str]]
 
 
+def draw(seed: int, key: Key, budgets: Sequence[int], fps: tuple[float, float]) -> tuple[int, float]:
+    """The most frames that a sample may have, and its frame rate, by (seed, epoch, index) alone."""
+    rng = np.random.default_rng([seed, *key])
+    return int(rng.choice(list(budgets))), float(rng.uniform(*fps))
+
+
 class ConversationDataset(Dataset["Sample | VideoError"]):
     """`dataset[(epoch, index)]` is conversation `index`, its frames drawn by (seed, epoch, index) alone.
 
-    A video that cannot be read comes back as the `VideoError` itself, never as another video.
+    A conversation with a video or image that cannot be read comes back as the `VideoError` itself, never as another.
 
     Args:
         conversations: what to learn.
         processor: of the Video LLM.
-        budgets: numbers of frames, one of which is drawn as the most a sample may have.
+        budgets: numbers of frames, one of which is drawn as the most a sample may have; several videos share it.
         fps: range of the frame rate that is drawn; a video too long for it gets its budget, spread evenly.
         seed: of the draws.
         deadline: seconds that reading one file may take.
@@ -99,11 +123,10 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         known: Container[FramesKey] = (),
     ):
         self.conversations = list(conversations)
-        self.entries = [conversation.entry for conversation in self.conversations]
         self.processor, self.budgets, self.fps, self.seed, self.known = processor, list(budgets), fps, seed, known
         self.size = processor.frame_size
         self.decoder = DecodeProcess(deadline)
-        self._infos: dict[int, VideoFacts] = {}
+        self._facts: dict[str, VideoFacts] = {}
 
     def __len__(self) -> int:
         """Number of conversations."""
@@ -111,47 +134,72 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
 
     def __getitem__(self, key: Key) -> Sample | VideoError:
         """The sample of `key` = (epoch, index), or the reason why there is none."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        budget, fps = int(rng.choice(self.budgets)), float(rng.uniform(*self.fps))
+        conversation = self.conversations[key[1]]
+        budget, fps = draw(self.seed, key, self.budgets, self.fps)
+        budget = max(1, budget // max(1, sum(medium.kind != "image" for medium in conversation.media)))
         try:
-            return self._sample(key, budget, fps)
+            shown = [self._shown(medium, budget, fps) for medium in conversation.media]
         except VideoError as error:
             return error
+        texts = [medium.text for medium in shown]
+        ids, labels = encode_conversation(conversation.turns, texts, self.processor.tokenizer)
+        return Sample(ids, labels, shown, key)
 
-    def _sample(self, place: Key, budget: int, fps: float) -> Sample:
-        _, index = place
-        entry, info = self.entries[index], self._info(index)
+    def length(self, key: Key) -> float:
+        """About how many tokens a sample has, without opening a file: its whole budget, and its text."""
+        conversation = self.conversations[key[1]]
+        frames, _ = draw(self.seed, key, self.budgets, self.fps)
+        slots = sum(medium.kind == "image" for medium in conversation.media)
+        if slots < len(conversation.media):
+            slots += frames // self.processor.frames_per_slot
+        text = sum(len(turn.text) for turn in conversation.turns)
+        return slots * self.processor.tokens_per_slot(*self.size) + text / CHARACTERS_PER_TOKEN
+
+    def _shown(self, medium: Medium, budget: int, fps: float) -> Shown:
+        if medium.kind == "image":
+            key: FramesKey = (medium.files[0], ())
+            pixels = None if key in self.known else self.processor.resized(read_image(medium.files[0])[None])
+            return Shown(pixels, key, self.processor.image_prompt(*self.size))
+        if medium.entry is None:
+            count = len(medium.files)
+            chosen = list(range(count)) if count <= budget else uniform(count, budget)
+            key = ("|".join(medium.files), tuple(chosen))
+            files = tuple(medium.files[i] for i in chosen)
+            pixels = None if key in self.known else torch.cat(read_images(files, self.processor.resized))
+        else:
+            chosen = self._indices(medium.entry, budget, fps)
+            key = (medium.entry.video, tuple(chosen))
+            pixels = None if key in self.known else self._decoded(medium.entry, chosen)
+        return Shown(pixels, key, self.processor.slot_prompt(len(chosen), *self.size))
+
+    def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
+        facts = self._measured(entry)
         try:
-            indices = at_fps(
-                info.frames, info.fps, target_fps=fps, max_frames=budget, start=entry.start or 0.0, end=entry.end
+            return at_fps(
+                facts.frames, facts.fps, target_fps=fps, max_frames=budget, start=entry.start or 0.0, end=entry.end
             )
         except ValueError as error:
             remedy = "correct start and end of the row"
             raise VideoError(entry.video, "index", str(error), remedy) from error
-        key = (entry.video, tuple(indices))
-        pixels = None
-        if key not in self.known:
-            size = decode_size(info.height, info.width, self.size)
-            pixels = self.processor.pixels(self.decoder.read(entry.video, indices, reader=entry.reader, size=size))
-        video = self.processor.slot_prompt(len(indices), *self.size)
-        ids, labels = encode_conversation(self.conversations[index].turns, video, self.processor.tokenizer)
-        return Sample(ids, labels, pixels, key, place)
 
-    def _info(self, index: int) -> VideoFacts:
-        """Length, rate and size of the video, probed once where the row does not tell."""
-        if index not in self._infos:
-            entry = self.entries[index]
+    def _decoded(self, entry: VideoEntry, indices: list[int]) -> Tensor:
+        facts = self._measured(entry)
+        size = decode_size(facts.height, facts.width, self.size)
+        return self.processor.resized(self.decoder.read(entry.video, indices, reader=entry.reader, size=size))
+
+    def _measured(self, entry: VideoEntry) -> VideoFacts:
+        """Length, rate and size of a video, probed once where the row does not tell."""
+        if entry.video not in self._facts:
             told = (entry.frames, entry.fps, entry.height, entry.width)
             if None in told:
                 info = self.decoder.probe(entry.video)
                 told = (info.frames, info.fps, info.height, info.width)
-            self._infos[index] = VideoFacts(*told)  # type: ignore[arg-type]  # none is None here
-        return self._infos[index]
+            self._facts[entry.video] = VideoFacts(*told)  # type: ignore[arg-type]  # none is None here
+        return self._facts[entry.video]
 
 
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> ChatBatch:
-    """A batch of the conversations whose video could be read; failures travel beside them."""
+    """A batch of the conversations that could be read; failures travel beside them."""
     samples = [item for item in items if isinstance(item, Sample)]
     length = max((len(sample.input_ids) for sample in samples), default=0)
     ids = torch.full((len(samples), length), pad_token_id)
@@ -162,15 +210,17 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> 
         ids[row, :count] = torch.tensor(sample.input_ids)
         labels[row, :count] = torch.tensor(sample.labels)
         mask[row, :count] = 1
-    videos = [sample.pixels for sample in samples if sample.pixels is not None]
+    shown = [medium for sample in samples for medium in sample.shown]
+    videos = [medium.pixels for medium in shown if medium.pixels is not None]
     return ChatBatch(
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        pixels=torch.cat(videos) if videos else torch.empty(0),
+        pixels=torch.cat(videos) if videos else torch.empty(0, dtype=torch.uint8),
         video_frames=[len(video) for video in videos],
-        frames=[sample.frames for sample in samples],
-        known=[sample.pixels is None for sample in samples],
+        shown=[len(sample.shown) for sample in samples],
+        frames=[medium.frames for medium in shown],
+        known=[medium.pixels is None for medium in shown],
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
     )

@@ -93,7 +93,7 @@ class LMAModule(GuardedModule):
 
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of the answers; it is normalised when the gradients of the whole global batch are there."""
-        if not batch.frames:
+        if not batch.keys:
             # Nothing to learn from; other ranks may wait for these gradients, though.
             return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0, {}
         positions = answer_positions(batch.labels)
@@ -106,11 +106,18 @@ class LMAModule(GuardedModule):
         ).logits
         loss = answer_loss(logits, batch.labels, positions)
         self._window.append(AnswerLoss(loss.total.detach(), loss.tokens, loss.correct))
-        return loss.total, {"frames": batch.pixels, "prediction": logits}
+        total = loss.total
+        if not batch.frames and (self.train_projector or self.train_encoder):
+            # Distributed training waits for gradients of all that is trained, also where nothing is shown.
+            unused = [p.sum() for name, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in name]
+            total = total + 0.0 * torch.stack(unused).sum()
+        return total, {"frames": batch.pixels, "prediction": logits}
 
     def clips(self, batch: ChatBatch) -> list[dict[str, Any]]:
         """See GuardedModule."""
-        return [{"key": list(key), "path": path} for key, (path, _) in zip(batch.keys, batch.frames, strict=True)]
+        paths = iter(path for path, _ in batch.frames)
+        shown = [[next(paths) for _ in range(count)] for count in batch.shown]
+        return [{"key": list(key), "path": ", ".join(p)} for key, p in zip(batch.keys, shown, strict=True)]
 
     def batch_from(self, fields: dict[str, Any]) -> ChatBatch:
         """See GuardedModule."""
@@ -183,6 +190,8 @@ class LMAModule(GuardedModule):
         return f"a video of {frames} frames takes {tokens:,} of the {limit:,} tokens that the language model reads"
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
+        if not batch.frames:
+            return {}
         if self.cache is None:
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
         return {"mm_encoder_outputs": {"video": self.cache.features(self.model.get_base_model().model, batch)}}

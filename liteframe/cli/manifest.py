@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from liteframe.data.adapters import ADAPTERS, Adapter, Problem, Record, Source
-from liteframe.data.chat import parse_turns
+from liteframe.data.conversation_rows import parse_turns
 from liteframe.data.manifest import write_jsonl
 
 _SHOWN = 10

@@ -153,8 +153,16 @@ def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> V
         raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(row, dict):
         raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
-    row = {field.name: row.get(field.name) for field in fields(VideoEntry)}
-    row["video"] = _resolve(row["video"], inside, where)
+    return entry_of_row(row, local_path(row.get("video"), inside, f"{where}: 'video'"), where)
+
+
+def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
+    """The entry of a row about `video`, an absolute path; keys that VideoEntry does not have are ignored.
+
+    Raises:
+        ValueError: a value is wrong; the message starts with `where`.
+    """
+    row = {field.name: row.get(field.name) for field in fields(VideoEntry)} | {"video": video}
     for key in ("start", "end", "duration", "fps"):
         row[key] = _number(row[key], key, where)
     for key in ("width", "height", "frames"):
@@ -171,15 +179,20 @@ def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> V
     return VideoEntry(**row)
 
 
-def _resolve(video: Any, inside: Containment, where: str) -> str:
-    if not isinstance(video, str) or not video.strip():
-        raise ValueError(f"{where}: 'video' is {video!r}; it must be the path of a file")
-    if "\0" in video or _SCHEME.match(video):
-        raise ValueError(f"{where}: 'video' is {video!r}; only paths of local files are read, download it first")
-    if os.path.isabs(video):
-        return os.path.normpath(video)
-    if (path := inside.path(video)) is None:
-        raise ValueError(f"{where}: {video!r} leaves the manifest's folder; write its absolute path if you mean it")
+def local_path(value: Any, inside: Containment, what: str) -> str:
+    """The absolute path that a row names.
+
+    Raises:
+        ValueError: it is no local path, or a relative one that leaves the folder; the message starts with `what`.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} is {value!r}; it must be the path of a file")
+    if "\0" in value or _SCHEME.match(value):
+        raise ValueError(f"{what} is {value!r}; only paths of local files are read, download it first")
+    if os.path.isabs(value):
+        return os.path.normpath(value)
+    if (path := inside.path(value)) is None:
+        raise ValueError(f"{what}: {value!r} leaves {inside.folder}; write its absolute path if you mean it")
     return path
 
 

@@ -110,12 +110,21 @@ class LiteFrameProcessor(ProcessorMixin):
         Raises:
             ValueError: not [T,H,W,3] uint8 with T >= 1.
         """
+        return self.normalised(self.resized(frames))
+
+    def resized(self, frames: Frames) -> torch.Tensor:
+        """The first half of `pixels`, in bytes: [T,H,W,3] uint8 -> [T,3,h,w] uint8."""
         video = torch.as_tensor(frames)
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8 or len(video) == 0:
             raise ValueError(f"expected frames [T,H,W,3] uint8 with T >= 1, got {list(video.shape)} {video.dtype}")
         video = video.permute(0, 3, 1, 2).contiguous()
-        out = self.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False)
-        return out["pixel_values_videos"][0]
+        bare = {"do_sample_frames": False, "do_rescale": False, "do_normalize": False}
+        return self.video_processor(videos=[video], return_tensors="pt", **bare)["pixel_values_videos"][0]
+
+    def normalised(self, resized: torch.Tensor) -> torch.Tensor:
+        """The second half, on whichever device the bytes are: [T,3,h,w] uint8 -> float32."""
+        bare = {"do_sample_frames": False, "do_resize": False, "do_center_crop": False, "do_pad": False}
+        return self.video_processor(videos=[resized], return_tensors="pt", **bare)["pixel_values_videos"][0]
 
     def tokens_per_slot(self, height: int, width: int) -> int:
         """Image tokens of one slot at height x width pixels.

@@ -62,10 +62,14 @@ class ClipStream(Sampler[list[Key]]):
     def _key(self, place: int) -> Key:
         epoch, offset = divmod(place, self.videos)
         if epoch not in self._orders:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
             # A batch moves forward; only the newest epochs are asked for again.
-            self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1} | {epoch: order}
+            old = {key: value for key, value in self._orders.items() if key == epoch - 1}
+            self._orders = old | {epoch: self.order(epoch)}
         return epoch, int(self._orders[epoch][offset])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Numbers of the videos in the order in which an epoch shows them."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.videos)
 
 
 class FirstClips(Sampler[list[Key]]):

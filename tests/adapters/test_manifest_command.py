@@ -21,7 +21,7 @@ from published_sets import (
 
 from liteframe.data.adapters import ADAPTERS, Problem
 from liteframe.data.adapters.base import locate
-from liteframe.data.chat import load_conversations
+from liteframe.data.conversation_files import load_conversations
 from liteframe.data.manifest import load_manifest
 
 LICENCES = {
@@ -44,7 +44,7 @@ def test_the_published_layout_gives_files_that_the_readers_accept(adapt, tmp_pat
     assert all(Path(entry.video).is_file() for entry in entries)
     if ADAPTERS[name].has_text:
         chats = load_conversations(done.chats_path)
-        assert {chat.entry.video for chat in chats} <= {entry.video for entry in entries}
+        assert {chat.media[0].files[0] for chat in chats} <= {entry.video for entry in entries}
         assert len(chats) == len(done.chats)
     for words in LICENCES[name]:
         assert words in done.out

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from liteframe.data.chat import encode_conversation, load_conversations, question_prompt, template_warning
+from liteframe.data.chat import encode_conversation, question_prompt, template_warning
+from liteframe.data.conversation_files import load_conversations
 from liteframe.data.processor import LiteFrameInternVLProcessor
 
 GOOD = [
@@ -28,10 +29,11 @@ def test_rows_become_conversations(tmp_path):
     path = write(tmp_path / "rows.jsonl", rows[0])
     path.write_text(path.read_text() + "\n" + json.dumps(rows[1]) + "\n")  # an empty line between
     first, second = load_conversations(path)
-    assert (first.entry.video, first.entry.start, first.entry.end) == (str(tmp_path / "a.mp4"), 1.0, 2.5)
+    entry = first.media[0].entry
+    assert (entry.video, entry.start, entry.end) == (str(tmp_path / "a.mp4"), 1.0, 2.5)
     assert [turn.role for turn in first.turns] == ["user", "assistant", "user", "assistant"]
     assert first.turns[1].text == "red"
-    assert second.entry.video == "/b.mp4"
+    assert second.media[0].files == ("/b.mp4",)
     assert [turn.role for turn in second.turns] == ["system", "user", "assistant"]
     assert second.turns[1].text == "<video>\nWhich way does the circle move?"  # the placeholder is put before
 
@@ -40,18 +42,25 @@ def test_rows_become_conversations(tmp_path):
     ("change", "message"),
     [
         ({"conversations": []}, "'conversations' must be a list"),
-        ({"conversations": GOOD[:1]}, "last turn is not from 'gpt'"),
+        ({"conversations": GOOD[:1]}, "last turn is not the assistant's"),
         ({"conversations": GOOD[1:]}, "must alternate"),
         ({"conversations": [GOOD[0], GOOD[1], GOOD[1]]}, "must alternate"),
-        ({"conversations": [{"from": "user", "value": "x"}]}, "turn 1: 'from' must be one of human, gpt, system"),
+        ({"conversations": [{"from": "me", "value": "x"}]}, "turn 1: 'from' must be one of human, gpt, system"),
         ({"conversations": [GOOD[0], {"from": "gpt", "value": " "}]}, "turn 2: 'value' must be a text"),
-        ({"conversations": [GOOD[0], GOOD[1], GOOD[0], GOOD[1]]}, "2 <video> in"),
-        ({"conversations": [GOOD[2], {"from": "gpt", "value": "see <video>"}]}, "1 <video> in"),
-        ({"conversations": [{"from": "human", "value": "<image>\nhi"}, GOOD[1]]}, "'<image>'"),
+        (
+            {"conversations": [GOOD[0], GOOD[1], GOOD[0], GOOD[1]]},
+            "holds 2 <video> and 0 <image>",
+        ),
+        ({"conversations": [GOOD[2], {"from": "gpt", "value": "see <video>"}]}, "assistant turn holds a placeholder"),
+        ({"image": "b.png", "conversations": GOOD}, "1 <video> and 0 <image>, but the row names 1 videos and 1 images"),
+        ({"messages": []}, "either 'conversations' or 'messages'"),
         ({"conversations": [GOOD[0], {"from": "gpt", "value": "a<|im_end|>"}]}, r"'<\|im_end\|>'"),
-        ({"clip": [1, 2]}, "'clip' is not read"),
+        ({"clip": [1, 2, 3]}, r"must be \[start, end\]"),
+        ({"clip": [1, 2], "end": 3}, "without 'start' and 'end'"),
+        ({"video": "../a.mp4"}, "leaves"),
+        ({"video": "http://a/b.mp4"}, "only paths of local files"),
         ({"start": 3, "end": 2}, "is not after start"),
-        ({"video": None}, "'video' is None"),
+        ({"video": 3}, "'video' is 3"),
     ],
 )
 def test_bad_rows_are_named_with_file_and_line(tmp_path, change, message):
@@ -72,7 +81,7 @@ def test_labels_are_the_answers_and_their_ends(tmp_path, tokenizer, processor):
     row = {"video": "a.mp4", "conversations": [{"from": "system", "value": "What colour?"}, *GOOD]}
     (conversation,) = load_conversations(write(tmp_path / "rows.jsonl", row))
     video = processor.slot_prompt(5, 64, 64)
-    ids, labels = encode_conversation(conversation.turns, video, tokenizer)
+    ids, labels = encode_conversation(conversation.turns, [video], tokenizer)
     text = (
         "<|im_start|>system\nWhat colour?<|im_end|>\n"
         f"<|im_start|>user\n{video}\nWhat colour is the circle?<|im_end|>\n"
@@ -94,7 +103,7 @@ def test_labels_are_the_answers_and_their_ends(tmp_path, tokenizer, processor):
 def test_the_prompt_of_training_is_the_prompt_of_asking(tmp_path, tokenizer, processor):
     row = {"video": "a.mp4", "conversations": GOOD[:2]}
     (conversation,) = load_conversations(write(tmp_path / "rows.jsonl", row))
-    ids, labels = encode_conversation(conversation.turns, "<video>", tokenizer)
+    ids, labels = encode_conversation(conversation.turns, ["<video>"], tokenizer)
     prompt = question_prompt("What colour is the circle?")
     asked = tokenizer(prompt)["input_ids"]
     first = next(i for i, label in enumerate(labels) if label != -100)

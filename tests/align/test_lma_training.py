@@ -15,7 +15,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 import train_lma
 from liteframe.align.module import LMAModule
 from liteframe.cli.main import main as liteframe
-from liteframe.data.chat import encode_conversation, load_conversations
+from liteframe.data.chat import encode_conversation
+from liteframe.data.conversation_files import load_conversations
 from liteframe.data.frame_sampling import at_fps
 from liteframe.data.sampler import ClipStream
 from liteframe.data.video_reader import read_frames
@@ -125,8 +126,8 @@ def test_the_loss_is_the_mean_over_the_answer_tokens_of_the_global_batch(train, 
     conversations = load_conversations(world / "toy" / "train.jsonl")
     for index in order:
         conversation = conversations[index]
-        frames = read_frames(conversation.entry.video, at_fps(64, 8, target_fps=8, max_frames=8))
-        ids, labels = encode_conversation(conversation.turns, processor.slot_prompt(8, 64, 64), processor.tokenizer)
+        frames = read_frames(conversation.media[0].files[0], at_fps(64, 8, target_fps=8, max_frames=8))
+        ids, labels = encode_conversation(conversation.turns, [processor.slot_prompt(8, 64, 64)], processor.tokenizer)
         with torch.no_grad():
             pixels = processor.pixels(frames)
             logits = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels).logits[0].double()
