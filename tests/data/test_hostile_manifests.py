@@ -53,11 +53,11 @@ def write(folder, *videos):
 )
 def test_relative_names_do_not_leave_the_folder(world, video, monkeypatch):
     manifest = write(world / "data", "a.mp4", video)
-    with pytest.raises(ValueError, match="leaves the manifest's folder") as caught:
+    with pytest.raises(ValueError, match=r"leaves .*data; write its absolute path") as caught:
         load_manifest(manifest)
     assert f"{manifest}:2" in str(caught.value)
     monkeypatch.chdir(world / "data")
-    with pytest.raises(ValueError, match="leaves the manifest's folder"):
+    with pytest.raises(ValueError, match=r"leaves .*data; write its absolute path"):
         load_manifest("m.jsonl")
 
 
