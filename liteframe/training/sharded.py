@@ -85,7 +85,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_optimizer_state_dict(self.model, plain, options=options)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, plain, options=options)
         order = [name for group in state.get("param_groups", []) for name in group["params"]]
         return _renamed(state, {name: number for number, name in enumerate(order)}) if self.is_global_zero else {}
 
