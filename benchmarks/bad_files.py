@@ -85,13 +85,13 @@ def train(folder: Path, *, files: int, epochs: int, workers: int, part: float = 
         kinds[broken[row["path"]]][row["kind"]] += 1
     return {
         "files": files, "broken": len(broken), "epochs": epochs, "workers": workers, "steps_per_epoch": steps,
-        "steps": report["steps"], "seconds": round(seconds, 1), "data": report["data"],
+        "steps": report["steps"], "seconds": round(seconds, 1), "data": report["data"] | {"videos": manifest.name},
         "listed": len({row["path"] for row in listed}),
         "not_listed": sorted(set(broken) - {row["path"] for row in listed}),
         "max_failure_rate": 1.6 * part,
         "ways": {way: {"files": Counter(broken.values())[way], "kinds": dict(found)} for way, found in kinds.items()},
         "memory": [summary(samples.rows, role, steps, epochs) for role in ROLES],
-        "samples": samples.rows, "environment": environment(torch.device("cpu")),
+        "samples": samples.rows, "environment": environment(torch.device("cpu")) | {"command": "python benchmarks/bad_files.py"},
     }  # fmt: skip
 
 
