@@ -16,6 +16,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 
 OTHER = "other"
+# In the order of a step.
+PARTS = (
+    "data", "transfer", "teacher", "pooling", "student", "forward", "backward", "communication", "optimizer", "logging",
+    OTHER,
+)  # fmt: skip
 # Lightning's names of actions end so.
 ACTIONS = {
     "train_dataloader_next": "data",

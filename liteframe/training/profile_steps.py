@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
-from liteframe.training.profile_ranges import Communication, DeviceClock, HostClock, RangeProfiler
+from liteframe.training.profile_ranges import PARTS, Communication, DeviceClock, HostClock, RangeProfiler
 
-WARMUP_STEPS = 5
+WARMUP_STEPS = 3
 TRACED_STEPS = 2
 
 
@@ -101,13 +101,13 @@ class Rehearsal(Callback):
         if trainer.world_size > 1:
             parts["communication"] = exposed
             parts["backward"] = parts.get("backward", 0.0) - exposed
-        names = sorted(parts)
-        values = torch.tensor([seconds, *(parts[name] for name in names)], device=device)
+        # A rank that got no clip has seen fewer parts.
+        values = torch.tensor([seconds, *(parts.get(part, 0.0) for part in PARTS)], device=device)
         mean = trainer.strategy.reduce(values, reduce_op="mean").tolist()
         self.measurement = Measurement(
             steps=self.steps,
             seconds=mean[0],
-            parts=dict(zip(names, mean[1:], strict=True)),
+            parts={part: spent for part, spent in zip(PARTS, mean[1:], strict=True) if spent},
             clock="device" if device.type == "cuda" else "host",
             peak_bytes=peak_bytes(device),
             trace=self.trace,
