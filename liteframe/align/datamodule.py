@@ -35,7 +35,7 @@ class ChatDataModule(LightningDataModule):
         workers: processes that decode; 0 decodes in the training process's own turn.
         deadline: seconds that reading one file may take.
         max_failure_rate: part of conversations that may fail before the run stops.
-        group_by_length: put conversations of similar length into a batch and on the ranks of a step.
+        group_by_length: let the ranks take conversations of similar length at a time, out of those of the step.
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
             frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
         seed: seed of order and draws.
@@ -104,7 +104,8 @@ class ChatDataModule(LightningDataModule):
             self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
             deadline=self.deadline, known=self.known,
         )  # fmt: skip
-        stream_class = partial(GroupedStream, length=dataset.length) if self.group_by_length else ClipStream
+        grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
+        stream_class = grouped if self.group_by_length else ClipStream
         stream = stream_class(
             len(dataset),
             self.micro_batch_size,

@@ -1,4 +1,4 @@
-"""Batches of conversations of similar length, so that no rank and no row of a batch waits for a much longer one."""
+"""Turns of conversations of similar length, so that no rank and no row of a batch waits for a much longer one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,36 +7,30 @@ import numpy as np
 
 from liteframe.data.sampler import ClipStream, Key
 
-# Global micro-batches that are sorted among each other: more groups better, fewer mixes better.
-WINDOW = 16
-
 
 class GroupedStream(ClipStream):
-    """A ClipStream whose neighbours are about as long as each other.
+    """A ClipStream whose steps are sorted by length.
 
-    The epoch's random order is cut into windows of WINDOW micro-batches of all ranks, sorted by length within a
-    window, and the micro-batches of a window are shuffled again. It is still a pure function of seed and position.
+    Which samples make an optimizer step is the ClipStream's choice; within the step the shorter ones come first, so
+    that what the ranks take at the same time is about as long. It is still a pure function of seed and position, and
+    a step is the same however many ranks and turns share it.
 
     Args:
         *args: as ClipStream.
+        step: samples in an optimizer step, over all ranks and turns.
         length: of the sample with a key, in tokens, roughly.
         **kwargs: as ClipStream.
     """
 
-    def __init__(self, *args: Any, length: Callable[[Key], float], **kwargs: Any):
+    def __init__(self, *args: Any, step: int, length: Callable[[Key], float], **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.length = length
+        self.step, self.length = step, length
 
     def order(self, epoch: int) -> np.ndarray:
-        """See ClipStream."""
+        """See ClipStream. A step that two epochs share is sorted in two parts."""
         order = super().order(epoch)
         lengths = np.array([self.length((epoch, int(index))) for index in order])
-        group = self.batch_size * self.world_size
-        rng = np.random.default_rng([self.seed, epoch, 1])
-        parts = []
-        for start in range(0, len(order), WINDOW * group):
-            window = slice(start, start + WINDOW * group)
-            ranked = order[window][np.argsort(lengths[window], kind="stable")]
-            groups = [ranked[i : i + group] for i in range(0, len(ranked), group)]
-            parts += [groups[i] for i in rng.permutation(len(groups))]
-        return np.concatenate(parts)
+        # Steps begin at multiples of `step` in the stream of all epochs.
+        begun = epoch * self.videos // self.step
+        within = (epoch * self.videos + np.arange(self.videos)) // self.step - begun
+        return order[np.lexsort((lengths, within))]

@@ -183,6 +183,7 @@ def test_bad_images_are_failures_not_other_images(files, processor, tmp_path, na
 def test_grouped_batches_hold_every_sample_once_and_waste_less():
     lengths = np.random.default_rng(0).integers(10, 1000, 512)
     settings = {"seed": 3, "rank": 0, "world_size": 2}
+    by_length = {"step": 128, "length": lambda key: lengths[key[1]]}
 
     def batches(stream):
         return [stream.batch(number) for number in range(64)]
@@ -194,14 +195,28 @@ def test_grouped_batches_hold_every_sample_once_and_waste_less():
 
     seen, wasted = [], {}
     for rank in (0, 1):
-        grouped = batches(GroupedStream(512, 4, 64, length=lambda key: lengths[key[1]], **{**settings, "rank": rank}))
+        grouped = batches(GroupedStream(512, 4, 64, **by_length, **{**settings, "rank": rank}))
         plain = batches(ClipStream(512, 4, 64, **{**settings, "rank": rank}))
         seen += [index for batch in grouped for _, index in batch]
         wasted = {"grouped": padding(grouped), "plain": padding(plain)}
     assert sorted(seen) == list(range(512))
     assert wasted["grouped"] < 0.2 * wasted["plain"]
-    first = GroupedStream(512, 4, 64, length=lambda key: lengths[key[1]], **settings)
-    assert batches(first) == batches(GroupedStream(512, 4, 64, length=lambda key: lengths[key[1]], **settings))
+    first = GroupedStream(512, 4, 64, **by_length, **settings)
+    assert batches(first) == batches(GroupedStream(512, 4, 64, **by_length, **settings))
+
+
+@pytest.mark.parametrize(("micro", "ranks"), [(6, 1), (1, 2), (3, 2)])
+def test_a_step_of_grouped_samples_is_the_same_however_it_is_divided(micro, ranks):
+    """Eleven samples in steps of six: a step that two epochs share is the plain stream's too."""
+    lengths = np.random.default_rng(1).integers(10, 1000, 11)
+    by_length = {"step": 6, "length": lambda key: lengths[key[1]]}
+    parts = [GroupedStream(11, micro, 1, seed=3, rank=rank, world_size=ranks, **by_length) for rank in range(ranks)]
+    turns = 6 // (micro * ranks)
+    plain = ClipStream(11, 6, 1, seed=3)
+    for step in range(6):
+        keys = [key for turn in range(step * turns, (step + 1) * turns) for part in parts for key in part.batch(turn)]
+        assert sorted(keys) == sorted(plain.batch(step))
+        assert keys == sorted(keys, key=lambda key: (key[0], lengths[key[1]]))
 
 
 def test_preview_shows_what_is_learned(files, vlm, encoder, processor, tmp_path, capsys):
