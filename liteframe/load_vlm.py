@@ -34,6 +34,8 @@ from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import LiteFrameVlm, Vlm, attach_encoder
 from liteframe.models.weight_index import check_weight_index
 
+# In the names of the weights that PEFT saves with an adapter.
+ADAPTER_MARKS = (".lora_", ".modules_to_save.")
 CLASSES = {
     "internvl": InternVLForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
@@ -173,10 +175,10 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """A hash of all parameters that are not trained, by name and bits."""
+    """A hash of all parameters that are not trained and belong to no adapter, by name and bits."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS):
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -87,10 +87,7 @@ def _check_base(model: PeftModel, parts: Parts) -> None:
     noted = parts.adapter_report.get("frozen_weights_sha256")
     if noted is None:
         return
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name or ".modules_to_save." in name)
-    digest = frozen_digest(model)
-    model.requires_grad_(False)
+    digest = frozen_digest(model.requires_grad_(False))
     if digest != noted:
         raise ValueError(
             f"{parts.adapter} was trained on other weights than those of {parts.vlm} with {parts.encoder} "

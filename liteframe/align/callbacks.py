@@ -83,6 +83,7 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
         "lora_layers": len(adapted_layers(module.model)),
         "train_projector": module.train_projector,
         "train_encoder": module.train_encoder,
+        "init_adapter": module.init_adapter,
         "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "frozen_weights_sha256": module.frozen_digest,
         "precision": str(trainer.precision),

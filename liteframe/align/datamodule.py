@@ -16,7 +16,7 @@ from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, c
 from liteframe.align.grouping import GroupedStream
 from liteframe.data.chat import Conversation
 from liteframe.data.conversation_files import check_files, load_conversations
-from liteframe.data.datamodule import divide_batch, ignore_stop_signals
+from liteframe.data.datamodule import divide_batch
 from liteframe.data.failures import FailureTally
 from liteframe.data.processor import LiteFrameProcessor
 from liteframe.data.sampler import ClipStream
@@ -122,7 +122,7 @@ class ChatDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=serve_parent,
             # A batch takes no longer than probing and reading each of its files; a dead worker must not hang the run.
             timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
             # The loader would draw from the global generator, which LoRA's dropout uses.

@@ -1,9 +1,13 @@
 """LoRA on the language model and nothing else, and the proof of it."""
 
+import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
 from liteframe.models.video_llm import LiteFrameVlm
@@ -40,30 +44,79 @@ def add_lora(
     *,
     train_projector: bool = False,
     train_encoder: bool = False,
+    start_from: str | os.PathLike[str] | None = None,
 ) -> PeftModel:
     """Freeze `model` and put trainable LoRA layers on its language model.
 
     A projector or encoder that is trained too is copied and saved with the adapter; what is trained is float32.
 
+    Args:
+        model: a Video LLM with a LiteFrame encoder.
+        settings: of the LoRA layers.
+        train_projector: train the projector as a whole.
+        train_encoder: train the encoder as a whole.
+        start_from: folder of an adapter to continue; a projector or encoder in it that is not trained is kept frozen.
+
     Raises:
-        ValueError: the language model lacks the layers that LoRA is meant for, or a layer elsewhere matched.
+        ValueError: the language model lacks the layers that LoRA is meant for, a layer elsewhere matched, or the
+            adapter to start from has other layers or another rank.
     """
     expected = language_model_layers(model)
     trained_whole = [name for name, wanted in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if wanted]
+    held = _whole_parts(start_from)
+    kept = [name for name in held if name not in trained_whole]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, a float is as good
         lora_dropout=settings.dropout,
         target_modules=PATTERN,
-        modules_to_save=trained_whole or None,
+        modules_to_save=[*trained_whole, *kept] or None,
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
+    if start_from is not None:
+        _load(adapted, Path(start_from), fresh=[name for name in trained_whole if name not in held])
+    for name, parameter in adapted.named_parameters():
+        if any(f".{part}.modules_to_save." in name for part in kept):
+            parameter.requires_grad_(False)
     _check_scope(adapted, expected, trained_whole)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _whole_parts(adapter: str | os.PathLike[str] | None) -> list[str]:
+    """The parts that an adapter holds as a whole."""
+    if adapter is None:
+        return []
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file():
+        raise ValueError(f"{adapter} is not an adapter folder: it has no adapter_config.json")
+    return json.loads(path.read_text(encoding="utf-8")).get("modules_to_save") or []
+
+
+def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
+    """Load an adapter's weights into a model that has the same layers, and the `fresh` parts besides."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {adapter} is not an adapter saved with safetensors")
+    found = load_file(path)
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: tensor for name, tensor in own.items() if not any(f".{part}." in name for part in fresh)}
+    problems = [f"lacks {name}" for name in wanted if name not in found]
+    problems += [f"has {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"the adapter {adapter} does not fit this run: it {problems[0]} ({len(problems)} differences); "
+            "use the same Video LLM, encoder and lora.rank"
+        )
+    set_peft_model_state_dict(model, own | found)
 
 
 def language_model_layers(model: nn.Module) -> list[str]:

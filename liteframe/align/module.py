@@ -11,7 +11,7 @@ from torch import Tensor
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.features import FeatureCache
-from liteframe.align.lora import LoraSettings, add_lora, describe
+from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.data.chat import template_warning
 from liteframe.load_vlm import frozen_digest, load_video_llm
@@ -31,6 +31,9 @@ class LMAModule(GuardedModule):
         lora: the low-rank update.
         train_projector: train InternVL's projector too.
         train_encoder: train the encoder too.
+        encoder_lr_ratio: learning rate of a trained encoder as a part of `optimizer.lr` (1/5 in LLaVA-OneVision,
+            arXiv 2408.03326).
+        init_adapter: folder of an adapter to go on from, of a run with the same `vlm`, `encoder` and `lora`.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
         optimizer: AdamW and its schedule.
@@ -44,12 +47,17 @@ class LMAModule(GuardedModule):
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - shown as the default in --help, never changed
         train_projector: bool = False,
         train_encoder: bool = False,
+        encoder_lr_ratio: float = 0.2,
+        init_adapter: str | None = None,
         gradient_checkpointing: bool = False,
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
     ):
         super().__init__(guard)
-        self.vlm, self.encoder, self.lora = vlm, encoder, lora
+        if not 0 < encoder_lr_ratio <= 1:
+            raise ValueError(f"model.encoder_lr_ratio is {encoder_lr_ratio}; it must lie in (0, 1]")
+        self.vlm, self.encoder, self.lora, self.init_adapter = vlm, encoder, lora, init_adapter
+        self.encoder_lr_ratio = encoder_lr_ratio
         self.train_projector, self.train_encoder = train_projector, train_encoder
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings = optimizer
@@ -68,7 +76,13 @@ class LMAModule(GuardedModule):
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
             model.model.vision_tower.encoder.checkpoint_activations()
-        self.model = add_lora(model, self.lora, train_projector=self.train_projector, train_encoder=self.train_encoder)
+        self.model = add_lora(
+            model,
+            self.lora,
+            train_projector=self.train_projector,
+            train_encoder=self.train_encoder,
+            start_from=self.init_adapter,
+        )
         # Lightning leaves modes as they are, and transformers checkpoints activations in training mode only.
         self.model.train()
         if self.gradient_checkpointing:
@@ -82,9 +96,9 @@ class LMAModule(GuardedModule):
             print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, cosine."""
+        """AdamW, linear warm-up, cosine; a trained encoder learns more slowly."""
         steps = total_steps(self.trainer)
-        return configure_adamw(self.model, self.optimizer_settings, steps)
+        return configure_adamw(self.model, self.optimizer_settings, steps, {ENCODER: self.encoder_lr_ratio})
 
     def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
@@ -169,11 +183,11 @@ class LMAModule(GuardedModule):
         Raises:
             ValueError: the Video LLM or the encoder is not the one that the run started with.
         """
+        super().on_load_checkpoint(checkpoint)
         if checkpoint["frozen_digest"] != self.frozen_digest:
             raise ValueError(
                 f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
             )
-        super().on_load_checkpoint(checkpoint)
 
     def _longest(self, data: ChatDataModule) -> str:
         """How long the longest video is in tokens, before the run finds out."""

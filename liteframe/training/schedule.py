@@ -1,7 +1,9 @@
 """AdamW with decay where it belongs, and a learning rate that warms up and then follows a cosine."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -38,21 +40,28 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{name} is {value}; it is out of range")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, settings: OptimizerSettings, slower: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Decay for the weights of linear layers and of the patch embedding, none for the rest; frozen ones left out.
 
     Norms, biases, LayerScale and positions are scales and offsets; depthwise temporal kernels start as the identity or
     the mean, and decay would pull them away from it.
+
+    Args:
+        model: its trained parameters are grouped.
+        settings: learning rate and weight decay.
+        slower: name of a part of the model -> its learning rate as a part of `settings.lr`.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if id(parameter) in matrices]
-    others = [parameter for parameter in trained if id(parameter) not in matrices]
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            ratio = next((r for part, r in (slower or {}).items() if part in name.split(".")), 1.0)
+            decay = settings.weight_decay if id(parameter) in matrices else 0.0
+            groups.setdefault((settings.lr * ratio, decay), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda group: group[0], reverse=True)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in ordered]
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) -> float:
@@ -63,9 +72,11 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) ->
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def configure_adamw(model: nn.Module, settings: OptimizerSettings, total_steps: int) -> dict[str, object]:
-    """What `LightningModule.configure_optimizers` returns."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas)
+def configure_adamw(
+    model: nn.Module, settings: OptimizerSettings, total_steps: int, slower: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What `LightningModule.configure_optimizers` returns; `slower` as in parameter_groups."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings, slower), lr=settings.lr, betas=settings.betas)
     warmup = min(settings.warmup_steps, total_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

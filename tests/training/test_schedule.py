@@ -14,7 +14,7 @@ CONFIG = LiteFrameConfig(dim=16, depth=2, heads=2, patch_size=8, image_size=32, 
 def test_decay_for_matrices_only():
     student = LiteFrameEncoder(CONFIG)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
-    decayed, others = parameter_groups(student, 0.05)
+    decayed, others = parameter_groups(student, OptimizerSettings(weight_decay=0.05))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert {names[id(p)].removeprefix("blocks.0.").removeprefix("blocks.1.") for p in decayed["params"]} == {
         "patch_embed.weight", "head.weight", "attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"
@@ -28,7 +28,7 @@ def test_decay_for_matrices_only():
 def test_frozen_parameters_are_left_out():
     layer = torch.nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    assert [len(group["params"]) for group in parameter_groups(layer, 0.1)] == [1]
+    assert [len(group["params"]) for group in parameter_groups(layer, OptimizerSettings(weight_decay=0.1))] == [1]
 
 
 def test_shape_of_the_schedule():
