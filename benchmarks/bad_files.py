@@ -91,7 +91,8 @@ def train(folder: Path, *, files: int, epochs: int, workers: int, part: float = 
         "max_failure_rate": 1.6 * part,
         "ways": {way: {"files": Counter(broken.values())[way], "kinds": dict(found)} for way, found in kinds.items()},
         "memory": [summary(samples.rows, role, steps, epochs) for role in ROLES],
-        "samples": samples.rows, "environment": environment(torch.device("cpu")) | {"command": "python benchmarks/bad_files.py"},
+        "samples": samples.rows,
+        "environment": {**environment(torch.device("cpu")), "command": "python benchmarks/bad_files.py"},
     }  # fmt: skip
 
 

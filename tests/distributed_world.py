@@ -46,11 +46,6 @@ def documented(line, changes, config, run, *more):
     return [*words, *map(str, more)]
 
 
-def torchrun(*command):
-    """Two processes by torchrun, on a free port."""
-    return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--", *command)
-
-
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

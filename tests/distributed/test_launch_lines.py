@@ -1,8 +1,6 @@
-"""The other lines of docs/many_gpus.md, with two processes each, started at once."""
+"""The job of docs/many_gpus.md, its two tasks started as SLURM does."""
 
 from distributed_world import documented, finish, free_port, report, start
-
-SHORT = ["--trainer.max_steps", 1]
 
 
 def slurm(rank, port):
@@ -14,15 +12,13 @@ def slurm(rank, port):
     }  # fmt: skip
 
 
-def test_one_machine_and_slurm(config, tmp_path):
+def test_slurm(config, tmp_path):
     port = free_port()
-    one_machine = documented("torchrun --standalone", {"8": 2}, config, tmp_path / "torchrun", *SHORT)
-    tasks = documented("srun", {"8": 2, "2": 1}, config, tmp_path / "slurm", *SHORT)
-    processes = [start(*one_machine), *(start(*tasks, **slurm(rank, port)) for rank in range(2))]
-    errors = [finish(process) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], errors
-    for run in ("torchrun", "slurm"):
-        # The first batch of four clips, and six for the statistics, however they are divided; three are held out.
-        data = report(tmp_path / run)["data"]
-        assert data["batch_size"] == 4
-        assert data["clips_read"] + data["clips_failed"] == 4 + 6 + 2 * 3
+    task = documented("srun", {"8": 2, "2": 1}, config, tmp_path / "run", "--trainer.max_steps", 1)
+    tasks = [start(*task, **slurm(rank, port)) for rank in range(2)]
+    errors = [finish(process) for process in tasks]
+    assert [process.returncode for process in tasks] == [0, 0], errors
+    # Two processes share a batch of four clips, six for the statistics, and three held out (with the average and not).
+    data = report(tmp_path / "run")["data"]
+    assert data["batch_size"] == 4
+    assert data["clips_read"] + data["clips_failed"] == 4 + 6 + 2 * 3

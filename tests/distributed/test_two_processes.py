@@ -13,7 +13,6 @@ from distributed_world import (
     free_port,
     report,
     start,
-    torchrun,
 )
 from safetensors.torch import load_file
 
@@ -63,7 +62,8 @@ def together(config, chat, videos, one_rank_broken, tmp_path_factory):
         ctd("too_many", "ddp", *one_rank_broken, "--data.max_failure_rate", 0.05),
     ]
     (folder / "plan.json").write_text(json.dumps(plan))
-    process = torchrun(MANY_RUNS, folder / "plan.json")
+    torchrun = documented("torchrun --standalone", {"8": 2}, config, folder)
+    process = start(*torchrun[: torchrun.index("--") + 1], MANY_RUNS, folder / "plan.json")
     errors = finish(process)
     assert process.returncode == 0, errors
     codes = [[json.loads((folder / f"plan.{number}.{rank}.json").read_text()) for rank in range(2)]
