@@ -1,6 +1,6 @@
 """Does a run survive SIGKILL? Kills real processes at random moments and writes survival.json and survival.md.
 
-python benchmarks/survival.py [--kills 20] [--save-kills 100] [--seed 0] [-o benchmarks/survival]
+python benchmarks/survival.py [--kills 20] [--save-kills 100] [--cache-kills 10] [--seed 0] [-o benchmarks/survival]
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from survival_cache import kill_building
 from survival_saves import kill_saves, save_plainly, save_safely
 from survival_training import STEPS, Run, Setting, compare, finish, kill_once, write_world
 
@@ -54,7 +55,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Kills survived",
         "",
         f"Made by `python benchmarks/survival.py --kills {result['kills']} --save-kills {result['save_kills']} "
-        f"--seed {result['seed']}` on {result['date'][:10]}: {result['device']}, {result['cores']} cores, "
+        f"--cache-kills {result['cache']['kills']} --seed {result['seed']}` on {result['date'][:10]}: {result['device']}, {result['cores']} cores, "
         f"Python {result['python']}, torch {result['versions']['torch']}, lightning {result['versions']['lightning']}; "
         f"{result['seconds']:.0f} s.",
         "",
@@ -89,7 +90,13 @@ def markdown(result: dict[str, Any]) -> str:
         f"| {row['how']} | {row['kills']} | {row['unreadable']} | {row['lost']} | {row['left_over']} |"
         for row in result["saves"]
     ]
+    cache = result["cache"]
     lines += [
+        "",
+        "## Building a target cache",
+        "",
+        f"{cache['kills']} kills while caches of {cache['shards']} shards (int8, with frames) were built: of "
+        f"{cache['caches']} caches, {cache['differences']} differ in any byte from one that was built in one go.",
         "",
         "SIGKILL leaves the page cache alive: what is flushed before a rename, which matters when the power fails, is "
         "checked by a test, not by this page.",
@@ -103,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of training runs, over all settings")
     parser.add_argument("--save-kills", type=int, default=100)
+    parser.add_argument("--cache-kills", type=int, default=10, help="while a target cache is built")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_suffix(""))
     options = parser.parse_args()
@@ -116,15 +124,22 @@ def main() -> None:
                 ("torch.save", options.save_kills // 5, save_plainly),
             )
         ]
+        cache = kill_building(Path(folder) / "cache", options.cache_kills, options.seed)
         training = kill_training(Path(folder) / "training", options.kills, options.seed)
     result = {
         "kills": options.kills, "save_kills": options.save_kills, "seed": options.seed, "training": training,
-        "saves": saves, "seconds": round(time.monotonic() - began, 1), "cores": os.cpu_count(),
+        "saves": saves, "cache": cache, "seconds": round(time.monotonic() - began, 1), "cores": os.cpu_count(),
         **environment(torch.device("cpu")),
+        "command": "python benchmarks/survival.py",
     }  # fmt: skip
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     options.output.with_suffix(".md").write_text(markdown(result))
-    failed = [row for row in training if row["differences"]] or saves[0]["unreadable"] or saves[0]["lost"]
+    failed = (
+        [row for row in training if row["differences"]]
+        or saves[0]["unreadable"]
+        or saves[0]["lost"]
+        or cache["differences"]
+    )
     raise SystemExit(f"not everything survived: {failed}" if failed else 0)
 
 

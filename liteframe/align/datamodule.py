@@ -20,6 +20,7 @@ from liteframe.data.datamodule import divide_batch
 from liteframe.data.failures import FailureTally
 from liteframe.data.processor import LiteFrameProcessor
 from liteframe.data.sampler import ClipStream
+from liteframe.data.worker import serve_parent
 
 
 class ChatDataModule(LightningDataModule):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from liteframe.data.failures import FailureTally
 from liteframe.data.manifest import VideoEntry, list_digest, load_manifest
 from liteframe.data.sampler import ClipStream, FirstClips, FixedBatches, Key
 from liteframe.data.split import hold_out
+from liteframe.data.worker import serve_parent
 
 
 class ClipDataModule(LightningDataModule):
@@ -238,7 +238,7 @@ class ClipDataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=persistent and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=serve_parent,
             # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
             timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
             # The loader would draw from the global generator, and its state would depend on how often it was restarted.
@@ -264,12 +264,3 @@ def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) ->
             f"the nearest that fits is {max(1, round(batch_size / (micro * devices))) * micro * devices}"
         )
     return micro, batch_size // (micro * devices)
-
-
-def ignore_stop_signals(worker: int) -> None:
-    """Ctrl-C and SLURM's signals reach every process of a job; only the training process decides what they mean.
-
-    A worker ends when the training process says so or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 from typing import IO, Any
 
@@ -14,18 +12,14 @@ import numpy as np
 from liteframe.data import video_reader
 from liteframe.data.decode_process import LENGTH
 from liteframe.data.video_types import VideoError
-
-_PR_SET_PDEATHSIG = 1
+from liteframe.data.worker import serve_parent
 
 
 def main() -> None:
     """Entry; the only argument is the parent's process id."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # these reach whole jobs; they are the parent's
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(sys.argv[1]):
-            return  # the parent died before the call
+    serve_parent()
+    if os.getppid() != int(sys.argv[1]):
+        return  # the parent died before the call
     # Libraries that print to stdout must not write into the protocol: they get stderr instead.
     answers = os.dup(1)
     os.dup2(2, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from liteframe.data.clips import Clip, FrameFormat, RawBatch, collate_clips
 from liteframe.data.datamodule import ClipDataModule
 from liteframe.data.sampler import ClipStream, FirstClips, Key
 from liteframe.data.video_types import VideoError
+from liteframe.data.worker import serve_parent
 from liteframe.distill.run_settings import RunSettings
 from liteframe.distill.speed import compile_blocks, prepare_teacher
 from liteframe.distill.student_setup import check_grids
@@ -130,7 +130,7 @@ class CacheJob:
             collate_fn=_collate,
             num_workers=data.workers,
             pin_memory=self.fabric.device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=serve_parent,
             # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
             timeout=(2 * data.deadline * self.clips_at_once + 60) if data.workers else 0,
             generator=torch.Generator(),
@@ -174,8 +174,3 @@ def _collate(items: Sequence[Clip | VideoError]) -> ClipFacts:
         {"failure": item.to_dict()} if isinstance(item, VideoError) else {"view": item.view.to_dict()} for item in items
     ]
     return ClipFacts(collate_clips(items), facts)
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main process decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -135,7 +135,8 @@ class GuardedModule(LightningModule):
             ValueError: the trained weights do not fit this module's.
         """
         # A strategy that loads shards has taken the weights out by now, and has compared them itself.
-        if problems := weight_misfits(checkpoint.get("state_dict", {}) or self.state_dict(), self.state_dict()):
+        found = checkpoint.get("state_dict")
+        if found and (problems := weight_misfits(found, self.state_dict())):
             raise ValueError(
                 f"--resume: the checkpoint does not fit this model: {problems}. Restore the model settings in the "
                 "run's config.yaml, or start another run with --init_from"

@@ -192,6 +192,10 @@ def test_resume_refuses_other_data_and_other_weights(train, world, tmp_path):
     train(tmp_path / "run", *SMALL)
     with pytest.raises(ValueError, match="frames was"):
         train(tmp_path / "run", *SMALL, "--data.frames", "[4]", "--resume", "--trainer.max_steps", "3")
+    with pytest.raises(ValueError, match=r"lora_A\S* has shape \[4, .* instead of \[8, "):
+        train(tmp_path / "run", *SMALL, "--model.lora.rank", "8", "--resume", "--trainer.max_steps", "3")
+    with pytest.raises(ValueError, match=r"missing model\.\S*multi_modal_projector"):
+        train(tmp_path / "run", *SMALL, "--model.train_projector", "true", "--resume", "--trainer.max_steps", "3")
     LiteFrameEncoder.from_pretrained(world / "encoder").save_pretrained(tmp_path / "other")
     other = LiteFrameEncoder.from_pretrained(tmp_path / "other")
     with torch.no_grad():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from liteframe.data.datamodule import ignore_stop_signals
+from liteframe.data.worker import serve_parent
 from liteframe.training.signals import STOP_SIGNALS, StopRequest
 
 
@@ -85,7 +85,7 @@ def test_workers_and_decoders_outlive_the_signals_of_their_job():
     """SLURM signals every process of a job; a dead worker would end the run before it could save."""
     child = os.fork()
     if child == 0:
-        ignore_stop_signals(0)
+        serve_parent()
         for number in STOP_SIGNALS:
             os.kill(os.getpid(), number)
         os._exit(7)
