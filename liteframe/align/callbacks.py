@@ -28,7 +28,7 @@ class AdapterSaver(Callback):
         assert isinstance(pl_module, LMAModule)
         if not trainer.is_global_zero:
             return
-        if frozen_digest(pl_module.model) != pl_module.frozen_digest:
+        if frozen_digest(pl_module.model) != pl_module.held_digest:
             raise RuntimeError("frozen weights have changed during training; nothing was saved")
         run = RunFolder(trainer.default_root_dir)
         temporary = run.path / f".adapter.{os.getpid()}.tmp"
@@ -84,6 +84,7 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
         "train_projector": module.train_projector,
         "train_encoder": module.train_encoder,
         "init_adapter": module.init_adapter,
+        "quantize": module.quantize,
         "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "frozen_weights_sha256": module.frozen_digest,
         "precision": str(trainer.precision),

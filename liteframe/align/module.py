@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from liteframe.align.dataset import ChatBatch
 from liteframe.align.features import FeatureCache
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
+from liteframe.align.quantise import quantise_frozen
 from liteframe.data.chat import template_warning
 from liteframe.load_vlm import frozen_digest, load_video_llm
 from liteframe.training.guard import GuardSettings
@@ -34,6 +35,7 @@ class LMAModule(GuardedModule):
         encoder_lr_ratio: learning rate of a trained encoder as a part of `optimizer.lr` (1/5 in LLaVA-OneVision,
             arXiv 2408.03326).
         init_adapter: folder of an adapter to go on from, of a run with the same `vlm`, `encoder` and `lora`.
+        quantize: "nf4" holds the language model's frozen layers in 4 bits (bitsandbytes), for small GPUs.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
         optimizer: AdamW and its schedule.
@@ -49,6 +51,7 @@ class LMAModule(GuardedModule):
         train_encoder: bool = False,
         encoder_lr_ratio: float = 0.2,
         init_adapter: str | None = None,
+        quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
@@ -57,12 +60,12 @@ class LMAModule(GuardedModule):
         if not 0 < encoder_lr_ratio <= 1:
             raise ValueError(f"model.encoder_lr_ratio is {encoder_lr_ratio}; it must lie in (0, 1]")
         self.vlm, self.encoder, self.lora, self.init_adapter = vlm, encoder, lora, init_adapter
-        self.encoder_lr_ratio = encoder_lr_ratio
+        self.encoder_lr_ratio, self.quantize = encoder_lr_ratio, quantize
         self.train_projector, self.train_encoder = train_projector, train_encoder
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings = optimizer
         self.cache: FeatureCache | None = None
-        self.frozen_digest = ""
+        self.frozen_digest = self.held_digest = ""  # of the weights as loaded, and as they are held
         self._window: list[AnswerLoss] = []
 
     def configure_model(self) -> None:
@@ -89,7 +92,10 @@ class LMAModule(GuardedModule):
             model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         if data.cache_features:
             self.cache = data.known = FeatureCache()
-        self.frozen_digest = frozen_digest(self.model)
+        self.frozen_digest = self.held_digest = frozen_digest(self.model)
+        if self.quantize == "nf4":
+            quantise_frozen(self.model)
+            self.held_digest = frozen_digest(self.model)
         longest = self._longest(data)
         lines = [describe(self.model), longest, template_warning(data.processor)]
         if self.trainer.is_global_zero:

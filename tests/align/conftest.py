@@ -1,15 +1,23 @@
 """A tiny InternVL with random weights, its processor, and a LiteFrame encoder that fits it."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from ctd_world import write_video
+from vlm_world import make_internvl
 
+import train_lma
 from liteframe.data.processor import LiteFrameInternVLProcessor
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import attach_encoder
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
+QUESTION = "What colour is the circle?"
 ENCODER = LiteFrameConfig(
     dim=24,
     depth=3,
@@ -70,3 +78,51 @@ def frames():
 @pytest.fixture(scope="session")
 def prompt():
     return "<|im_start|>user\n<video>\nwhat colour is the circle?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="session")
+def lma_world(tmp_path_factory):
+    """A small InternVL, an encoder, three videos and a text, and the YAML of a run of two steps on them."""
+    folder = tmp_path_factory.mktemp("stages")
+    make_internvl(folder / "vlm")
+    torch.manual_seed(1)
+    config = LiteFrameConfig(
+        dim=16, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128, mlp_dim=32,
+        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
+    )  # fmt: skip
+    LiteFrameEncoder(config).save_pretrained(folder / "encoder")
+    rows = []
+    for number, word in enumerate(("red", "blue", "green")):
+        write_video(folder / f"{number}.mp4", frames=10, fps=8, seed=number)
+        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": word}]
+        rows.append({"video": f"{number}.mp4", "conversations": turns})
+    rows.append({"conversations": [{"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "red"}]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "seed_everything": 0,
+        "run": str(folder / "unused"),
+        "model": {
+            "vlm": str(folder / "vlm"),
+            "encoder": str(folder / "encoder"),
+            "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
+            "optimizer": {"lr": 0.01, "warmup_steps": 0, "weight_decay": 0.0},
+        },
+        "data": {
+            "conversations": str(folder / "rows.jsonl"), "frames": [8], "fps": [8.0, 8.0], "batch_size": 2,
+            "micro_batch_size": 1, "workers": 0,
+        },
+        "trainer": {"max_steps": 2, "accelerator": "cpu"},
+    }  # fmt: skip
+    (folder / "lma.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run train_lma.py."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_lma.py", *map(str, arguments)])
+        train_lma.main()
+
+    return run

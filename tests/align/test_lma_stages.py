@@ -1,77 +1,27 @@
 """Going on from an adapter, learning rates by part, and stages in a file."""
 
 import json
-import sys
 
 import pytest
 import torch
 import yaml
-from ctd_world import ROOT, write_video
+from ctd_world import ROOT
 from safetensors.torch import load_file
-from vlm_world import make_internvl
 
-import train_lma
 from liteframe.align.module import LMAModule
 from liteframe.align.stages import load_stages
 from liteframe.cli.main import main
 from liteframe.data.chat import question_prompt
 from liteframe.load_vlm import load_adapter, load_video_llm
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
 
 QUESTION = "What colour is the circle?"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stages")
-    make_internvl(folder / "vlm")
-    torch.manual_seed(1)
-    config = LiteFrameConfig(
-        dim=16, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128, mlp_dim=32,
-        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-    )  # fmt: skip
-    LiteFrameEncoder(config).save_pretrained(folder / "encoder")
-    rows = []
-    for number, word in enumerate(("red", "blue", "green")):
-        write_video(folder / f"{number}.mp4", frames=10, fps=8, seed=number)
-        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": word}]
-        rows.append({"video": f"{number}.mp4", "conversations": turns})
-    rows.append({"conversations": [{"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "red"}]})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "seed_everything": 0,
-        "run": str(folder / "unused"),
-        "model": {
-            "vlm": str(folder / "vlm"),
-            "encoder": str(folder / "encoder"),
-            "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
-            "optimizer": {"lr": 0.01, "warmup_steps": 0, "weight_decay": 0.0},
-        },
-        "data": {
-            "conversations": str(folder / "rows.jsonl"), "frames": [8], "fps": [8.0, 8.0], "batch_size": 2,
-            "micro_batch_size": 1, "workers": 0,
-        },
-        "trainer": {"max_steps": 2, "accelerator": "cpu"},
-    }  # fmt: skip
-    (folder / "lma.yaml").write_text(yaml.safe_dump(settings))
-    return folder
-
-
-@pytest.fixture
-def run(monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_lma.py", *map(str, arguments)])
-        train_lma.main()
-
-    return run
 
 
 def adapter(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def test_an_encoder_learns_at_a_fifth_and_text_alone_keeps_it_in_the_step(world, run, tmp_path, monkeypatch):
+def test_an_encoder_learns_at_a_fifth_and_text_alone_keeps_it_in_the_step(lma_world, run, tmp_path, monkeypatch):
     rates = {}
     original = LMAModule.configure_optimizers
 
@@ -85,18 +35,18 @@ def test_an_encoder_learns_at_a_fifth_and_text_alone_keeps_it_in_the_step(world,
 
     monkeypatch.setattr(LMAModule, "configure_optimizers", spy)
     trained = ["--model.train_encoder", "true", "--model.train_projector", "true"]
-    run("fit", "--config", world / "lma.yaml", "--run", tmp_path / "run", *trained)
+    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "run", *trained)
     found = {
         part: {rate for name, rate in rates.items() if part in name} for part in ("vision_tower", "projector", "lora")
     }
     assert found == {"vision_tower": {0.002}, "projector": {0.01}, "lora": {0.01}}
 
 
-def test_going_on_from_an_adapter(world, run, tmp_path):
-    run("fit", "--config", world / "lma.yaml", "--run", tmp_path / "a", "--model.train_projector", "true")
+def test_going_on_from_an_adapter(lma_world, run, tmp_path):
+    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a", "--model.train_projector", "true")
     first = adapter(tmp_path / "a")
     still = ["--model.optimizer.lr", "1.0e-30", "--model.init_adapter", tmp_path / "a" / "adapter"]
-    run("fit", "--config", world / "lma.yaml", "--run", tmp_path / "b", *still)
+    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "b", *still)
     # Nothing moved: the LoRA layers are those of the first run, and its projector is kept although it is frozen now.
     second = adapter(tmp_path / "b")
     assert first.keys() == second.keys()
@@ -108,22 +58,22 @@ def test_going_on_from_an_adapter(world, run, tmp_path):
 
 
 @pytest.mark.parametrize("change", [["--model.lora.rank", "3"], ["--model.init_adapter", "nowhere"]])
-def test_an_adapter_that_does_not_fit_is_refused(world, run, tmp_path, change):
-    if not (world / "before").exists():
-        run("fit", "--config", world / "lma.yaml", "--run", world / "before", "--trainer.max_steps", "1")
+def test_an_adapter_that_does_not_fit_is_refused(lma_world, run, tmp_path, change):
+    if not (lma_world / "before").exists():
+        run("fit", "--config", lma_world / "lma.yaml", "--run", lma_world / "before", "--trainer.max_steps", "1")
     with pytest.raises(ValueError, match=r"lora\.rank|not an adapter folder"):
         run(
-            "fit", "--config", world / "lma.yaml", "--run", tmp_path / "run",
-            "--model.init_adapter", world / "before" / "adapter", *change,
+            "fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "run",
+            "--model.init_adapter", lma_world / "before" / "adapter", *change,
         )  # fmt: skip
 
 
-def test_stages_chain_and_finished_ones_are_not_repeated(world, run, tmp_path, capsys):
+def test_stages_chain_and_finished_ones_are_not_repeated(lma_world, run, tmp_path, capsys):
     stages = [
         {"name": "projector", "model": {"train_projector": True}, "trainer": {"max_steps": 1}},
         {"name": "all", "model": {"train_encoder": True}},
     ]
-    file = world / "stages.yaml"
+    file = lma_world / "stages.yaml"
     file.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "config": "lma.yaml", "stages": stages}))
     run("stages", "--config", file)
     first, second = adapter(tmp_path / "run" / "1_projector"), adapter(tmp_path / "run" / "2_all")
@@ -138,7 +88,7 @@ def test_stages_chain_and_finished_ones_are_not_repeated(world, run, tmp_path, c
     assert (tmp_path / "run" / "2_all" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == made
     # One adapter on the original parts gives what the exported folder gives.
     assert main(["export", "hf-vlm", str(tmp_path / "run" / "2_all"), str(tmp_path / "out")]) == 0
-    model, processor = load_video_llm(world / "vlm", encoder=world / "encoder")
+    model, processor = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder")
     adapted = load_adapter(model, tmp_path / "run" / "2_all" / "adapter").eval()
     inputs = processor(text=question_prompt(QUESTION), videos=[torch.full((5, 64, 64, 3), 90, dtype=torch.uint8)])
     exported, _ = load_video_llm(tmp_path / "out")
@@ -155,17 +105,17 @@ def test_stages_chain_and_finished_ones_are_not_repeated(world, run, tmp_path, c
         ({"run": "a", "config": "lma.yaml", "stages": [{"name": "../a"}]}, "needs a name"),
     ],
 )
-def test_bad_files_of_stages(world, content, message):
-    path = world / "bad.yaml"
+def test_bad_files_of_stages(lma_world, content, message):
+    path = lma_world / "bad.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
         load_stages(path)
 
 
-def test_the_shipped_stages_run(world, run, tmp_path):
+def test_the_shipped_stages_run(lma_world, run, tmp_path):
     small = [
-        "--model.vlm", world / "vlm", "--model.encoder", world / "encoder", "--data.workers", "0",
-        "--data.conversations", world / "rows.jsonl", "--data.frames", "[8]", "--data.batch_size", "2",
+        "--model.vlm", lma_world / "vlm", "--model.encoder", lma_world / "encoder", "--data.workers", "0",
+        "--data.conversations", lma_world / "rows.jsonl", "--data.frames", "[8]", "--data.batch_size", "2",
         "--trainer.max_steps", "1", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     for path in sorted((ROOT / "configs/lma/stages").glob("*.yaml")):
