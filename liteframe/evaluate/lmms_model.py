@@ -86,7 +86,9 @@ class LiteFrameChat(lmms):
         jobs = []
         for number, request in enumerate(requests):
             _, to_messages, settings, doc, task, split = request.args
-            jobs.append((number, read_turn(to_messages(self.task_dict[task][split][doc])), settings))
+            turn = read_turn(to_messages(self.task_dict[task][split][doc]))
+            check_request(turn, settings)  # before an hour has gone into the others
+            jobs.append((number, turn, settings))
         jobs.sort(key=lambda job: str(job[1].visual) if isinstance(job[1].visual, str) else "")
         replies = [""] * len(jobs)
         encoded: dict[str, EncodedVideo | None] = {}  # of the video at hand
@@ -126,6 +128,7 @@ class LiteFrameChat(lmms):
         messages, ended = to_messages(doc), False
         while not ended:
             turn = read_turn(messages, need_visual=video is None)
+            check_request(turn, settings)
             if turn.visual is not None:
                 video = self._encode(decoder, turn.visual)
             replies.append("" if video is None else self._reply(video, turn, settings))
@@ -137,7 +140,7 @@ class LiteFrameChat(lmms):
 
     def _encode(self, decoder: DecodeProcess, visual: Any) -> EncodedVideo | None:
         if not isinstance(visual, str):
-            pixels = [prepare_frames(self.processor, np.asarray(image.convert("RGB"))[None]) for image in visual]
+            pixels = [prepare_frames(self.processor, np.array(image.convert("RGB"))[None]) for image in visual]
             return encode_pixels(self.model, self.processor, torch.cat(pixels))
         try:
             shown = read_video(decoder, self.processor, Question("", visual, "", ""), self.asking)
@@ -148,8 +151,6 @@ class LiteFrameChat(lmms):
         return encode_pixels(self.model, self.processor, shown.pixels)
 
     def _reply(self, video: EncodedVideo, turn: Turn, settings: dict[str, Any]) -> str:
-        check_greedy(settings)
-        check_tokens(turn.text)
         tokens = int(settings.get("max_new_tokens", LONGEST))
         text = generate_text(
             self.model,
@@ -162,12 +163,13 @@ class LiteFrameChat(lmms):
         return text
 
 
-def check_greedy(settings: dict[str, Any]) -> None:
-    """Refuse what is not greedy decoding.
+def check_request(turn: Turn, settings: dict[str, Any]) -> None:
+    """Refuse what is not greedy decoding of plain words.
 
     Raises:
-        ValueError: the task asks for sampling or beams.
+        ValueError: the task asks for sampling or beams, or its text holds control tokens.
     """
+    check_tokens(turn.text)
     if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) != 1:
         raise ValueError(f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam")
 

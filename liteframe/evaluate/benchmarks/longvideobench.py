@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liteframe.evaluate.benchmarks.base import LETTERS, Benchmark, Dataset, Metric, Question, Result, share_of
-from liteframe.evaluate.benchmarks.records import Row, find_files, find_video, options_field, rows_of, text_field
+from liteframe.evaluate.benchmarks.records import (
+    Row,
+    find_file,
+    find_files,
+    find_video,
+    options_field,
+    rows_of,
+    text_field,
+)
 from liteframe.evaluate.letters import first_letter, guess, ranked_letter
 
 LEAD_INS = (
@@ -80,9 +88,15 @@ def _question(folder: Path, where: str, row: Row) -> Question:
         letters=LETTERS[: len(options)],
         answer=LETTERS[right],
         groups={name: text_field(row, where, name) for name in names if row.get(name) is not None},
-        subtitles=find_video(folder, ("subtitles",), row["subtitle_path"], where) if row.get("subtitle_path") else None,
+        subtitles=_subtitles(folder, where, row),
         subtitle_shift=float(shift),
     )
+
+
+def _subtitles(folder: Path, where: str, row: Row) -> str | None:
+    if row.get("subtitle_path") is None:
+        return None
+    return find_file(folder, ("subtitles",), [text_field(row, where, "subtitle_path")], where)
 
 
 def _options(row: Row, where: str) -> tuple[str, ...]:

@@ -142,21 +142,26 @@ def listed_options(text: str, answer: str, where: str) -> str:
 
 
 def find_video(folder: Path, bases: Sequence[str], name: str, where: str) -> str:
-    """Path of a video that a record names; where it is missing, the first place where it should be.
+    """find_file for a video, whose name may lack its suffix."""
+    return find_file(folder, bases, [name] if name.endswith(SUFFIXES) else [name + s for s in SUFFIXES], where)
+
+
+def find_file(folder: Path, bases: Sequence[str], names: Sequence[str], where: str) -> str:
+    """Path of a file that a record names; where it is missing, the first place where it should be.
 
     Args:
-        folder: of the benchmark; the name may not lead out of it.
-        bases: folders below it in which the name may start, in this order.
-        name: from the record, with suffix or without.
+        folder: of the benchmark; names may not lead out of it.
+        bases: folders below it in which names may start, in this order.
+        names: the names that it may have.
         where: the record.
 
     Raises:
-        ValueError: the name leads out of the folder.
+        ValueError: a name leads out of the folder.
     """
-    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-        raise ValueError(f"{where}: names its video {name!r}, which leads out of {folder}")
-    names = [name] if name.endswith(SUFFIXES) else [name + suffix for suffix in SUFFIXES]
-    places = [folder / base / option for base in bases for option in names]
+    for name in names:
+        if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+            raise ValueError(f"{where}: names the file {name!r}, which leads out of {folder}")
+    places = [folder / base / name for base in bases for name in names]
     return str(next((path for path in places if path.is_file()), places[0]))
 
 

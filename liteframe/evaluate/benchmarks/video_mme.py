@@ -8,6 +8,7 @@ from pathlib import Path
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Metric, Question, Result, share_of
 from liteframe.evaluate.benchmarks.records import (
     answer_letter,
+    find_file,
     find_files,
     find_video,
     options_field,
@@ -69,5 +70,5 @@ def _question(folder: Path, where: str, row: dict[str, object]) -> Question:
         letters="ABCDEFGH"[: len(options)],
         answer=answer_letter(text_field(row, where, "answer"), options, where),
         groups={key: text_field(row, where, key) for key in ("duration", "domain", "sub_category", "task_type")},
-        subtitles=find_video(folder, ("subtitle", "subtitles"), f"{video}.srt", where),
+        subtitles=find_file(folder, ("subtitle", "subtitles"), [f"{video}.srt"], where),
     )
