@@ -1,0 +1,63 @@
+"""Token ids that stand for videos and images, by the exported model's own processor; knows no vLLM."""
+
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def video_ids(processor: Any, frames: int) -> list[int]:
+    """What replaces the video token of a video of `frames` frames: a line for each slot."""
+    return _encode(processor, processor.slot_prompt(frames, *processor.frame_size))
+
+
+def image_ids(processor: Any) -> list[int]:
+    """What replaces the image token of an image."""
+    return _encode(processor, processor.image_prompt(*processor.frame_size))
+
+
+def _encode(processor: Any, text: str) -> list[int]:
+    return processor.tokenizer.encode(text, add_special_tokens=False)
+
+
+def frames_that_fit(processor: Any, tokens: int) -> int:
+    """Frames of the longest video, in whole slots and at least one, that fills no more than `tokens` of the prompt."""
+    size = processor.frames_per_slot
+    most = tokens // processor.tokens_per_slot(*processor.frame_size)
+    slots = range(1, most + 1)
+    return size * max(1, bisect_right(slots, tokens, key=lambda number: len(video_ids(processor, size * number))))
+
+
+def frames_of(video: Any) -> np.ndarray:
+    """A video as vLLM hands it over, an array [T,H,W,3] or a sequence of frames (arrays or PIL) -> uint8 [T,H,W,3].
+
+    Raises:
+        ValueError: the frames are not RGB bytes of one size.
+    """
+    if not isinstance(video, np.ndarray):
+        video = np.stack([rgb(frame) for frame in video])
+    if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
+        raise ValueError(f"expected frames [T,H,W,3] uint8, got {list(video.shape)} {video.dtype}")
+    return video
+
+
+def rgb(image: Any) -> np.ndarray:
+    """An array, a tensor or an image of PIL -> [H,W,3]."""
+    return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+
+
+def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
+    """What the model takes of videos and images, resized and normalised as in training.
+
+    Returns:
+        For videos pixel_values_videos [sum of T,3,h,w] and video_frames [V], for images pixel_values [N,3,h,w].
+    """
+    data: dict[str, torch.Tensor] = {}
+    if videos:
+        clips = [processor.pixels(frames_of(video)) for video in videos]
+        data["pixel_values_videos"] = torch.cat(clips)
+        data["video_frames"] = torch.tensor([len(clip) for clip in clips])
+    if images:
+        data["pixel_values"] = torch.cat([processor.pixels(rgb(image)[None]) for image in images])
+    return data

@@ -1,0 +1,22 @@
+"""Names of weights in an exported checkpoint, and in vLLM's model."""
+
+# The checkpoint's beginnings of names -> vLLM's. The tower and the projector keep the rest of their names; the language
+# model's layers are then fused by vLLM itself (q, k, v to qkv; gate, up to gate_up).
+PREFIXES = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
+
+def vllm_name(name: str) -> str:
+    """A checkpoint's name -> vLLM's.
+
+    Raises:
+        ValueError: the name belongs to no part of the model.
+    """
+    for old, new in PREFIXES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise ValueError(f"{name} is no weight of an InternVL with a LiteFrame encoder")
