@@ -55,7 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
         "# Kills survived",
         "",
         f"Made by `python benchmarks/survival.py --kills {result['kills']} --save-kills {result['save_kills']} "
-        f"--cache-kills {result['cache']['kills']} --seed {result['seed']}` on {result['date'][:10]}: {result['device']}, {result['cores']} cores, "
+        f"--cache-kills {result['cache']['kills']} --seed {result['seed']}` on {result['date'][:10]}: "
+        f"{result['device']}, {result['cores']} cores, "
         f"Python {result['python']}, torch {result['versions']['torch']}, lightning {result['versions']['lightning']}; "
         f"{result['seconds']:.0f} s.",
         "",
