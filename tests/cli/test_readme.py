@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Fewer steps; nothing else differs from what the README says.
 SHORTER = {
+    "plan": ["--data.batch_size=2", "--model.target.statistics_clips=2"],
+    "cache build": ["--data.batch_size=2", "--model.target.statistics_clips=2"],
     "train_ctd.py": ["--trainer.max_steps=2", "--data.batch_size=2", "--model.target.statistics_clips=2"],
     "train_lma.py": ["--trainer.max_steps=2", "--data.batch_size=2", "--data.micro_batch_size=2"],
 }
@@ -51,7 +53,7 @@ def outputs(place):
     for command in (line for block in blocks("bash") for line in block.splitlines() if line.strip()):
         words = shlex.split(command)
         program = {"liteframe": [sys.executable, "-m", "liteframe"], "python": [sys.executable]}[words[0]]
-        call = [*program, *words[1:], *SHORTER.get(words[1], [])]
+        call = [*program, *words[1:], *SHORTER.get(words[1], SHORTER.get(" ".join(words[1:3]), []))]
         done = subprocess.run(call, cwd=place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         said[command] = done.stdout
@@ -59,19 +61,22 @@ def outputs(place):
 
 
 def test_commands_do_what_the_readme_says(place, outputs):
-    assert len(outputs) == 8
+    assert len(outputs) == 15
     assert len((place / "good.jsonl").read_text().splitlines()) == 4
     assert (place / "good.bad.jsonl").read_text() == ""
-    for run in ("my_ctd", "my_lma"):
+    for run in ("my_ctd", "my_lma", "from_cache"):
         for name in ("config.yaml", "checkpoints/last.ckpt", "report.json"):
             assert (place / "runs" / run / name).is_file()
         assert list((place / "runs" / run).glob("events.out.tfevents.*"))
     assert json.loads((place / "my_vlm" / "parity.json").read_text())["max_abs_difference"] <= 1e-4
     assert json.loads((place / "my_encoder" / "parity.json").read_text())["max_abs_difference"] <= 1e-4
-    answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
-    scores = json.loads((place / "answers.scores.json").read_text())
-    assert len(answers) == scores["count"] == 5
-    assert scores["accuracy"] == pytest.approx(sum(a["reply"] == a["answer"] for a in answers) / 5)
+    assert json.loads((place / "my_onnx" / "parity.json").read_text())["max_relative_difference"] <= 1e-4
+    assert json.loads((place / "runs/from_cache/report.json").read_text())["data"]["cache"]
+    by_name = {" ".join(command.split()[:2]): said for command, said in outputs.items()}
+    assert by_name["liteframe ask"].strip()
+    assert "[LEARN]" in by_name["liteframe preview"]
+    scores = json.loads(next((place / "runs/my_eval").glob("*score*.json")).read_text())
+    assert "accuracy" in json.dumps(scores)
 
 
 def test_snippets_run(place, outputs, monkeypatch):
