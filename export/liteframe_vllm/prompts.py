@@ -44,7 +44,7 @@ def frames_of(video: Any) -> np.ndarray:
 
 def rgb(image: Any) -> np.ndarray:
     """An array, a tensor or an image of PIL -> [H,W,3]."""
-    return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    return np.array(image.convert("RGB") if hasattr(image, "convert") else image)
 
 
 def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:

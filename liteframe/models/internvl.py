@@ -27,7 +27,11 @@ class LiteFrameInternVLConfig(InternVLConfig):
     model_type = "liteframe_internvl"
     # One name up to transformers 5.1x, the other from 5.2x on; each version reads its own.
     if hasattr(InternVLConfig, "sub_configs_defaults"):
-        sub_configs_defaults = {**InternVLConfig.sub_configs_defaults, "vision_config": LiteFrameVisionConfig}
+        sub_configs_defaults = {
+            **InternVLConfig.sub_configs_defaults,
+            # 5.20 wants the spec itself, later versions would make it of the class
+            "vision_config": type(InternVLConfig.sub_configs_defaults["vision_config"])(LiteFrameVisionConfig),
+        }
     else:
         sub_configs = {**InternVLConfig.sub_configs, "vision_config": LiteFrameVisionConfig}
 

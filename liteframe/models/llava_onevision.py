@@ -28,7 +28,11 @@ class LiteFrameLlavaOnevisionConfig(LlavaOnevisionConfig):
     model_type = "liteframe_llava_onevision"
     # One name up to transformers 5.1x, the other from 5.2x on; each version reads its own.
     if hasattr(LlavaOnevisionConfig, "sub_configs_defaults"):
-        sub_configs_defaults = {**LlavaOnevisionConfig.sub_configs_defaults, "vision_config": LiteFrameVisionConfig}
+        sub_configs_defaults = {
+            **LlavaOnevisionConfig.sub_configs_defaults,
+            # 5.20 wants the spec itself, later versions would make it of the class
+            "vision_config": type(LlavaOnevisionConfig.sub_configs_defaults["vision_config"])(LiteFrameVisionConfig),
+        }
     else:
         sub_configs = {**LlavaOnevisionConfig.sub_configs, "vision_config": LiteFrameVisionConfig}
 
