@@ -57,8 +57,8 @@ def as_markdown(record: dict[str, Any]) -> str:
         "# Encoder in onnxruntime\n",
         f"{record['encoder']}; {where['device']}, {first['threads']} threads, {runtime}, {where['date']}. Made by "
         "`python benchmarks/onnx_parity.py`. Difference: the largest, as a part of the largest feature, against the "
-        "encoder in float32 under torch; times are medians of 5. onnxruntime has few float16 kernels for CPUs: those times say "
-        "nothing about a GPU.\n",
+        "encoder in float32 under torch; times are medians of 5. onnxruntime has few float16 kernels for CPUs: those "
+        "times say nothing about a GPU.\n",
         "| dtype | video [B,T,3,H,W] | difference | torch float32 ms | onnxruntime ms |",
         "|---|---|---|---|---|",
     ]
