@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", help="local copy of the benchmark, in its published layout")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run; one that exists is continued")
     parser.add_argument("--config", type=Path, help="YAML file with values for the options below; these win over it")
-    parser.add_argument("--vlm", help="folder or id of an InternVL, or of an exported LiteFrame VLM")
+    parser.add_argument("--vlm", help="folder or id of a Video LLM, exported by LiteFrame or not")
     parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
     parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.data.chat import PLACEHOLDER, RESERVED
+from liteframe.data.chat import IMAGE, PLACEHOLDER, RESERVED
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
 from liteframe.data.video_types import VideoError
@@ -148,7 +148,7 @@ def check_tokens(text: str) -> None:
     Raises:
         ValueError: the text holds one.
     """
-    if token := next((token for token in (*RESERVED, PLACEHOLDER) if token in text), None):
+    if token := next((token for token in (*RESERVED, PLACEHOLDER, IMAGE) if token in text), None):
         raise ValueError(f"the question's text holds {token!r}, which is a control token of the model: {text!r}")
 
 
