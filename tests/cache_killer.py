@@ -56,7 +56,8 @@ def main(yaml, folder, kills):
     seconds, dice, killed = time.monotonic() - begin, random.Random(0), 0
     for number in range(kills):
         if number % 2:
-            rename, after = dice.randint(2, 5), dice.random() < 0.5
+            # One rename gets through each time, so that there is always a next one to die at.
+            rename, after = dice.choice([(1, True), (2, False)])
 
             def work(rename=rename, after=after):
                 die_at_rename(rename, after=after)
@@ -65,7 +66,7 @@ def main(yaml, folder, kills):
             child = forked(work)
         else:
             child = forked(build)
-            time.sleep(dice.uniform(0.05, 0.5) * seconds)
+            time.sleep(dice.uniform(0.02, 0.15) * seconds)
             os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     unfinished = not (folder / "index.json").exists()
