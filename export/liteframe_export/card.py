@@ -132,7 +132,8 @@ def use(code: str) -> str:
     return (
         f"## Use\n\nNeeds torch, torchvision and transformers {TRANSFORMERS}; LiteFrame itself is not needed. "
         "`trust_remote_code=True` runs the Python files of this folder, which are LiteFrame's own.\n\n"
-        f"```python\n{code}```"
+        f"```python\n{code}```\n\n"
+        "`LICENSE` (Apache-2.0) is that of the Python files. It does not cover the weights: see below."
     )
 
 
@@ -169,7 +170,7 @@ def duties(what: str, licence: str | None) -> str:
     rule = f"licence ({licence}) applies" if licence else "licence, which its own card states, applies"
     return (
         f"The {what}'s {rule} here too: these weights were made from the {what}'s, so what may not be done with "
-        "those may not be done with these. The Python files of this folder are under Apache-2.0."
+        "those may not be done with these."
     )
 
 

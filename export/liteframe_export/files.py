@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
     folder = place.with_name(f"{place.name}.partial-{os.getpid()}")
     folder.mkdir()
     try:
+        write_licence(folder)
         yield folder
         readable = folder.stat().st_mode & 0o666  # safetensors makes its files readable to their owner only
         for file in folder.iterdir():
@@ -33,6 +35,18 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
         folder.rename(place)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_licence(folder: Path) -> None:
+    """Write the licence of the code in an export. What may be done with the weights, its card says.
+
+    Raises:
+        ValueError: liteframe was installed without its licence.
+    """
+    text = distribution("liteframe").read_text("licenses/LICENSE")
+    if text is None:
+        raise ValueError("the installed liteframe lacks its LICENSE file; install it again with pip")
+    (folder / "LICENSE").write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

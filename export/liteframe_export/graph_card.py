@@ -77,7 +77,8 @@ def _card(
         card.front_matter("feature-extraction", teacher.get("licence")),
         f"# {name}",
         about,
-        f"## Use\n\nNeeds {needs}.\n\n```python\n{usage}```",
+        f"## Use\n\nNeeds {needs}.\n\n```python\n{usage}```\n\n"
+        "`LICENSE` (Apache-2.0) is that of the code above. It does not cover the weights in the graph: see below.",
         card.table("Encoder", card.encoder_rows(config)),
         card.teacher_section(teacher),
         *card.run_sections("Distillation", report),

@@ -1,8 +1,9 @@
-"""Checks the plug-in against the real vLLM, as far as a machine without a GPU allows. Not a test: vLLM is no dependency.
+"""Checks the plug-in against the real vLLM, as far as a machine without a GPU allows.
 
     VLLM_TARGET_DEVICE=cpu python tests/export/vllm_check.py EXPORTED_VLM
 
-in an environment with vllm (0.33) and liteframe. Prints a line for each check; any difference ends it with an error.
+in an environment with vllm (0.33) and liteframe; it is no test, since vLLM is no dependency. Prints a line for each
+check; any difference ends it with an error.
 """
 
 import argparse
@@ -115,9 +116,9 @@ def check_model(config, found, folder, ours, kwargs, videos):
         device_config=DeviceConfig("cpu"), load_config=LoadConfig(),
     )  # fmt: skip
     with set_current_vllm_config(settings), set_default_torch_dtype(torch.float32):
-        rendezvous = tempfile.NamedTemporaryFile()
-        init_distributed_environment(1, 0, f"file://{rendezvous.name}", 0, "gloo")
-        initialize_model_parallel()
+        with tempfile.TemporaryDirectory() as place:
+            init_distributed_environment(1, 0, f"file://{place}/rendezvous", 0, "gloo")
+            initialize_model_parallel()
         model = found(vllm_config=settings).eval()
         path = folder / "model.safetensors"
         with safe_open(path, "pt") as file:

@@ -1,0 +1,122 @@
+"""The vLLM plug-in, as far as it can be tested without vLLM; vllm_check.py tests the rest where vLLM is installed."""
+
+import configparser
+import json
+import subprocess
+import sys
+import types
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from liteframe_vllm import ARCHITECTURES, register
+from liteframe_vllm.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids
+from liteframe_vllm.weight_names import vllm_name
+from PIL import Image
+from safetensors import safe_open
+
+from liteframe.load_vlm import load_video_llm
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def loaded(exported_vlm):
+    return load_video_llm(exported_vlm)
+
+
+def test_entry_point_and_lazy_import():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    value = config["options.entry_points"]["vllm.general_plugins"].strip()
+    assert value == "liteframe = liteframe_vllm:register"
+    (found,) = entry_points(group="vllm.general_plugins", name="liteframe")
+    assert found.value == "liteframe_vllm:register"
+    code = "import sys, liteframe_vllm; print(sorted({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class Registry:
+    def __init__(self):
+        self.models = {"Other": "elsewhere:Other"}
+        self.calls = 0
+
+    def get_supported_archs(self):
+        return self.models.keys()
+
+    def register_model(self, architecture, place):
+        self.models[architecture] = place
+        self.calls += 1
+
+
+def test_register_may_be_called_twice(exported_vlm, monkeypatch):
+    registry = Registry()
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=registry))
+    register()
+    register()
+    assert registry.calls == 1
+    (architecture,) = json.loads((exported_vlm / "config.json").read_text())["architectures"]
+    module, name = registry.models[architecture].split(":")
+    source = ROOT / "export" / Path(*module.split(".")).with_suffix(".py")
+    assert f"class {name}(" in source.read_text()
+    assert list(ARCHITECTURES) == [architecture]
+
+
+def test_every_exported_weight_has_a_place(exported_vlm, loaded):
+    model, _ = loaded
+    with safe_open(exported_vlm / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    renamed = {vllm_name(name) for name in names}
+    assert len(renamed) == len(names)
+    # Names that vLLM's model gives to its parts: those of the modules themselves, and `model` within the causal LM.
+    parts = {
+        "vision_tower": model.model.vision_tower,
+        "multi_modal_projector": model.model.multi_modal_projector,
+        "language_model.model": model.model.language_model,
+    }
+    wanted = {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
+    assert renamed == wanted  # lm_head is tied to the embedding in the tiny model
+    assert vllm_name("lm_head.weight") == "language_model.lm_head.weight"
+    with pytest.raises(ValueError, match="some_other"):
+        vllm_name("some_other.weight")
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 48, 64), (4, 64, 64), (5, 90, 50), (23, 64, 200)])
+def test_prompt_and_pixels_are_those_of_the_processor(loaded, frames, height, width):
+    _, processor = loaded
+    video = np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    expected = processor(text="<|im_start|>user\n<video>\nWhich?", videos=[video])
+    start, end = "<|im_start|>user\n", "\nWhich?"
+    around = [processor.tokenizer.encode(text, add_special_tokens=False) for text in (start, end)]
+    assert [*around[0], *video_ids(processor, frames), *around[1]] == expected["input_ids"][0].tolist()
+    found = pixels(processor, [video, list(video)], [])
+    assert found["video_frames"].tolist() == [frames, frames]
+    assert torch.equal(found["pixel_values_videos"], torch.cat([expected["pixel_values_videos"]] * 2))
+
+
+def test_images_are_videos_of_one_frame(loaded):
+    _, processor = loaded
+    image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    expected = processor(text="<IMG_CONTEXT>", images=[image])
+    assert image_ids(processor) == expected["input_ids"][0].tolist()
+    found = pixels(processor, [], [Image.fromarray(image)])
+    assert torch.equal(found["pixel_values"], expected["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 100, 1000, 8192])
+def test_the_longest_video_fills_the_budget(loaded, tokens):
+    _, processor = loaded
+    frames = frames_that_fit(processor, tokens)
+    assert frames % processor.frames_per_slot == 0
+    assert frames == 4 or len(video_ids(processor, frames)) <= tokens
+    assert len(video_ids(processor, frames + 1)) > tokens
+
+
+def test_frames_that_are_no_bytes_are_refused():
+    with pytest.raises(ValueError, match="float32"):
+        frames_of(np.zeros((2, 8, 8, 3), np.float32))
+    with pytest.raises(ValueError, match=r"\[2, 3, 8, 8\]"):
+        frames_of(np.zeros((2, 3, 8, 8), np.uint8))
