@@ -97,7 +97,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _no_space(path: Path, needed: int | None, error: OSError) -> str:
-    size = "more bytes than there are" if needed is None else f"{needed:,} bytes"
+    size = "more bytes than there are" if needed is None else f"at least {needed:,} bytes"
     return (
         f"{path} needs {size}, and {shutil.disk_usage(path.parent).free:,} bytes are free on its file system "
         f"({error.strerror})"
