@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from liteframe_kernels.weighted_average_pool.bench import comparisons as pool_co
 
 from liteframe.evaluate.bench_report import write_report
 from liteframe.evaluate.encoder_bench import Setup, measure_encoders
-from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies
+from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies, write_sample
 from liteframe.evaluate.latency_report import write_latency
 from liteframe.evaluate.latency_systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
 from liteframe.load_vlm import load_video_llm
@@ -95,20 +96,26 @@ def _latency(args: argparse.Namespace, device: torch.device) -> int:
     protocol = {"warmup": args.warmup, "runs": args.runs}
     rows = measure_latencies(systems, args.frames, args.batch, progress=_say, **protocol)
     add_ratios(rows)
-    first = []
-    if args.vlm is not None:
+    first: list[dict[str, Any]] = []
+    counts = _readable(rows)
+    if args.vlm is not None and counts:
         model, processor = load_video_llm(args.vlm, encoder=args.encoder, dtype=DTYPES[args.dtype])
-        model.to(device)
-        runs = min(args.runs, 20)
-        first = [{"frames": n, **first_token(model, processor, n, runs)} for n in _readable(rows)]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "sample.mp4"
+            write_sample(path, max(counts), processor.frame_size)
+            for count in counts:
+                _say(f"first token, {count} frames")
+                found = first_token(model.to(device), processor, path, count, min(args.runs, 20))
+                first.append({"frames": count, **found})
     setup = {
         "vlm": args.vlm,
         "encoder": args.encoder,
         "random_weights": args.vlm is None,
         "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
         **protocol,
     }
-    record = {"machine": machine(device), "setup": setup | protocol, "rows": rows, "first_token": first}
+    record = {"machine": machine(device), "setup": setup, "rows": rows, "first_token": first}
     for path in write_latency(record, args.output):
         print(path)
     return 0

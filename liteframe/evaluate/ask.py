@@ -28,10 +28,11 @@ def ask(
     max_new_tokens: int = 512,
     system: str | None = None,
     deadline: float = 120.0,
+    overlap: bool | None = None,
 ) -> Iterator[str]:
     """Stream a greedy answer, piece by piece; `"".join(ask(...))` is the whole.
 
-    With a LiteFrame encoder, reading the file, encoding and prefill overlap clip by clip.
+    With a LiteFrame encoder on a GPU, reading the file, encoding and prefill overlap clip by clip (see overlap).
 
     Args:
         model: of `load_video_llm`.
@@ -45,6 +46,8 @@ def ask(
         max_new_tokens: longest answer.
         system: a system message; None sends none.
         deadline: seconds that reading the frames may take.
+        overlap: read, encode and prefill at the same time, clip by clip; None does so on a GPU. On a CPU the three
+            compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded.
@@ -61,7 +64,8 @@ def ask(
             end=end,
         )
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "system": system}
-        if isinstance(processor, LiteFrameProcessor):
+        wanted = model.device.type == "cuda" if overlap is None else overlap
+        if wanted and isinstance(processor, LiteFrameProcessor):
             size = model.config.vision_config.encoder_config.clip_frames
             parts = (indices[i : i + size] for i in range(0, len(indices), size))
             clips = (decoder.read(path, part) for part in parts)

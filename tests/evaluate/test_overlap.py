@@ -46,7 +46,7 @@ def test_ask_reads_a_file_clip_by_clip(pair, tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=40, fps=8, seed=3)
     with DecodeProcess() as decoder:
         shown = decoder.read(path, [2, 6, 10, 14, 18, 22, 26, 30, 34, 38])
-    words = "".join(ask(*pair, path, QUESTION, frames=10, max_new_tokens=8))
+    words = "".join(ask(*pair, path, QUESTION, frames=10, max_new_tokens=8, overlap=True))
     assert words.strip() == answer(*pair, shown, QUESTION, max_new_tokens=8)[0]
 
 
