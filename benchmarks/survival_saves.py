@@ -37,7 +37,11 @@ def save_plainly(folder: Path, step: int, checkpoint: dict[str, Any]) -> None:
 
 
 def kill_saves(
-    folder: Path, kills: int, seed: int, save: Callable[[Path, int, dict[str, Any]], None]
+    folder: Path,
+    kills: int,
+    seed: int,
+    save: Callable[[Path, int, dict[str, Any]], None],
+    sizes: tuple[int, ...] = MEGABYTES,
 ) -> dict[str, Any]:
     """Kill `kills` processes that save in a loop.
 
@@ -45,9 +49,9 @@ def kill_saves(
         how many kills left nothing readable, lost a checkpoint whose save had returned, left a temporary file.
     """
     rng, unreadable, lost, left_over, step = random.Random(seed), 0, 0, 0, 0
-    promised = dict.fromkeys(MEGABYTES, 0)
+    promised = dict.fromkeys(sizes, 0)
     for number in range(kills):
-        megabytes = MEGABYTES[number % len(MEGABYTES)]
+        megabytes = sizes[number % len(sizes)]
         home = folder / f"{megabytes}MB"
         home.mkdir(parents=True, exist_ok=True)
         CheckpointFolder(home).clean()
@@ -60,7 +64,7 @@ def kill_saves(
         lost += found is not None and found < promised[megabytes]
         step += returned + 1
     return {
-        "kills": kills, "megabytes": list(MEGABYTES), "unreadable": unreadable, "lost": lost,
+        "kills": kills, "megabytes": list(sizes), "unreadable": unreadable, "lost": lost,
         "left_over": left_over,
     }  # fmt: skip
 
