@@ -57,5 +57,5 @@ def test_command_line_helps_and_refuses(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["unknown"])
     assert stop.value.code == 2
-    assert main(["eval", "missing.jsonl", "--vlm", "nowhere"]) == 2
+    assert main(["eval", "missing.jsonl", "--vlm", "nowhere", "-o", "nowhere"]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
