@@ -1,6 +1,6 @@
 """Do students far smaller than the main one train stably? Direct against progressive distillation, plain against EMA.
 
-python benchmarks/small_students.py     # writes small_students.{json,md} beside this file; ten minutes on one core
+python benchmarks/small_students.py     # writes small_students.{json,md} beside this file; 14 minutes of one core
 
 On toyworld, with the recipe's own parts: weight selection, WAP targets clamped at 3 sigma and standardised, AdamW with
 warm-up and cosine, gradients clipped to norm 1. Clips are rendered and their targets computed once. A "direct" student
