@@ -8,6 +8,7 @@ from ctd_world import ROOT
 
 from liteframe.cli.main import main
 from liteframe.evaluate.latency_bench import BASELINE, PAPER, add_ratios
+from liteframe.evaluate.latency_report import latency_table
 from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
@@ -86,3 +87,9 @@ def test_paper_s_own_percentages():
 def test_refusals(options, message, capsys):
     assert main(["bench", "latency", "--device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_committed_table_comes_from_the_committed_record():
+    record = json.loads((ROOT / "benchmarks/latency.json").read_text())
+    assert (ROOT / "benchmarks/latency.md").read_text() == latency_table(record)
+    assert {row["frames"] for row in record["rows"]} == {8, 16, 32, 64, 128, 256}
