@@ -60,7 +60,8 @@ def test_table_counts_seeds():
         {"arm": arm, "seed": 1, "lost": False, "rose": True, "gradient_norm": 3.0, "cosine": ends},
     ]
     record = {
-        "date": "today", "platform": "here", "device": "cpu", "threads": 1, "versions": {"torch": "2"}, "cpu_seconds": 1,
+        "date": "today", "platform": "here", "device": "cpu", "threads": 1, "versions": {"torch": "2"},
+        "cpu_seconds": 1,
         "setup": {"seeds": [0, 1], "clips": 4, "batch": 2, "held_out": 2, "decay": 0.9}, "parameters": {16: 1234},
         "runs": runs,
     }  # fmt: skip
