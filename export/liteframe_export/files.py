@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def write_licence(folder: Path) -> None:
     Raises:
         ValueError: liteframe was installed without its licence.
     """
-    text = distribution("liteframe").read_text("licenses/LICENSE")
+    # An editable install has an egg-info folder as well, which holds no licence and may be found first.
+    texts = (found.read_text("licenses/LICENSE") for found in distributions(name="liteframe"))
+    text = next(filter(None, texts), None)
     if text is None:
         raise ValueError("the installed liteframe lacks its LICENSE file; install it again with pip")
     (folder / "LICENSE").write_text(text, encoding="utf-8")

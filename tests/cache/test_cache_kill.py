@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_nothing_half_written(small_cache, build, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(OSError, match=r"safetensors needs [\d,]+ bytes"):
+        with pytest.raises(OSError, match=r"safetensors needs at least [\d,]+ bytes"):
             build(folder, views=2, codec="int8", jpeg_quality=90, part_clips=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
