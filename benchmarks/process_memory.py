@@ -33,11 +33,15 @@ def memory(pid: int) -> dict[str, float]:
     return {"rss": values["Rss"], "uss": values["Private_Clean"] + values["Private_Dirty"]}
 
 
-def sample() -> dict[str, dict[int, dict[str, float]]]:
-    """Memory of this process, its workers and the decoders that they have started: {role: {pid: ...}}."""
+def sample(others: frozenset[int] = frozenset()) -> dict[str, dict[int, dict[str, float]]]:
+    """Memory of this process, its workers and the decoders that they have started: {role: {pid: ...}}.
+
+    Args:
+        others: children of this process that do not belong to the run.
+    """
     tree, me = children(), os.getpid()
     found: dict[str, dict[int, dict[str, float]]] = {"training": {me: memory(me)}, "workers": {}, "decoders": {}}
-    for worker in tree.get(me, []):
+    for worker in set(tree.get(me, [])) - others:
         decoders = [pid for pid in tree.get(worker, []) if _is_decoder(pid)]
         if _is_decoder(worker):
             found["decoders"][worker] = memory(worker)
@@ -60,11 +64,13 @@ class MemorySamples(Callback):
 
     def __init__(self, every: int):
         self.every = every
+        # Started before the run: not its own.
+        self.others = frozenset(children().get(os.getpid(), []))
         self.rows: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Sample if it is time to."""
         if trainer.global_step % self.every == 0:
-            for role, processes in sample().items():
+            for role, processes in sample(self.others).items():
                 for pid, values in processes.items():
                     self.rows.append({"step": trainer.global_step, "role": role, "pid": pid, **values})
