@@ -153,11 +153,13 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
             limited_file_size(run / "checkpoints" / "last.ckpt")
         return original(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CTDModule, "training_step", limit)
-        with pytest.raises(SystemExit) as stop:
-            fit("--run", run)
-    limited_file_size(None)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(CTDModule, "training_step", limit)
+            with pytest.raises(SystemExit) as stop:
+                fit("--run", run)
+    finally:  # before pytest writes again
+        limited_file_size(None)
     assert isinstance(stop.value.code, str)
     words = stop.value.code
     assert "checkpoint of step 4" in words

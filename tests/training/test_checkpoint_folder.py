@@ -1,5 +1,6 @@
 """At every moment of a save, a resumed run finds a whole checkpoint."""
 
+import contextlib
 import errno
 import json
 import os
@@ -175,18 +176,23 @@ def test_left_overs_of_killed_processes_are_removed(folder):
     assert found_step(folder) == (3, [])
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file of this process grows beyond 4000 bytes: a write fails in the middle, as on a full disk."""
+    """No file of this process grows beyond 4000 bytes: a write fails in the middle, as on a full disk.
+
+    Not a fixture: what pytest itself writes to a file must find the limit gone.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_does_not_fit_is_told_with_sizes(folder, small_files):
+def test_what_does_not_fit_is_told_with_sizes(folder):
     words = rf"{folder.file(4)} needs at least 400,000 bytes, and [\d,]+ bytes are free"
-    with pytest.raises(OutOfSpaceError, match=words):
+    with pytest.raises(OutOfSpaceError, match=words), small_files():
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, folder.file(4))
     assert not list(folder.path.glob("*4*"))
     assert found_step(folder) == (3, [])
