@@ -28,15 +28,15 @@ def profile(fit, run, *arguments):
 
 
 def test_time_goes_where_it_is_spent(fit, tmp_path, monkeypatch, capsys):
-    """Two clips a batch: 0.1 s of decoding and 0.05 s of teaching a step are put in, and have to come out."""
-    slowed(monkeypatch, ClipDataset, "__getitem__", NAP)
+    """Two clips a batch: 0.5 s of decoding and 0.05 s of teaching a step are put in, and have to come out."""
+    slowed(monkeypatch, ClipDataset, "__getitem__", 5 * NAP)
     slowed(monkeypatch, Teacher, "forward", NAP)
     record = profile(fit, tmp_path / "run")
     parts = {name: part["seconds_per_step"] for name, part in record["parts"].items()}
     assert sum(part["share"] for part in record["parts"].values()) == pytest.approx(1, abs=0.01)
     assert sum(parts.values()) == pytest.approx(record["seconds_per_step"], rel=0.01)
-    assert record["seconds_per_step"] > 3 * NAP
-    assert parts["data"] > 2 * NAP
+    assert record["seconds_per_step"] > 11 * NAP
+    assert parts["data"] > 10 * NAP
     assert parts["teacher"] > NAP
     assert {"transfer", "pooling", "student", "backward", "optimizer", "logging"} <= parts.keys()
     assert max(parts, key=parts.get) == record["bottleneck"]["part"] == "data"
