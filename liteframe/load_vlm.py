@@ -6,6 +6,8 @@ Knows both rooms, models and data, and PEFT; it imports no training code, so tha
 import copy
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from liteframe.models.llava_onevision import (
     LiteFrameLlavaOnevisionConfig,
     LiteFrameLlavaOnevisionForConditionalGeneration,
 )
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student import LiteFrameEncoder, read_config
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import LiteFrameVlm, Vlm, attach_encoder
 from liteframe.models.weight_index import check_weight_index
@@ -150,7 +152,7 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
         raise ValueError(f"{source} is a {config.model_type!r} model; expected internvl or llava_onevision")
     with torch.device("meta"):
         vlm = CLASSES[config.model_type](config)
-        model = attach_encoder(vlm, LiteFrameEncoder(LiteFrameEncoder.from_pretrained(encoder).config))
+        model = attach_encoder(vlm, LiteFrameEncoder(read_config(Path(encoder))))
     return processor_for(AutoProcessor.from_pretrained(source), model.config)
 
 
@@ -160,11 +162,22 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
     Raises:
         ValueError: the folder has no whole safetensors adapter (pickled ones are not read).
     """
+    with adapter_file(adapter):
+        return PeftModel.from_pretrained(model, adapter)
+
+
+@contextmanager
+def adapter_file(adapter: str | os.PathLike[str]) -> Iterator[Path]:
+    """The weights of an adapter folder, for reading.
+
+    Raises:
+        ValueError: there are none in safetensors, or what is done inside finds them damaged.
+    """
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
         raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        yield weights
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged ({error}); copy it again") from error
 

@@ -10,6 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
+from liteframe.load_vlm import adapter_file
+from liteframe.models.student import weight_misfits
 from liteframe.models.video_llm import LiteFrameVlm
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -98,23 +100,13 @@ def _whole_parts(adapter: str | os.PathLike[str] | None) -> list[str]:
 
 def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
     """Load an adapter's weights into a model that has the same layers, and the `fresh` parts besides."""
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; {adapter} is not an adapter saved with safetensors")
-    found = load_file(path)
+    with adapter_file(adapter) as path:
+        found = load_file(path)
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: tensor for name, tensor in own.items() if not any(f".{part}." in name for part in fresh)}
-    problems = [f"lacks {name}" for name in wanted if name not in found]
-    problems += [f"has {name}" for name in found if name not in wanted]
-    problems += [
-        f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    if problems:
+    if problems := weight_misfits(found, wanted):
         raise ValueError(
-            f"the adapter {adapter} does not fit this run: it {problems[0]} ({len(problems)} differences); "
-            "use the same Video LLM, encoder and lora.rank"
+            f"the adapter {adapter} does not fit this run: {problems}; use the same Video LLM, encoder and lora.rank"
         )
     set_peft_model_state_dict(model, own | found)
 

@@ -21,7 +21,7 @@ def quantise_frozen(model: PeftModel) -> int:
     except ImportError as error:
         raise ValueError("model.quantize: nf4 needs bitsandbytes: pip install 'liteframe[quantize]'") from error
     count = 0
-    for _, wrapper in list(model.named_modules()):
+    for wrapper in list(model.modules()):
         base = getattr(wrapper, "base_layer", None)
         if isinstance(base, nn.Linear) and hasattr(wrapper, "lora_A"):
             dtype = base.weight.dtype

@@ -21,7 +21,7 @@ from liteframe.evaluate.encoder_bench import Setup, measure_encoders
 from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies, write_sample
 from liteframe.evaluate.latency_report import write_latency
 from liteframe.evaluate.latency_systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
-from liteframe.load_vlm import load_video_llm
+from liteframe.load_vlm import load_processor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)
@@ -99,13 +99,13 @@ def _latency(args: argparse.Namespace, device: torch.device) -> int:
     first: list[dict[str, Any]] = []
     counts = _readable(rows)
     if args.vlm is not None and counts:
-        model, processor = load_video_llm(args.vlm, encoder=args.encoder, dtype=DTYPES[args.dtype])
+        (model, _), processor = systems[LITEFRAME], load_processor(args.vlm, args.encoder)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "sample.mp4"
             write_sample(path, max(counts), processor.frame_size)
             for count in counts:
                 _say(f"first token, {count} frames")
-                found = first_token(model.to(device), processor, path, count, min(args.runs, 20))
+                found = first_token(model, processor, path, count, min(args.runs, 20))
                 first.append({"frames": count, **found})
     setup = {
         "vlm": args.vlm,

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from liteframe.evaluate.baselines import PooledTeacher
+from liteframe.load_vlm import load_video_llm
 from liteframe.models.internvl3_8b import internvl3_8b_config
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
@@ -59,8 +60,6 @@ def load_pair(
     Raises:
         ValueError: `vlm` is no plain InternVL.
     """
-    from liteframe.load_vlm import load_video_llm
-
     model, _ = load_video_llm(vlm, dtype=dtype)
     if not isinstance(model, InternVLForConditionalGeneration):
         raise ValueError(f"--vlm {vlm} has a LiteFrame encoder already; name the InternVL that it was made from")

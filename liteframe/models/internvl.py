@@ -18,7 +18,7 @@ from transformers.models.internvl.modeling_internvl import (
 )
 
 from .video_llm_base import VideoLanguageModel, VideoModel
-from .vision import LiteFrameVisionConfig, LiteFrameVisionModel, StrictLoading
+from .vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
 
 
 class LiteFrameInternVLConfig(InternVLConfig):
@@ -27,20 +27,15 @@ class LiteFrameInternVLConfig(InternVLConfig):
     model_type = "liteframe_internvl"
     # One name up to transformers 5.1x, the other from 5.2x on; each version reads its own.
     if hasattr(InternVLConfig, "sub_configs_defaults"):
-        sub_configs_defaults = {
-            **InternVLConfig.sub_configs_defaults,
-            # 5.20 wants the spec itself, later versions would make it of the class
-            "vision_config": type(InternVLConfig.sub_configs_defaults["vision_config"])(LiteFrameVisionConfig),
-        }
+        sub_configs_defaults = own_sub_configs(InternVLConfig.sub_configs_defaults)
     else:
-        sub_configs = {**InternVLConfig.sub_configs, "vision_config": LiteFrameVisionConfig}
+        sub_configs = own_sub_configs(InternVLConfig.sub_configs)
 
     vision_config: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the vision config from whatever form it came in."""
-        if self.vision_config is None or isinstance(self.vision_config, dict):
-            self.vision_config = LiteFrameVisionConfig(**(self.vision_config or {}))
+        self.vision_config = as_vision_config(self.vision_config)
         super().__post_init__(**kwargs)
 
     @property

@@ -181,7 +181,7 @@ class LiteFrameEncoder(nn.Module):
             ValueError: the configuration is not a LiteFrame encoder's, or the weights do not fit it exactly.
         """
         folder = Path(directory)
-        config = _read_config(folder)
+        config = read_config(folder)
         with torch.device("meta"):
             encoder = cls(config)
         weights = _read_weights(folder / "model.safetensors")
@@ -219,7 +219,8 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_config(folder: Path) -> LiteFrameConfig:
+def read_config(folder: Path) -> LiteFrameConfig:
+    """The configuration of an encoder folder; its weights are not read. Raises as LiteFrameEncoder.from_pretrained."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not a folder written by save_pretrained")

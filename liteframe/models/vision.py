@@ -43,6 +43,21 @@ class LiteFrameVisionConfig(PreTrainedConfig):
         return self.encoder_config.teacher_dim
 
 
+def own_sub_configs(declared: dict[str, Any]) -> dict[str, Any]:
+    """A family's table of sub configs with ours for the vision tower, in the form that the table has.
+
+    Up to transformers 5.1x a table (`sub_configs`) holds classes, from 5.2x on (`sub_configs_defaults`) specs.
+    """
+    before = declared["vision_config"]
+    ours = LiteFrameVisionConfig if isinstance(before, type) else type(before)(LiteFrameVisionConfig)
+    return {**declared, "vision_config": ours}
+
+
+def as_vision_config(value: Any) -> Any:
+    """The vision config of a model's config, from whatever form it came in."""
+    return LiteFrameVisionConfig(**(value or {})) if value is None or isinstance(value, dict) else value
+
+
 class StrictLoading:
     """from_pretrained that refuses a checkpoint which would leave weights random."""
 

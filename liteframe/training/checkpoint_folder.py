@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from liteframe.training.durable import durable_file, fsync_folder
+from liteframe.training.durable import durable_file, fsync_path
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CheckpointFolder:
         except OSError:  # a file system without links
             shutil.copyfile(self.path / name, temporary)
         os.replace(temporary, self.last)
-        fsync_folder(self.path)
+        fsync_path(self.path)
 
 
 def _is_whole_zip(path: Path) -> bool:

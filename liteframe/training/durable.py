@@ -74,7 +74,7 @@ def durable_file(path: Path, needed: int | None = None) -> Iterator[HashingFile]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         cause = (writer.error if writer else None) or error
@@ -87,9 +87,9 @@ def durable_file(path: Path, needed: int | None = None) -> Iterator[HashingFile]
         temporary.unlink(missing_ok=True)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Make what a file holds, or the renames within a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from liteframe.training.durable import fsync_path
 from liteframe.training.run_folder import write_json
 from liteframe.training.sharded import whole_state
 from liteframe.training.skipped_steps import plain
@@ -110,10 +111,10 @@ def write_dump(module: GuardedModule, run: Path, row: dict[str, Any], turns: lis
         }
         write_json(temporary / "state.json", state)
         for path in temporary.iterdir():
-            _flush(path)
+            fsync_path(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        _flush(folder.parent)
+        fsync_path(folder.parent)
     trainer.strategy.barrier()
     return folder
 
@@ -158,11 +159,3 @@ def split_batch(batch: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from liteframe.toyworld.dataset import write_toyworld
+from checkout import make_checkout
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,18 +30,7 @@ def blocks(language: str) -> list[str]:
 def place(tmp_path_factory):
     """A folder that looks like a checkout, with the user's files of the README in it."""
     place = tmp_path_factory.mktemp("checkout")
-    for name in ("train_ctd.py", "train_lma.py", "configs", "liteframe"):
-        (place / name).symlink_to(ROOT / name)
-    world = write_toyworld(place / "world", train=4, test=1, seed=3)
-    world.train_videos.rename(place / "my_videos")
-    rows = [json.loads(line) for line in world.train_rows.read_text().splitlines()]
-    for row in rows:
-        row["video"] = row["video"].replace("train/", "my_videos/")
-    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = [json.loads(line) for line in world.test_rows.read_text().splitlines()]
-    for row in questions:
-        row["video"] = f"world/{row['video']}"
-    (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    make_checkout(place, videos=4)
     return place
 
 

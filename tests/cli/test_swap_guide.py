@@ -1,6 +1,5 @@
 """docs/swap_the_encoder.md: its commands run, its fields and messages are those of the code."""
 
-import json
 import re
 import runpy
 import shlex
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkout import make_checkout
 
 from liteframe.cli.main import build_parser, main
-from liteframe.toyworld.dataset import write_toyworld
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "swap_the_encoder.md").read_text(encoding="utf-8")
@@ -31,18 +30,7 @@ def blocks(language):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder that looks like a checkout, with the files that the guide's reader has."""
-    for name in ("train_ctd.py", "train_lma.py", "configs", "liteframe"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    world = write_toyworld(tmp_path / "world", train=3, test=1, seed=3)
-    world.train_videos.rename(tmp_path / "my_videos")
-    rows = [json.loads(line) for line in world.train_rows.read_text().splitlines()]
-    for row in rows:
-        row["video"] = row["video"].replace("train/", "my_videos/")
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = [json.loads(line) for line in world.test_rows.read_text().splitlines()]
-    for row in questions:
-        row["video"] = f"world/{row['video']}"
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    make_checkout(tmp_path, videos=3)
     (text,) = blocks("yaml")
     (tmp_path / "my_ctd.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
