@@ -21,6 +21,7 @@ from torch import nn
 
 from liteframe.data.clips import ClipDataset
 from liteframe.distill import module as ctd
+from liteframe.distill import teacher_settings
 from liteframe.distill.command import CTDCommand
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower
@@ -120,7 +121,7 @@ def golden_losses():
         (folder / "run.yaml").write_text(SETTINGS)
         write_student(folder / "student")
         with (
-            mock.patch.object(ctd, "load_teacher", teacher),
+            mock.patch.object(teacher_settings, "load_teacher", teacher),
             mock.patch.object(ctd.CTDModule, "training_step", record),
             mock.patch.object(ClipDataset, "frames", frames),
         ):

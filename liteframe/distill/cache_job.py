@@ -14,16 +14,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from liteframe.data.cache.codec import clip_bytes
 from liteframe.data.cache.layout import Part, PartName
 from liteframe.data.cache.settings import CacheSettings, Codec
-from liteframe.data.clips import Clip, FrameFormat, RawBatch, collate_clips
+from liteframe.data.clips import Clip, RawBatch, collate_clips
 from liteframe.data.datamodule import ClipDataModule
 from liteframe.data.sampler import ClipStream, FirstClips, Key
 from liteframe.data.video_types import VideoError
 from liteframe.data.worker import serve_parent
 from liteframe.distill.run_settings import RunSettings
 from liteframe.distill.speed import compile_blocks, prepare_teacher
-from liteframe.distill.student_setup import check_grids
+from liteframe.distill.student_setup import fit_to_teacher
 from liteframe.distill.target_maker import TargetMaker
-from liteframe.models.teacher import load_teacher
 
 # A shard holds about this much, so that a killed process loses little and a folder does not fill with small files.
 SHARD_BYTES = 256 << 20
@@ -74,18 +73,9 @@ class CacheJob:
         self.data.read_lists()
         self.clips_at_once = self.data.micro_batch_size or min(self.data.batch_size, MOST_CLIPS)
         options = module.teacher_settings
-        module.teacher = self.teacher = load_teacher(options.name, pretrained=options.pretrained, **options.options)
-        config = dataclasses.replace(
-            module.student_config,
-            image_mean=self.teacher.image_mean,
-            image_std=self.teacher.image_std,
-            resize=self.teacher.resize,
-        )
-        size = self.data.size or (config.image_size, config.image_size)
-        check_grids(config, self.teacher, size)
-        self.data.frame_format = frame_format = FrameFormat(
-            size, self.teacher.image_mean, self.teacher.image_std, self.teacher.resize
-        )
+        module.teacher = self.teacher = options.load()
+        config, frame_format = fit_to_teacher(module.student_config, self.teacher, self.data.size)
+        self.data.frame_format = frame_format
         precision = fabric.strategy.precision.precision
         folder = os.path.isdir(options.name)
         self.settings = CacheSettings(

@@ -4,51 +4,33 @@ Shapes: B clips, T frames, H x W pixels, (h,w) compressed grid, C teacher channe
 """
 
 import copy
-import dataclasses
-import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from liteframe.data.cached_clips import check_cache
-from liteframe.data.clips import ClipBatch, FrameFormat
+from liteframe.data.clips import ClipBatch
 from liteframe.data.datamodule import ClipDataModule
+from liteframe.distill.announce import opening_line, tell
 from liteframe.distill.losses import LossName, batch_loss, clip_losses, drop_large_losses, token_losses
 from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import FeatureStatistics
-from liteframe.distill.student_setup import build_student, check_grids, unfold_head
+from liteframe.distill.student_setup import build_student, fit_to_teacher, unfold_head
+from liteframe.distill.target_statistics import measure_statistics, save_statistics
 from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features, real_slots
+from liteframe.distill.teacher_settings import TeacherSettings
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
-from liteframe.models.teacher import load_teacher
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
-from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 from liteframe.training.sharded import shard, whole_state
 from liteframe.training.signals import leave_if_told
 from liteframe.training.step_means import StepMeans
-
-
-@dataclass
-class TeacherSettings:
-    """Which teacher, as `load_teacher` takes it.
-
-    Attributes:
-        name: "timm/<model>", a Hugging Face id, or a local folder (a ViT or a whole VLM).
-        pretrained: False takes random weights (to try things out).
-        options: further keyword arguments.
-    """
-
-    name: str
-    pretrained: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 class CTDModule(GuardedModule):
@@ -93,18 +75,10 @@ class CTDModule(GuardedModule):
         """Load the teacher, build the student and tell the data how frames must look."""
         if hasattr(self, "student"):
             return
-        settings, data = self.teacher_settings, self.data()
+        data = self.data()
         # A Teacher hides its weights from state_dict, optimizer and checkpoints.
-        self.teacher = load_teacher(settings.name, pretrained=settings.pretrained, **settings.options)
-        config = dataclasses.replace(
-            self.student_config,
-            image_mean=self.teacher.image_mean,
-            image_std=self.teacher.image_std,
-            resize=self.teacher.resize,
-        )
-        size = data.size or (config.image_size, config.image_size)
-        check_grids(config, self.teacher, size)
-        data.frame_format = FrameFormat(size, self.teacher.image_mean, self.teacher.image_std, self.teacher.resize)
+        self.teacher = self.teacher_settings.load()
+        config, data.frame_format = fit_to_teacher(self.student_config, self.teacher, data.size)
         if data.target_cache is not None:
             check_cache(data.target_cache, {**self.target_identity(config), **data.clip_identity()})
         self.student = build_student(config, self.teacher, self.init, self.init_from)
@@ -164,17 +138,7 @@ class CTDModule(GuardedModule):
 
     def on_train_start(self) -> None:
         """Say what is about to happen."""
-        data = self.data()
-        if (cache := data.target_cache) is None:
-            source = f"{count_parameters(self.teacher.tower):.2f}M, frozen"
-        else:
-            source = f"{cache.settings.views} views of each video in {cache.folder}, {cache.settings.codec}"
-        rank_zero_print(
-            f"student of {count_parameters(self.student):.2f}M parameters learns from {self.teacher.name} "
-            f"({source}): {total_steps(self.trainer)} steps of "
-            f"{data.batch_size} clips x {data.clip_frames} frames, {len(data.train_entries)} videos, "
-            f"{len(data.val_entries)} held out"
-        )
+        tell(opening_line(self.student, self.teacher, self.data(), total_steps(self.trainer)))
 
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """A teacher in training mode would give other targets without any error."""
@@ -280,24 +244,23 @@ class CTDModule(GuardedModule):
         statistics = self._measured_statistics(data) if cache is None else cache.statistics
         self.target.fit(statistics)
         if self.trainer.is_global_zero:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.target.state_dict().items()}
-            folder = Path(self.trainer.default_root_dir)
-            write_atomically(folder / "target_statistics.safetensors", save(tensors, {"tokens": str(statistics.count)}))
+            save_statistics(self.target, statistics.count, Path(self.trainer.default_root_dir))
 
-    @torch.no_grad()
     def _measured_statistics(self, data: ClipDataModule) -> FeatureStatistics:
-        rank_zero_print(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
-        statistics = FeatureStatistics(self.teacher.dim, self.device, full=self.target_settings.standardise == "phi_s")
+        tell(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
+        full = self.target_settings.standardise == "phi_s"
+        return measure_statistics(self._pooled_tokens(data), self.teacher.dim, self.device, full=full)
+
+    def _pooled_tokens(self, data: ClipDataModule) -> Iterator[Tensor]:
+        """Raw pooled features [tokens,C] of each batch of the clips that statistics are measured on."""
         for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
             leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
-            if batch.paths:
-                with self.trainer.precision_plugin.forward_context():
-                    pooled, slots = self.pooled_target(batch)
-                statistics.update(pooled[slots].flatten(0, -2))
-            else:
-                statistics.update(torch.empty(0, self.teacher.dim, device=self.device))
-        statistics.reduce()
-        return statistics
+            if not batch.paths:
+                yield torch.empty(0, self.teacher.dim, device=self.device)
+                continue
+            with self.trainer.precision_plugin.forward_context():
+                pooled, slots = self.pooled_target(batch)
+            yield pooled[slots].flatten(0, -2)
 
     def timed(self, part: str) -> AbstractContextManager[Any]:
         """A range that --profile measures."""
@@ -309,14 +272,3 @@ class CTDModule(GuardedModule):
         if not isinstance(data, ClipDataModule):
             raise ValueError("CTDModule needs a ClipDataModule: pass it to the trainer as datamodule=")
         return data
-
-
-def count_parameters(module: nn.Module) -> float:
-    """Parameters in millions."""
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-@rank_zero_only
-def rank_zero_print(message: str) -> None:
-    """Tell the user, once."""
-    print(message, file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """A student that fits its teacher: its grid, its weights at the start, its head in the space of the loss."""
 
+import dataclasses
 import sys
 from typing import Literal
 
@@ -7,11 +8,32 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from liteframe.data.clips import FrameFormat
 from liteframe.distill.targets import TargetBuilder
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import Teacher
 from liteframe.models.weight_selection import initialise_student, select_from_student
 from liteframe.training.sharded import fill, whole
+
+
+def fit_to_teacher(
+    config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int] | None
+) -> tuple[LiteFrameConfig, FrameFormat]:
+    """The student's config with the teacher's preprocessing, and the frames that both see.
+
+    Args:
+        config: as the run states it.
+        teacher: to learn from.
+        size: (height, width) of the frames; None takes the config's.
+
+    Raises:
+        ValueError: the tokens of the two would not be the same places.
+    """
+    mean, std, resize = teacher.image_mean, teacher.image_std, teacher.resize
+    config = dataclasses.replace(config, image_mean=mean, image_std=std, resize=resize)
+    size = size or (config.image_size, config.image_size)
+    check_grids(config, teacher, size)
+    return config, FrameFormat(size, mean, std, resize)
 
 
 def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:

@@ -54,6 +54,7 @@ EXPECTED_WARNINGS = (
     ".*all_gather is deprecated",  # Lightning's own code
     ".*FSDP2-wrapped module .* returned a view tensor",  # nothing changes a prediction in place
     ".*is_gradient_checkpointing. is deprecated",  # PEFT's own code
+    ".*gradient_checkpointing_enable. is deprecated",  # transformers 5.17 knows no other name
     ".*args parameter is intended to run from within Python",  # other commands parse a run's settings
 )
 
