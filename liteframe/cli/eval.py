@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     session = {
         **environment(model.device),
         "folder": str(source),
-        **{k: options[k] for k in ("vlm", "encoder", "adapter")},
+        **{k: options[k] for k in ("vlm", "encoder", "adapter", "deadline")},
     }
     with EvalFolder(args.out, settings, session) as folder:
         todo = [q for q in dataset.questions if folder.rows.get(q.id, {}).get("reply") is None]
@@ -143,7 +143,8 @@ def _report_failures(console: Any, report: dict[str, Any], answers: Path) -> Non
         kinds = ", ".join(f"{kind} {count}" for kind, count in failed["kinds"].items())
         console.print(
             f"{failed['questions']} questions count as wrong because their video could not be read ({kinds}); "
-            f"see 'error' in {answers}. Run the same command again to try them once more.",
+            f"see 'error' in {answers}. Run the same command again to try them once more"
+            f"{', with a longer --deadline' if 'deadline' in failed['kinds'] else ''}.",
             soft_wrap=True,
         )
     if report["unanswered"]:

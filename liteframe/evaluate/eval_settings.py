@@ -70,6 +70,8 @@ def determining(
 ) -> dict[str, Any]:
     """Everything that determines the scores: a run is continued only if all of it is the same."""
     parts = {name: options[name] for name in ("vlm", "encoder", "adapter")}
+    asked = asdict(asking)
+    del asked["deadline"]  # changes no reply: a run whose videos were too slow may be continued with another
     subtitles = {Path(q.subtitles) for q in dataset.questions if q.subtitles and Path(q.subtitles).is_file()}
     return {
         "benchmark": benchmark.name,
@@ -80,7 +82,7 @@ def determining(
             "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "asking": {**asdict(asking), "option_format": benchmark.option_format},
+        "asking": {**asked, "option_format": benchmark.option_format},
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
         "seed": options["seed"],

@@ -187,10 +187,10 @@ def broken(name, folder, video, change):
     [
         ("video-mme", {"options": ["A. red"]}, r"row 1: 'options' has 1 options; a question has 2 to 26"),
         ("video-mme", {"options": ["A. red", "C. blue"]}, r"option 'C. blue' of 'options' should start with 'B.'"),
-        ("video-mme", {"answer": "E"}, r"row 1: answer 'E' is neither one of ABCD nor an option"),
+        ("video-mme", {"answer": "E"}, r"row 1: answer 'E' is none of ABCD"),
         ("video-mme", {"videoID": "../../etc/passwd"}, "leads out of"),
         ("mlvu", {"candidates": "red"}, r"record 1: 'candidates' must be a list of texts"),
-        ("mlvu", {"answer": "pink"}, r"1_plotQA.json: record 1: answer 'pink' is neither"),
+        ("mlvu", {"answer": "pink"}, r"1_plotQA.json: record 1: answer 'pink' is no option of"),
         ("mlvu", {"video": None}, r"record 1: lacks 'video'"),
         ("longvideobench", {"correct_choice": None}, "the test split has no public answers"),
         ("longvideobench", {"correct_choice": 4}, r"'correct_choice' is 4; there are 4 options, counted from 0"),
@@ -230,6 +230,17 @@ def test_mistakes_in_own_questions_are_named(tmp_path, video, lines, message):
     file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     with pytest.raises(ValueError, match=message):
         load(find_benchmark(str(file), None)[0].name, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "letter"),
+    [
+        ("video-mme", {"options": ["A. C", "B. A", "C. D", "D. B"], "answer": "A"}, "A"),  # a letter, as published
+        ("mlvu", {"candidates": ["C", "A", "D", "B"], "answer": "A"}, "B"),  # an option, as published
+    ],
+)
+def test_options_that_are_letters_themselves(tmp_path, video, name, change, letter):
+    assert load(name, broken(name, tmp_path, video, change))[0].answer == letter
 
 
 def test_missing_folders_and_files_are_named(tmp_path):

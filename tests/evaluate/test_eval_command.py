@@ -9,6 +9,7 @@ from lettered_world import write_lettered_questions
 
 from liteframe.cli.main import main
 from liteframe.data.decode_process import DecodeProcess
+from liteframe.data.video_types import VideoError
 from liteframe.evaluate import asking
 from liteframe.evaluate.answer import answer
 from liteframe.load_vlm import load_video_llm
@@ -142,6 +143,24 @@ def test_bad_videos_count_as_wrong_and_are_told_apart(tmp_path, capsys):
     assert run(file, tmp_path / "run", prompt=None) == 0
     again = json.loads((tmp_path / "run/scores.json").read_text())
     assert again["failed"] == {"questions": 2, "kinds": {"not_video": 1, "index": 1}}
+
+
+def test_videos_that_were_too_slow_are_read_with_a_longer_deadline(tmp_path, monkeypatch, capsys):
+    video = write_video(tmp_path / "v.mp4", frames=24, fps=8)
+    row = {"question": "What colour is the circle?", "answer": "red", "video": "v.mp4"}
+    file = samples.write_rows(tmp_path / "q.jsonl", [row])
+    with monkeypatch.context() as patch:
+
+        def slow(*_args):
+            raise VideoError(video, "deadline", "decoding did not end within 1 s")
+
+        patch.setattr(asking, "read_video", slow)
+        assert run(file, tmp_path / "run", "--deadline", "1") == 0
+    assert "once more, with a longer --deadline." in " ".join(capsys.readouterr().out.split())
+    assert run(file, tmp_path / "run", "--deadline", "600") == 0
+    assert lines(tmp_path / "run")[-1]["reply"]
+    sessions = json.loads((tmp_path / "run/settings.json").read_text())["sessions"]
+    assert [session["deadline"] for session in sessions] == [1, 600]
 
 
 def test_frames_are_prepared_in_parts_as_in_one(questions, tmp_path, monkeypatch):

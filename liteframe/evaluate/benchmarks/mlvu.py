@@ -83,7 +83,7 @@ def _from_json(folder: Path, path: Path) -> list[Question]:
                 text=text_field(row, where, "question"),
                 options=options,
                 letters=LETTERS[: len(options)],
-                answer=answer_letter(text_field(row, where, "answer"), options, where),
+                answer=answer_letter(text_field(row, where, "answer"), options, where, kind="text"),
                 groups={"task": text_field(row, where, "question_type") if "question_type" in row else task},
             )
         )

@@ -106,22 +106,31 @@ def options_field(row: Row, where: str, name: str, *, bare: bool = False) -> tup
     return tuple(texts)
 
 
-def answer_letter(answer: str, options: Sequence[str], where: str) -> str:
+def answer_letter(answer: str, options: Sequence[str], where: str, *, kind: str | None = None) -> str:
     """The letter of an answer that is a letter or the text of an option (the last, where options repeat).
+
+    Args:
+        answer: as the record has it.
+        options: their texts.
+        where: the record's place.
+        kind: "letter" or "text" where the benchmark always writes the one: options may be letters themselves. None
+            takes both.
 
     Raises:
         ValueError: it is neither, or both at once.
     """
     letters = LETTERS[: len(options)]
-    as_text = [letters[i] for i, text in enumerate(options) if text == answer]
-    as_letter = answer if len(answer) == 1 and answer in letters else None
+    as_text = [letters[i] for i, text in enumerate(options) if text == answer] if kind != "letter" else []
+    as_letter = answer if kind != "text" and len(answer) == 1 and answer in letters else None
     if as_letter and as_text and as_text != [as_letter]:
         raise ValueError(
             f"{where}: answer {answer!r} is a letter and also the text of option {as_text[-1]}; use letters"
         )
     found = as_letter or (as_text[-1] if as_text else None)
     if found is None:
-        raise ValueError(f"{where}: answer {answer!r} is neither one of {letters} nor an option of {list(options)}")
+        places = {"letter": f"none of {letters}", "text": f"no option of {list(options)}"}
+        said = places.get(kind or "", f"neither one of {letters} nor an option of {list(options)}")
+        raise ValueError(f"{where}: answer {answer!r} is {said}")
     return found
 
 

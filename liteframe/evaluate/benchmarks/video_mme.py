@@ -68,7 +68,7 @@ def _question(folder: Path, where: str, row: dict[str, object]) -> Question:
         text=text_field(row, where, "question"),
         options=options,
         letters="ABCDEFGH"[: len(options)],
-        answer=answer_letter(text_field(row, where, "answer"), options, where),
+        answer=answer_letter(text_field(row, where, "answer"), options, where, kind="letter"),
         groups={key: text_field(row, where, key) for key in ("duration", "domain", "sub_category", "task_type")},
         subtitles=find_file(folder, ("subtitle", "subtitles"), [f"{video}.srt"], where),
     )
