@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Container
-from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +164,24 @@ class ChatDataModule(LightningDataModule):
         self.tally.load_state_dict(state_dict["tally"])
 
     def _identity(self) -> dict[str, Any]:
-        rows = [
-            ([medium.identity() for medium in c.media], [asdict(turn) for turn in c.turns]) for c in self.conversations
-        ]
         return {
-            "conversations": len(rows),
-            "list": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+            "conversations": len(self.conversations),
+            "list": self._list_digest,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "frames": self.frames,
             "fps": list(self.fps),
             "group_by_length": self.group_by_length,
         }
+
+    @cached_property
+    def _list_digest(self) -> str:
+        """Of all conversations; each checkpoint holds it."""
+        digest = hashlib.sha256()
+        for c in self.conversations:
+            row = ([medium.identity() for medium in c.media], [vars(turn) for turn in c.turns])
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()[:16]
 
     def _trainer(self) -> Trainer:
         if self.trainer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -21,6 +22,7 @@ FORMS = (
     "or a LLaVA mixture .yaml {datasets: [{json_path}]}"
 )
 EXAMPLES = 5
+BAD_ROWS = 20  # shown of a file
 
 
 def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
@@ -35,18 +37,29 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
             `datasets: [{json_path, sampling_strategy?: all | first:N | end:N | random:N, root?}]`, N a number or N%.
 
     Raises:
-        ValueError: a file is missing, empty, or holds a bad row; the message names file, line and remedy.
+        ValueError: a file is missing, empty, or holds bad rows; the message names file, line and remedy of the first
+            of them.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder; conversations come from {FORMS}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; conversations come from {FORMS}")
+    bad: list[str] = []
     if path.suffix.lower() in (".yaml", ".yml"):
-        found = list(_mixture(path))
+        found = list(_mixture(path, bad))
+    elif path.suffix.lower() == ".jsonl":
+        found = _rows(_lines(path), path.parent, bad)
     else:
-        content = None if path.suffix.lower() == ".jsonl" else _json(path)
-        found = list(_meta(path, content)) if _is_meta(content) else _rows(path, path.parent)
+        content = _json(path)
+        found = (
+            list(_meta(path, content, bad)) if _is_meta(content) else _rows(_listed(path, content), path.parent, bad)
+        )
+    if len(bad) == 1:
+        raise ValueError(bad[0])
+    if bad:
+        rest = f"\n  and {len(bad) - BAD_ROWS} more" if len(bad) > BAD_ROWS else ""
+        raise ValueError("\n  ".join([f"{len(bad)} rows cannot be learned from:", *bad[:BAD_ROWS]]) + rest)
     if not found:
         raise ValueError(f"{path}: holds no conversation")
     return found
@@ -68,40 +81,48 @@ def check_files(conversations: list[Conversation], max_missing: float) -> None:
         )
 
 
-def _rows(path: Path, root: Path) -> list[Conversation]:
+def _rows(numbered: Iterator[tuple[str, Any]], root: Path, bad: list[str]) -> list[Conversation]:
+    """The conversations of a file; what is wrong with others is added to `bad`."""
     inside = Containment(root)
-    numbered = _jsonl(path) if path.suffix.lower() == ".jsonl" else _listed(path)
 
     def locate(value: Any, what: str) -> str:
         return local_path(value, inside, what)
 
-    return [parse_conversation(row, where, locate) for where, row in numbered]
+    found = []
+    for where, row in numbered:
+        try:
+            found.append(parse_conversation(_object(row, where), where, locate))
+        except ValueError as error:
+            bad.append(str(error))
+    return found
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-                    yield f"{path}:{number}", _object(row, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+    return _lines(path) if path.suffix.lower() == ".jsonl" else _listed(path, _json(path))
 
 
-def _listed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = _json(path)
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row: as bytes where it still has to be parsed."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _listed(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         raise ValueError(f"{path}: holds a {type(rows).__name__}; conversations come from {FORMS}")
-    for number, row in enumerate(rows, 1):
-        where = f"{path}: row {number}"
-        yield where, _object(row, where)
+    return ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
+    if isinstance(row, bytes):
+        try:
+            row = json.loads(row.decode())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row is a JSON object, not {type(row).__name__}")
     return row
@@ -109,7 +130,7 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); JSONL ends in .jsonl") from error
     except UnicodeDecodeError as error:
@@ -117,21 +138,23 @@ def _json(path: Path) -> Any:
 
 
 def _is_meta(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(v, dict) and "annotation" in v for v in content.values())
+    return isinstance(content, dict) and any(isinstance(v, dict) and "annotation" in v for v in content.values())
 
 
-def _meta(path: Path, content: Any) -> Iterator[Conversation]:
+def _meta(path: Path, content: Any, bad: list[str]) -> Iterator[Conversation]:
     for name, part in content.items():
         where = f"{path}: {name!r}"
+        if not isinstance(part, dict) or "annotation" not in part:
+            raise ValueError(f"{where} is {part!r}; it must be an object with 'annotation' and 'root'")
         annotation = _file(part["annotation"], path.parent, f"{where}: annotation")
-        found = _rows(annotation, _root(part, annotation, path.parent, where))
+        found = _rows(_read(annotation), _root(part, annotation, path.parent, where), bad)
         repeat = part.get("repeat_time", 1)
         if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat < math.inf:
             raise ValueError(f"{where}: repeat_time is {repeat!r}; it must be a positive number")
         yield from found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
 
 
-def _mixture(path: Path) -> Iterator[Conversation]:
+def _mixture(path: Path, bad: list[str]) -> Iterator[Conversation]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -142,9 +165,8 @@ def _mixture(path: Path) -> Iterator[Conversation]:
     for number, part in enumerate(parts, 1):
         where = f"{path}: dataset {number}"
         rows = _file(part["json_path"], path.parent, f"{where}: json_path")
-        yield from _sampled(
-            _rows(rows, _root(part, rows, path.parent, where)), part.get("sampling_strategy", "all"), where
-        )
+        found = _rows(_read(rows), _root(part, rows, path.parent, where), bad)
+        yield from _sampled(found, part.get("sampling_strategy", "all"), where)
 
 
 def _sampled(found: list[Conversation], strategy: Any, where: str) -> list[Conversation]:

@@ -108,7 +108,7 @@ def _named(row: dict[str, Any], kind: str, where: str) -> list[Any]:
             continue
         if key == kind and isinstance(value, str):
             found.append(value)
-        elif isinstance(value, list) and value:
+        elif isinstance(value, list):
             found += value
         else:
             raise ValueError(f"{where}: {key!r} is {value!r}; it must be a path or a list of paths")

@@ -142,7 +142,7 @@ class Containment:
         if os.path.islink(real):
             real = os.path.realpath(real)
         pairs = ((self.folder, path), (self._root, real))
-        return path if all(os.path.commonpath([root, found]) == root for root, found in pairs) else None
+        return path if all(f"{found}{os.sep}".startswith(os.path.join(root, "")) for root, found in pairs) else None
 
 
 def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> VideoEntry:

@@ -101,6 +101,7 @@ def test_messages(tmp_path):
         ("a.json", "[3]", r"row 1: a row is a JSON object"),
         ("a.jsonl", '{"conversations": 3}\n', r"a\.jsonl:1: 'conversations' must be a list"),
         ("a.json", '{"x": {"annotation": "none.jsonl"}}', r"'x': annotation is 'none.jsonl'; there is no such file"),
+        ("a.json", '{"x": {"root": "."}, "y": {"annotation": "a.json"}}', r"a\.json: 'x' is .*with 'annotation'"),
         ("a.yaml", "datasets: 3", "a mixture is"),
         ("a.yaml", "datasets: [{json_path: none.json}]", "dataset 1: json_path is 'none.json'"),
         ("a.yaml", "datasets: [", "not YAML"),
@@ -118,6 +119,31 @@ def test_bad_sampling_strategies_are_refused(tmp_path, strategy):
     (tmp_path / "mix.yaml").write_text(f"datasets: [{{json_path: rows.json, sampling_strategy: '{strategy}'}}]")
     with pytest.raises(ValueError, match="sampling_strategy is"):
         load_conversations(tmp_path / "mix.yaml")
+
+
+def test_all_bad_rows_are_told_at_once(tmp_path):
+    good, bad = {"conversations": [ASK, TELL]}, {"conversations": [ASK]}
+    write(tmp_path / "a.json", [good, bad, good, 3])
+    lines = [json.dumps(good), "{", json.dumps(bad)]
+    (tmp_path / "b.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"conversations": "\xe9"}\n')
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: a.json}, {json_path: b.jsonl}]")
+    with pytest.raises(ValueError, match="5 rows cannot be learned from") as error:
+        load_conversations(tmp_path / "mix.yaml")
+    told = str(error.value).splitlines()[1:]
+    places = ["a.json: row 2", "a.json: row 4", "b.jsonl:2", "b.jsonl:3", "b.jsonl:4: not UTF-8"]
+    assert [place in line for place, line in zip(places, told, strict=True)] == [True] * 5
+    write(tmp_path / "many.json", [bad] * 50)
+    with pytest.raises(ValueError, match=r"50 rows (.*\n){21}  and 30 more$"):
+        load_conversations(tmp_path / "many.json")
+
+
+def test_files_from_other_systems(tmp_path):
+    row = json.dumps({"id": 1, "conversations": said("Où?", "là"), "videos": [], "image": []}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f"\ufeff{row}\r\n\r\n{row}\r\n".encode())
+    (tmp_path / "a.json").write_bytes(f"\ufeff[{row},\r\n{row}]\r\n".encode())
+    found = load_conversations(tmp_path / "a.jsonl")
+    assert found == load_conversations(tmp_path / "a.json")
+    assert [(c.media, c.turns[1].text) for c in found] == [((), "là")] * 2
 
 
 def test_missing_files_are_told_before_the_run(files, tmp_path):
