@@ -6,6 +6,7 @@ Knows both rooms, models and data, and PEFT; it imports no training code, so tha
 import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -183,8 +185,19 @@ def adapter_file(adapter: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Add the adapter's update to the weights and return the plain model, which save_pretrained can write."""
-    return model.merge_and_unload(safe_merge=True)
+    """Add the adapter's update to the weights and return the plain model, which save_pretrained can write.
+
+    Each sum is made in float32 and rounded once to the dtype of the weight.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            dtype, weight.data = weight.dtype, weight.data.float()
+            layer.merge(safe_merge=True)
+            weight.data = weight.data.to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")
+        return model.merge_and_unload()
 
 
 def frozen_digest(model: nn.Module) -> str:

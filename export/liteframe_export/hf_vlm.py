@@ -33,7 +33,8 @@ NEW_TOKENS = 16
 def export_vlm(parts: Parts, out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write a Video LLM as a folder that `AutoModelForImageTextToText` and `AutoProcessor` load without liteframe.
 
-    The weights keep the dtype of the InternVL. Needs memory for the whole model in float32.
+    The weights keep the dtype of the InternVL. Needs memory for the whole model in that dtype, and for its largest
+    layer in float32.
 
     Args:
         parts: InternVL, encoder and adapter (see parts_of_run for those of an LMA run).
@@ -74,17 +75,18 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
     videos = verify.noise_videos([2, encoder.clip_frames + 3], encoder.image_size)
     frames = [video.numpy() for video in videos]
     dtype = model.get_input_embeddings().weight.dtype  # of the InternVL: what was trained may be wider
-    expected = ask(model.float(), processor, frames, QUESTIONS, NEW_TOKENS)
-    if isinstance(model, PeftModel):
+    expected = ask(model, processor, frames, QUESTIONS, NEW_TOKENS)
+    adapted = isinstance(model, PeftModel)
+    if adapted:
         model = merge_adapter(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # not the buffers: rotary frequencies stay float32, as when loaded
     save_vlm(model, processor, folder)
     rounded = 0.0
-    if dtype != torch.float32:
+    if adapted and dtype != torch.float32:
         # The file holds fewer digits than the float32 sum of weight and update: compare with what it can hold.
         exact = expected["logits"]
-        expected = ask(model.float(), processor, frames, QUESTIONS, NEW_TOKENS)
+        expected = ask(model, processor, frames, QUESTIONS, NEW_TOKENS)
         rounded = (exact - expected["logits"]).abs().max().item()
     del model  # the other process needs the memory
     reloaded = verify.reload(folder, "vlm", videos, questions=QUESTIONS, new_tokens=NEW_TOKENS)

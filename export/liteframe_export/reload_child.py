@@ -7,6 +7,8 @@ safetensors file, what this process ran with to a JSON file. Imports nothing of 
 import importlib.abc
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,15 +50,17 @@ def run_encoder(folder: str, videos: list[Any]) -> dict[str, Any]:
 
 def run_vlm(folder: str, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
     """See `ask`."""
-    import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
     return ask(model, AutoProcessor.from_pretrained(folder, trust_remote_code=True), videos, questions, new_tokens)
 
 
 def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
-    """Ask one question a video: the prompt, pixels, logits [tokens,V] without padding, greedy answers [B,L+new]."""
+    """Ask one question a video: the prompt, pixels, logits [tokens,V] without padding, greedy answers [B,L+new].
+
+    Computed in float32 whatever the weights are stored in.
+    """
     import torch
 
     chats = [
@@ -64,10 +68,44 @@ def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new
     ]
     prompts = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=prompts, videos=videos)
-    with torch.inference_mode():
+    with torch.inference_mode(), widened(model):
         logits = model(**inputs).logits[inputs["attention_mask"].bool()]
         answers = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
     return {**inputs, "logits": logits, "answers": answers}
+
+
+@contextmanager
+def widened(model: Any) -> Iterator[None]:
+    """Let a Video LLM that is stored in 16 bits compute in float32 without a whole second copy in memory.
+
+    The layers of its language model are float32 while they run and no longer; the rest is made so, and stays.
+    """
+    import torch
+
+    narrow: dict[Any, Any] = {}
+
+    def widen(module: Any, _: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight.dtype in (torch.bfloat16, torch.float16):
+                narrow[weight], weight.data = weight.data, weight.data.float()
+
+    def restore(module: Any, *_: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weight.data = narrow.pop(weight, weight.data)
+
+    hooks = []
+    for name, module in model.named_modules():
+        if "language_model.layers." in name:
+            hooks.append(module.register_forward_pre_hook(widen))
+            hooks.append(module.register_forward_hook(restore, always_call=True))
+        else:
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.float()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Encoder and Video LLM, exported, then used where liteframe cannot be imported."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from liteframe_export.hf_vlm import export_vlm
+from liteframe_export.parts import Parts
+from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
@@ -126,3 +131,40 @@ def test_only_finished_exports_are_left(world, exported_encoder, exported_vlm):
         "generation_config.json",
     }
     assert "preprocessor_config.json" in {path.name for path in exported_encoder.iterdir()}
+
+
+def test_a_model_in_bfloat16_is_merged_in_float32_and_rounded_once(world, tmp_path):
+    vlm, adapter = tmp_path / "vlm", tmp_path / "adapter"
+    load_video_llm(world.vlm, dtype=torch.bfloat16)[0].save_pretrained(vlm)
+    load_video_llm(world.vlm)[1].save_pretrained(vlm)
+    shutil.copytree(world.run / "adapter", adapter)  # without the report, which names the float32 weights
+    export_vlm(Parts(str(vlm), str(world.encoder), str(adapter)), tmp_path / "out")
+    base, update = load_file(vlm / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    layer = "layers.1.mlp.down_proj"
+    down, up = (update[f"base_model.model.model.language_model.{layer}.lora_{part}.weight"] for part in "AB")
+    expected = base[f"language_model.model.{layer}.weight"].float() + (8 / 3) * (up @ down)
+    assert torch.equal(found[f"model.language_model.{layer}.weight"], expected.bfloat16())
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert parity["saved_dtype"] == "bfloat16"
+    assert 1e-4 < parity["rounding_to_saved_dtype"] < parity["cases"][0]["largest_logit"] / 4
+
+
+def test_layers_are_widened_one_at_a_time(world):
+    """The result is that of a float32 model; the layers are bfloat16 again afterwards, also after an error."""
+    stored, processor = load_video_llm(world.vlm, dtype=torch.bfloat16)
+    exact = copy.deepcopy(stored).float()
+    layers = stored.model.language_model.layers
+    wide = []
+    for module in layers.modules():
+        module.register_forward_hook(
+            lambda *_: wide.append(sum(p.dtype == torch.float32 for p in layers.parameters())), prepend=True
+        )
+    words = processor.tokenizer("Which way does the red circle move?", return_tensors="pt")["input_ids"]
+    with torch.inference_mode(), widened(stored):
+        assert torch.equal(stored(input_ids=words).logits, exact(input_ids=words).logits)
+        with pytest.raises(RuntimeError):
+            layers[0].mlp(torch.randn(3, 7))
+    assert max(wide) == 2  # a projection's weight and bias
+    assert {p.dtype for p in layers.parameters()} == {torch.bfloat16}
