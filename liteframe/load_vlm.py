@@ -5,6 +5,7 @@ Knows both rooms, models and data, and PEFT; it imports no training code, so tha
 
 import copy
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,13 +35,15 @@ from liteframe.models.llava_onevision import (
     LiteFrameLlavaOnevisionConfig,
     LiteFrameLlavaOnevisionForConditionalGeneration,
 )
-from liteframe.models.student import LiteFrameEncoder, read_config
+from liteframe.models.student import LiteFrameEncoder, read_config, weight_misfits
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import LiteFrameVlm, Vlm, attach_encoder
 from liteframe.models.weight_index import check_weight_index
 
 # In the names of the weights that PEFT saves with an adapter.
 ADAPTER_MARKS = (".lora_", ".modules_to_save.")
+# Beside PEFT's files: what the adapter was trained on.
+ORIGIN = "liteframe.json"
 CLASSES = {
     "internvl": InternVLForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
@@ -162,10 +166,47 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
     """Put a saved adapter on a model, unmerged and frozen.
 
     Raises:
-        ValueError: the folder has no whole safetensors adapter (pickled ones are not read).
+        ValueError: the folder has no whole safetensors adapter (pickled ones are not read), or one that was trained on
+            another Video LLM or encoder.
     """
-    with adapter_file(adapter):
-        return PeftModel.from_pretrained(model, adapter)
+    check_origin(model, adapter)
+    with adapter_file(adapter) as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated")  # PEFT's own code
+        adapted = PeftModel.from_pretrained(model, adapter, ignore_mismatched_sizes=True)
+        # PEFT ignores what has no place, and leaves at its start what is missing.
+        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if problems := weight_misfits(load_file(path), wanted):
+            raise ValueError(f"the adapter {adapter} was not trained on this model, which it does not fit: {problems}")
+    return adapted
+
+
+def check_origin(model: nn.Module, adapter: str | os.PathLike[str]) -> None:
+    """Compare a model with what its adapter notes of the one it was trained on.
+
+    Raises:
+        ValueError: it is another. An adapter that LiteFrame did not make notes nothing.
+    """
+    path = Path(adapter) / ORIGIN
+    if path.is_file() and (noted := json.loads(path.read_text(encoding="utf-8")))["base"] != base_digest(model):
+        raise ValueError(
+            f"the adapter {adapter} was not trained on this model but on {noted['vlm']} with the encoder "
+            f"{noted['encoder']}; load it with these"
+        )
+
+
+def base_digest(model: nn.Module) -> str:
+    """What an adapter recognises its model by: a hash of the vision tower, and of the language model's vectors.
+
+    Norms and biases tell language models of the same shape apart and are soon read; rounded to bfloat16, they do not
+    depend on the dtype that the model is held in.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "vision_tower" in name.split(".") or ("language_model" in name.split(".") and parameter.ndim == 1):
+            digest.update(name.encode())
+            digest.update(_bits(parameter.bfloat16()))
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -206,8 +247,12 @@ def frozen_digest(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            digest.update(_bits(parameter))
     return digest.hexdigest()
+
+
+def _bits(parameter: torch.Tensor) -> memoryview:
+    return parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _check_preprocessing(processor: LiteFrameProcessor, encoder: LiteFrameConfig) -> None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import PeftModel
 
 from liteframe.load_vlm import frozen_digest, load_adapter, load_video_llm
 from liteframe_export.provenance import run_report
@@ -61,25 +60,9 @@ def load_parts(parts: Parts) -> tuple[Any, Any]:
         ) from error
     if parts.adapter is None:
         return model, processor
-    try:
-        adapted = load_adapter(model, parts.adapter)
-    except RuntimeError as error:
-        raise ValueError(f"{parts.adapter} does not fit {parts.vlm}: {error}") from error
-    _check_names(adapted, parts)
+    adapted = load_adapter(model, parts.adapter)
     _check_base(adapted, parts)
     return adapted.eval(), processor
-
-
-def _check_names(model: PeftModel, parts: Parts) -> None:
-    """PEFT only warns when an adapter lacks weights or holds unknown ones."""
-    with safe_open(Path(str(parts.adapter)) / "adapter_model.safetensors", framework="pt") as file:
-        found = set(file.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(found ^ wanted):
-        raise ValueError(
-            f"{parts.adapter} was not trained on {parts.vlm} with {parts.encoder}: {len(found - wanted)} of its "
-            f"weights have no place and {len(wanted - found)} are missing (first: {odd[0]})"
-        )
 
 
 def _check_base(model: PeftModel, parts: Parts) -> None:

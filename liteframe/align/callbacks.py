@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
-from liteframe.load_vlm import frozen_digest
+from liteframe.load_vlm import ORIGIN, frozen_digest
 from liteframe.models.vision import LiteFrameVisionModel
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
@@ -35,6 +35,8 @@ class AdapterSaver(Callback):
         try:
             # The embeddings are frozen; "auto" would ask the Hub whether they had been resized.
             pl_module.model.save_pretrained(temporary, save_embedding_layers=False)
+            origin = {"vlm": pl_module.vlm, "encoder": pl_module.encoder, "base": pl_module.base_digest}
+            write_json(temporary / ORIGIN, origin)
             shutil.rmtree(run.path / "adapter", ignore_errors=True)
             os.replace(temporary, run.path / "adapter")
         finally:

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from liteframe.load_vlm import adapter_file
+from liteframe.load_vlm import adapter_file, check_origin
 from liteframe.models.student import weight_misfits
 from liteframe.models.video_llm import LiteFrameVlm
 
@@ -61,11 +61,13 @@ def add_lora(
 
     Raises:
         ValueError: the language model lacks the layers that LoRA is meant for, a layer elsewhere matched, or the
-            adapter to start from has other layers or another rank.
+            adapter to start from has other layers, another rank, or was trained on another model.
     """
     expected = language_model_layers(model)
     trained_whole = [name for name, wanted in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if wanted]
     held = _whole_parts(start_from)
+    if start_from is not None:
+        check_origin(model, start_from)
     kept = [name for name in held if name not in trained_whole]
     config = LoraConfig(
         r=settings.rank,

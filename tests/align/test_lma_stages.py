@@ -7,12 +7,14 @@ import torch
 import yaml
 from ctd_world import ROOT
 from safetensors.torch import load_file
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from liteframe.align.module import LMAModule
 from liteframe.align.stages import load_stages
 from liteframe.cli.main import main
 from liteframe.data.chat import question_prompt
-from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.load_vlm import load_adapter, load_video_llm, with_encoder
+from liteframe.models.student import LiteFrameEncoder
 
 QUESTION = "What colour is the circle?"
 
@@ -66,6 +68,49 @@ def test_an_adapter_that_does_not_fit_is_refused(lma_world, run, tmp_path, chang
             "fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "run",
             "--model.init_adapter", lma_world / "before" / "adapter", *change,
         )  # fmt: skip
+
+
+def test_an_adapter_of_another_model_is_refused(lma_world, run, tmp_path, capsys):
+    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a")
+    held, video = tmp_path / "a" / "adapter", str(lma_world / "0.mp4")
+
+    def ask(vlm, *encoder):
+        words = ["ask", video, QUESTION, "--vlm", vlm, "--adapter", held, *encoder, "--max-new-tokens", 1]
+        code = main(list(map(str, words)))
+        return code, capsys.readouterr().err
+
+    own = ("--encoder", lma_world / "encoder")
+    assert ask(lma_world / "vlm", *own)[0] == 0
+    # The encoder forgotten, another encoder, another language model of the same shape.
+    drift = LiteFrameEncoder.from_pretrained(lma_world / "encoder")
+    torch.nn.init.normal_(drift.head.weight)
+    drift.save_pretrained(tmp_path / "drift")
+    model, processor = load_video_llm(lma_world / "vlm")
+    torch.nn.init.normal_(model.model.language_model.norm.weight)
+    model.save_pretrained(tmp_path / "tuned")
+    processor.save_pretrained(tmp_path / "tuned")
+    for words in (
+        (lma_world / "vlm",),
+        (lma_world / "vlm", "--encoder", tmp_path / "drift"),
+        (tmp_path / "tuned", *own),
+    ):
+        code, told = ask(*words)
+        assert code == 2
+        assert f"but on {lma_world / 'vlm'} with the encoder {lma_world / 'encoder'}" in told
+    again = ["--model.init_adapter", held, "--model.encoder", tmp_path / "drift"]
+    with pytest.raises(ValueError, match="was not trained on this model"):
+        run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "b", *again)
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+def test_an_adapter_of_another_depth_is_refused(lma_world, run, tmp_path, layers):
+    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a")
+    (tmp_path / "a" / "adapter" / "liteframe.json").unlink()  # as if PEFT alone had made it
+    config = InternVLConfig.from_pretrained(lma_world / "vlm")
+    config.text_config.num_hidden_layers, config.text_config.layer_types = layers, ["full_attention"] * layers
+    model = with_encoder(InternVLForConditionalGeneration(config), lma_world / "encoder")
+    with pytest.raises(ValueError, match=r"does not fit: (unexpected|missing) .*layers\.[34]\."):
+        load_adapter(model, tmp_path / "a" / "adapter")
 
 
 def test_stages_chain_and_finished_ones_are_not_repeated(lma_world, run, tmp_path, capsys):
