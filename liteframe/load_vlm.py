@@ -181,32 +181,37 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
     return adapted
 
 
-def check_origin(model: nn.Module, adapter: str | os.PathLike[str]) -> None:
+def check_origin(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> None:
     """Compare a model with what its adapter notes of the one it was trained on.
+
+    Weights are compared where they are held in the dtype of the training; other dtypes round them otherwise.
 
     Raises:
         ValueError: it is another. An adapter that LiteFrame did not make notes nothing.
     """
     path = Path(adapter) / ORIGIN
-    if path.is_file() and (noted := json.loads(path.read_text(encoding="utf-8")))["base"] != base_digest(model):
+    if not path.is_file():
+        return
+    noted, found = json.loads(path.read_text(encoding="utf-8")), origin(model)
+    same = found["base"] == noted["base"] or found["dtype"] != noted["dtype"]
+    if not (same and found["model_type"] == noted["model_type"]):
         raise ValueError(
             f"the adapter {adapter} was not trained on this model but on {noted['vlm']} with the encoder "
             f"{noted['encoder']}; load it with these"
         )
 
 
-def base_digest(model: nn.Module) -> str:
-    """What an adapter recognises its model by: a hash of the vision tower, and of the language model's vectors.
+def origin(model: PreTrainedModel) -> dict[str, str]:
+    """What an adapter recognises its model by: family, dtype, and a hash of vision tower and language model's vectors.
 
-    Norms and biases tell language models of the same shape apart and are soon read; rounded to bfloat16, they do not
-    depend on the dtype that the model is held in.
+    Norms and biases tell language models of the same shape apart and are soon read.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if "vision_tower" in name.split(".") or ("language_model" in name.split(".") and parameter.ndim == 1):
             digest.update(name.encode())
-            digest.update(_bits(parameter.bfloat16()))
-    return digest.hexdigest()
+            digest.update(_bits(parameter))
+    return {"model_type": model.config.model_type, "dtype": str(model.dtype), "base": digest.hexdigest()}
 
 
 @contextmanager

@@ -35,8 +35,8 @@ class AdapterSaver(Callback):
         try:
             # The embeddings are frozen; "auto" would ask the Hub whether they had been resized.
             pl_module.model.save_pretrained(temporary, save_embedding_layers=False)
-            origin = {"vlm": pl_module.vlm, "encoder": pl_module.encoder, "base": pl_module.base_digest}
-            write_json(temporary / ORIGIN, origin)
+            parts = {"vlm": pl_module.vlm, "encoder": pl_module.encoder}
+            write_json(temporary / ORIGIN, {**parts, **pl_module.origin})
             shutil.rmtree(run.path / "adapter", ignore_errors=True)
             os.replace(temporary, run.path / "adapter")
         finally:

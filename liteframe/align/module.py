@@ -15,7 +15,7 @@ from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.align.quantise import quantise_frozen
 from liteframe.data.chat import template_warning
-from liteframe.load_vlm import base_digest, frozen_digest, load_video_llm
+from liteframe.load_vlm import frozen_digest, load_video_llm, origin
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
@@ -66,7 +66,7 @@ class LMAModule(GuardedModule):
         self.optimizer_settings = optimizer
         self.cache: FeatureCache | None = None
         self.frozen_digest = self.held_digest = ""  # of the weights as loaded, and as they are held
-        self.base_digest = ""  # what the adapter will recognise its model by
+        self.origin: dict[str, str] = {}  # what the adapter will recognise its model by
         self._window: list[AnswerLoss] = []
 
     def configure_model(self) -> None:
@@ -77,7 +77,7 @@ class LMAModule(GuardedModule):
         if data.cache_features and (self.train_projector or self.train_encoder):
             raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
         model, data.processor = load_video_llm(self.vlm, encoder=self.encoder)
-        self.base_digest = base_digest(model)
+        self.origin = origin(model)
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
             model.model.vision_tower.encoder.checkpoint_activations()

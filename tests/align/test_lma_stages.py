@@ -97,6 +97,8 @@ def test_an_adapter_of_another_model_is_refused(lma_world, run, tmp_path, capsys
         code, told = ask(*words)
         assert code == 2
         assert f"but on {lma_world / 'vlm'} with the encoder {lma_world / 'encoder'}" in told
+    rounded, _ = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder", dtype=torch.float16)
+    assert load_adapter(rounded, held).dtype == torch.float16
     again = ["--model.init_adapter", held, "--model.encoder", tmp_path / "drift"]
     with pytest.raises(ValueError, match="was not trained on this model"):
         run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "b", *again)
