@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     sample = dataset[(0, args.row)]
     if isinstance(sample, VideoError):
         raise sample
-    console = Console(highlight=False)
+    # Lines are those of the conversation, and brackets in it are its own.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     shown = Text()
     for text, learned in pieces(sample.input_ids, sample.labels, processor):
         shown.append(f"[LEARN]{text}[/LEARN]" if learned else text, style="bold green" if learned else "dim")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from liteframe.data.chat import IMAGE, PLACEHOLDER, RESERVED
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps
 from liteframe.data.processor import LiteFrameProcessor
@@ -51,18 +52,12 @@ def ask(
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded.
-        ValueError: an argument is out of range, or prompt and answer are longer than the language model reads.
+        ValueError: an argument is out of range, the text holds a control token or placeholder, or prompt and answer are
+            longer than the language model reads.
     """
+    check_text(question, system)
     with DecodeProcess(deadline) as decoder:
-        info = decoder.probe(path)
-        indices = at_fps(
-            info.frames,
-            info.fps,
-            target_fps=info.fps if fps is None else fps,
-            max_frames=frames,
-            start=start or 0.0,
-            end=end,
-        )
+        indices = choose_frames(decoder, path, frames=frames, fps=fps, start=start, end=end)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "system": system}
         wanted = model.device.type == "cuda" if overlap is None else overlap
         if wanted and isinstance(processor, LiteFrameProcessor):
@@ -74,3 +69,36 @@ def ask(
             with torch.inference_mode():
                 request = plain_request(model, processor, decoder.read(path, indices), [question], **settings)
     yield from stream_answer(model, processor, request)
+
+
+def choose_frames(
+    decoder: DecodeProcess,
+    path: str | os.PathLike[str],
+    *,
+    frames: int,
+    fps: float | None,
+    start: float | None,
+    end: float | None,
+) -> list[int]:
+    """Numbers of the frames that a question is about; arguments and errors as of ask."""
+    info = decoder.probe(path)
+    return at_fps(
+        info.frames,
+        info.fps,
+        target_fps=info.fps if fps is None else fps,
+        max_frames=frames,
+        start=start or 0.0,
+        end=end,
+    )
+
+
+def check_text(question: str, system: str | None) -> None:
+    """Refuse text that would become control or image tokens.
+
+    Raises:
+        ValueError: names the token.
+    """
+    for name, text in (("question", question), ("system message", system or "")):
+        for token in (*RESERVED, PLACEHOLDER, IMAGE):
+            if token in text:
+                raise ValueError(f"the {name} holds {token!r}, which is a control token or placeholder; leave it out")

@@ -260,5 +260,13 @@ def test_preview_shows_what_is_learned(files, vlm, encoder, processor, tmp_path,
     assert "[LEARN]circle<|im_end|>[/LEARN]" in shown
     assert shown.count("[LEARN]") == 2
     assert "4learned" in shown
+    (files / "[red]").mkdir()
+    (files / "a.mp4").rename(files / "[red]" / "a.mp4")
+    write(path, [rows[0] | {"video": "[red]/a.mp4"}])
+    assert main([*argv, "--frames", "8"]) == 0
+    printed = capsys.readouterr().out
+    (files / "[red]" / "a.mp4").rename(files / "a.mp4")
+    assert f"  {files}/[red]/a.mp4: frames [4, 12, 20]\n" in printed
+    assert "Frame1-3:<img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\n" in printed  # 80 columns or not
     assert main([*argv, "--row", "5"]) == 2
     assert "0 to 0" in capsys.readouterr().err

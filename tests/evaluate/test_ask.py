@@ -64,7 +64,9 @@ def test_command_prints_the_answer(video, independent, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--frames", "0"], "at least one frame"),
+        (["--frames", "0"], "--frames and --max-new-tokens must be at least 1"),
+        (["--fps", "0"], "--fps above 0"),
+        (["--system", "see <IMG_CONTEXT>"], "the system message holds '<IMG_CONTEXT>'"),
         (["--start", "9"], "9"),
         (["--frames", "40", "--max-new-tokens", "100000"], "use fewer frames or a shorter answer"),
     ],
@@ -74,9 +76,14 @@ def test_refusals(video, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_missing_video_is_named(capsys, tmp_path):
-    assert main(["ask", str(tmp_path / "none.mp4"), QUESTION, "--vlm", str(TOY)]) == 2
-    assert "none.mp4" in capsys.readouterr().err
+def test_what_cannot_be_asked_is_told_before_a_model_is_loaded(video, capsys, tmp_path):
+    def ask_nobody(*words):
+        assert main(["ask", *map(str, words), "--vlm", str(tmp_path / "no_model")]) == 2
+        return capsys.readouterr().err
+
+    assert "none.mp4" in ask_nobody(tmp_path / "none.mp4", QUESTION)
+    assert "the span from 3.0 s to 2.0 s holds no frame" in ask_nobody(video, QUESTION, "--start", 3, "--end", 2)
+    assert "the question holds '<video>'" in ask_nobody(video, "What is in <video>?")
 
 
 def test_error_inside_generate_reaches_the_caller(loaded, monkeypatch):
