@@ -94,19 +94,6 @@ def _latency(args: argparse.Namespace, device: torch.device) -> int:
         vlm, encoder = load_pair(args.vlm, args.encoder, device, DTYPES[args.dtype])
     systems = build_systems(vlm, encoder)
     protocol = {"warmup": args.warmup, "runs": args.runs}
-    rows = measure_latencies(systems, args.frames, args.batch, progress=_say, **protocol)
-    add_ratios(rows)
-    first: list[dict[str, Any]] = []
-    counts = _readable(rows)
-    if args.vlm is not None and counts:
-        (model, _), processor = systems[LITEFRAME], load_processor(args.vlm, args.encoder)
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "sample.mp4"
-            write_sample(path, max(counts), processor.frame_size)
-            for count in counts:
-                _say(f"first token, {count} frames")
-                found = first_token(model, processor, path, count, min(args.runs, 20))
-                first.append({"frames": count, **found})
     setup = {
         "vlm": args.vlm,
         "encoder": args.encoder,
@@ -115,7 +102,22 @@ def _latency(args: argparse.Namespace, device: torch.device) -> int:
         "threads": torch.get_num_threads(),
         **protocol,
     }
+    rows: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []
     record = {"machine": machine(device), "setup": setup, "rows": rows, "first_token": first}
+    for found in measure_latencies(systems, args.frames, args.batch, progress=_say, **protocol):
+        rows += found
+        add_ratios(rows)
+        write_latency(record, args.output)  # so far: whoever stops it keeps what was measured
+    counts = _readable(rows)
+    if args.vlm is not None and counts:
+        (model, _), processor = systems[LITEFRAME], load_processor(args.vlm, args.encoder)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "sample.mp4"
+            write_sample(path, max(counts), processor.frame_size)
+            for count in counts:
+                _say(f"first token, {count} frames")
+                first.append({"frames": count, **first_token(model, processor, path, count, min(args.runs, 20))})
     for path in write_latency(record, args.output):
         print(path)
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from torch import Tensor
 
 from liteframe.evaluate.ask import ask
 from liteframe.evaluate.latency import Latency, measure_in_turns
@@ -42,43 +43,96 @@ def measure_latencies(
     warmup: int,
     runs: int,
     progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """One row for each system, number of frames and batch; what does not fit has a status that says so."""
-    rows = []
+) -> Iterator[list[dict[str, Any]]]:
+    """For each batch and number of frames, one row for each system; what does not fit has a status that says so."""
+    held = {name: held_bytes(name, model) for name, (model, _) in systems.items()}
     for batch in batches:
         for count in frames:
             progress(f"{count} frames, batch {batch}")
-            fitting, found = {}, {}
-            for name, (model, config) in systems.items():
-                try:
-                    inputs = make_inputs(model, config, count, batch)
-                    # Alone first: a system that does not fit must not take the others with it.
-                    measure_in_turns({name: (model, inputs)}, warmup=0, runs=1)
-                    fitting[name] = (model, inputs)
-                except torch.OutOfMemoryError:
-                    found[name] = "out of memory"
-                    torch.cuda.empty_cache()
-                except ValueError as error:
-                    found[name] = str(error)
-            timed = measure_in_turns(fitting, warmup=warmup, runs=runs) if fitting else {}
-            del fitting
-            for name, (model, config) in systems.items():
-                rows.append(_row(name, model, config, count, batch, timed.get(name), found.get(name, "ok")))
-    return rows
+            timed, status = _measure(systems, held, count, batch, warmup, runs)
+            yield [
+                _row(name, model, config, count, batch, timed.get(name), status[name])
+                for name, (model, config) in systems.items()
+            ]
+
+
+def _measure(
+    systems: dict[str, tuple[Any, Any]],
+    held: dict[str, dict[int, int]],
+    frames: int,
+    batch: int,
+    warmup: int,
+    runs: int,
+) -> tuple[dict[str, Latency], dict[str, str]]:
+    """Latencies of the systems that fit, and what became of each."""
+    fitting, status = {}, {}
+    for name, (model, config) in systems.items():
+        try:
+            fitting[name], status[name] = (model, _inputs_that_fit(model, config, frames, batch)), "ok"
+        except torch.OutOfMemoryError:
+            status[name] = "out of memory"
+            torch.cuda.empty_cache()
+        except ValueError as error:
+            status[name] = str(error)
+    try:
+        return alone_peaks(measure_in_turns(fitting, warmup=warmup, runs=runs), fitting, held), status
+    except torch.OutOfMemoryError:
+        status |= dict.fromkeys(fitting, "ok, but not in turns")
+    names, timed = list(fitting), {}
+    fitting.clear()  # each fits alone, but not beside the inputs of the others
+    for name in names:
+        torch.cuda.empty_cache()
+        one = {name: (systems[name][0], make_inputs(*systems[name], frames, batch))}
+        try:
+            timed |= alone_peaks(measure_in_turns(one, warmup=warmup, runs=runs), one, held)
+        except torch.OutOfMemoryError:
+            status[name] = "out of memory"
+    return timed, status
+
+
+def _inputs_that_fit(model: Any, config: Any, frames: int, batch: int) -> dict[str, Tensor]:
+    """Inputs that the model has passed once, alone: a system that does not fit must not take the others with it."""
+    inputs = make_inputs(model, config, frames, batch)
+    measure_in_turns({"": (model, inputs)}, warmup=0, runs=1)
+    return inputs
+
+
+def held_bytes(name: str, model: Any) -> dict[int, int]:
+    """Address -> bytes of each weight that a system needs."""
+    weights = [*model.parameters(), *model.buffers(), *_tower(name, model).parameters()]
+    return {weight.data_ptr(): weight.nbytes for weight in weights}
+
+
+def alone_peaks(
+    timed: dict[str, Latency], systems: dict[str, tuple[Any, Any]], held: dict[str, dict[int, int]]
+) -> dict[str, Latency]:
+    """Peak memory as if a system were alone: without weights and inputs that only the others need."""
+    together = {address: size for one in held.values() for address, size in one.items()}
+    shown = {name: sum(tensor.nbytes for tensor in inputs.values()) for name, (_, inputs) in systems.items()}
+    found = {}
+    for name, latency in timed.items():
+        others = sum(size for address, size in together.items() if address not in held[name])
+        others += sum(size for other, size in shown.items() if other != name)
+        peak = None if latency.peak_mib is None else latency.peak_mib - others / 2**20
+        found[name] = dataclasses.replace(latency, peak_mib=peak)
+    return found
+
+
+def _tower(name: str, model: Any) -> Any:
+    """What sees the frames; a Teacher hides its weights from parameters()."""
+    tower = model.model.vision_tower
+    return tower.encoder.teacher.tower if name == POOLED else tower
 
 
 def _row(
     name: str, model: Any, config: Any, frames: int, batch: int, latency: Latency | None, status: str
 ) -> dict[str, Any]:
-    tower = model.model.vision_tower
-    # A Teacher hides its weights from parameters().
-    seen = tower.encoder.teacher.tower if name == POOLED else tower
     row: dict[str, Any] = {
         "system": name,
         "frames": frames,
         "batch": batch,
         "tokens_per_frame": tokens_per_frame(model, config),
-        "vision_parameters": sum(p.numel() for p in seen.parameters()),
+        "vision_parameters": sum(p.numel() for p in _tower(name, model).parameters()),
         "status": status,
     }
     return row if latency is None else row | dataclasses.asdict(latency)

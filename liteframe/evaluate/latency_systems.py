@@ -62,7 +62,9 @@ def load_pair(
     """
     model, _ = load_video_llm(vlm, dtype=dtype)
     if not isinstance(model, InternVLForConditionalGeneration):
-        raise ValueError(f"--vlm {vlm} has a LiteFrame encoder already; name the InternVL that it was made from")
+        kind = model.config.model_type
+        said = "has a LiteFrame encoder already; name the InternVL that it was made from"
+        raise ValueError(f"--vlm {vlm} {said if kind.startswith('liteframe_') else f'is a {kind}; name an InternVL'}")
     return model.to(device), LiteFrameEncoder.from_pretrained(encoder)
 
 

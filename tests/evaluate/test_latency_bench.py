@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 from ctd_world import ROOT
+from vlm_world import make_llava_onevision
 
 from liteframe.cli.main import main
+from liteframe.evaluate import latency_bench
+from liteframe.evaluate.latency import Latency
 from liteframe.evaluate.latency_bench import BASELINE, PAPER, add_ratios
 from liteframe.evaluate.latency_report import latency_table
 from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
@@ -49,6 +52,57 @@ def test_report(encoder, tmp_path):
     assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
+def bench(encoder, out, *more):
+    options = ["--device", "cpu", "--dtype", "float32", "--warmup", "0", "--runs", "1", "-o", str(out)]
+    return main(["bench", "latency", "--vlm", TOY, "--encoder", encoder, *options, *more])
+
+
+def test_what_was_measured_before_an_interruption_is_kept(encoder, tmp_path, monkeypatch):
+    def interrupted(systems, **protocol):
+        if any(len(inputs["input_ids"][0]) > 400 for _, inputs in systems.values()):  # 32 frames of the teacher
+            raise KeyboardInterrupt
+        return measure_in_turns(systems, **protocol)
+
+    measure_in_turns = latency_bench.measure_in_turns
+    monkeypatch.setattr(latency_bench, "measure_in_turns", interrupted)
+    assert bench(encoder, tmp_path, "--frames", "8", "32") == 130
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [(row["frames"], row["status"]) for row in rows] == [(8, "ok")] * 3
+    assert "| teacher VLM | 8 |" in (tmp_path / "latency.md").read_text()
+
+
+def test_systems_that_fit_only_one_by_one_are_measured_one_by_one(encoder, tmp_path, monkeypatch):
+    def small(systems, **protocol):
+        if len(systems) > 1 or (protocol["runs"] == 2 and TEACHER in systems):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure_in_turns(systems, **protocol)
+
+    measure_in_turns = latency_bench.measure_in_turns
+    monkeypatch.setattr(latency_bench, "measure_in_turns", small)
+    assert bench(encoder, tmp_path, "--frames", "8", "--runs", "2") == 0
+    rows = {row["system"]: row for row in json.loads((tmp_path / "latency.json").read_text())["rows"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        TEACHER: "out of memory", POOLED: "ok, but not in turns", LITEFRAME: "ok, but not in turns",
+    }  # fmt: skip
+    assert {name for name, row in rows.items() if "total_ms" in row} == {POOLED, LITEFRAME}
+
+
+def test_peak_memory_is_that_of_a_system_alone(encoder):
+    systems = build_systems(*load_pair(TOY, encoder, torch.device("cpu"), torch.float32))
+    held = {name: latency_bench.held_bytes(name, model) for name, (model, _) in systems.items()}
+    weights = {name: sum(size.values()) for name, size in held.items()}
+    tower = sum(p.nbytes for p in systems[TEACHER][0].model.vision_tower.parameters())
+    student = sum(p.nbytes for p in LiteFrameEncoder.from_pretrained(encoder).parameters())
+    assert weights[POOLED] == weights[TEACHER]
+    assert weights[TEACHER] - weights[LITEFRAME] == pytest.approx(tower - student, abs=4096)  # but for buffers
+    measured = Latency(1.0, 1.0, 1.0, 1.0, peak_mib=100.0, total_p90_ms=1.0)
+    inputs = {name: {"ids": torch.zeros(2**18)} for name in systems}  # a MiB each
+    given = {name: (model, inputs[name]) for name, (model, _) in systems.items()}
+    found = latency_bench.alone_peaks(dict.fromkeys(systems, measured), given, held)
+    assert found[TEACHER].peak_mib == pytest.approx(100 - 2 - student / 2**20, abs=0.01)
+    assert found[LITEFRAME].peak_mib == pytest.approx(100 - 2 - tower / 2**20, abs=0.01)
+
+
 def test_the_three_give_the_tokens_that_their_prompts_have_room_for(encoder):
     """The models themselves refuse a prompt whose image tokens are not as many as their features."""
     device, batch = torch.device("cpu"), 2
@@ -87,6 +141,12 @@ def test_paper_s_own_percentages():
 def test_refusals(options, message, capsys):
     assert main(["bench", "latency", "--device", "cpu", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_vlm_of_the_other_family_is_named(encoder, tmp_path):
+    llava = make_llava_onevision(tmp_path / "llava")
+    with pytest.raises(ValueError, match="is a llava_onevision; name an InternVL"):
+        load_pair(llava, encoder, torch.device("cpu"), torch.float32)
 
 
 def test_the_committed_table_comes_from_the_committed_record():
