@@ -11,6 +11,7 @@ from torch import Tensor
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.features import FeatureCache
+from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.align.quantise import quantise_frozen
@@ -202,13 +203,14 @@ class LMAModule(GuardedModule):
         assert data.processor is not None
         frames = max(data.frames)
         text = data.processor.slot_prompt(frames, *data.processor.frame_size)
-        tokens = len(data.processor.tokenizer(text)["input_ids"])
+        tokens = len(data.processor.tokenizer(text, verbose=False)["input_ids"])
         limit = self.model.get_base_model().config.text_config.max_position_embeddings
         if tokens >= limit:
             raise ValueError(
                 f"data.frames={data.frames}: {frames} frames take {tokens} tokens, but the language model reads "
                 f"{limit}; use fewer frames"
             )
+        check_lengths(data.conversations, data.processor, frames, limit)
         return f"a video of {frames} frames takes {tokens:,} of the {limit:,} tokens that the language model reads"
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:

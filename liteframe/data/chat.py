@@ -70,7 +70,7 @@ def encode_conversation(turns: Sequence[Turn], shown: Sequence[str], tokenizer: 
     ids: list[int] = []
     labels: list[int] = []
     for text, learned in segments(turns, shown):
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids += tokens
         labels += tokens if learned else [IGNORE] * len(tokens)
     return ids, labels

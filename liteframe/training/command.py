@@ -188,8 +188,14 @@ class TrainingCommand(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""
-        with common_end(self.trainer):
-            self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
+        try:
+            with common_end(self.trainer):
+                self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
+        except BaseException:
+            # Most often a setting or a file that will be corrected.
+            if self.trainer.is_global_zero and not self.trainer.global_step and self.rehearsal is None:
+                RunFolder(self.trainer.default_root_dir).forget()
+            raise
 
     def after_fit(self) -> None:
         """Say what was measured, or finish the run."""

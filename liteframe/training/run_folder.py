@@ -13,6 +13,8 @@ from liteframe.training.checkpoint_folder import CheckpointFolder
 from liteframe.training.durable import durable_file
 
 TRACES = ("config.yaml", "report.json", "checkpoints", "encoder", "events.out.tfevents.*")
+# Written before the first step.
+STARTED = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 # A folder with one of these has trained, whatever became of its checkpoints.
 RESULTS = ("report.json", "encoder", "adapter")
 
@@ -57,6 +59,13 @@ class RunFolder:
             # A run stopped before its first step has left a configuration and events, which are written again.
             self._refuse(RESULTS, "bring its checkpoints back")
         return checkpoint
+
+    def forget(self) -> None:
+        """Remove what a run that ended before its first step has written, so that it can be started again."""
+        started = {path for trace in STARTED for path in self.path.glob(trace)}
+        if started.union([self.bad_videos]).issuperset(self.path.glob("*")):  # else there is more to lose
+            for path in started:
+                path.unlink()
 
     def reported(self, step: int) -> bool:
         """Whether the report is of this step: it is written last."""

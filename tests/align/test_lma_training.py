@@ -235,6 +235,26 @@ def test_more_frames_than_the_language_model_reads_are_refused(train, tmp_path):
         train(tmp_path / "run", *SMALL, "--data.frames", "[8,4000]")
 
 
+def test_conversations_longer_than_the_language_model_reads_are_refused_and_the_run_can_start_again(
+    train, world, tmp_path, capfd
+):
+    rows = [json.loads(row) for row in (world / "toy" / "train.jsonl").read_text().splitlines()][:2]
+    rows = [{**row, "video": str(world / "toy" / row["video"])} for row in rows]
+    words = "red " * 4200  # 8,192 tokens are read
+    turns = [{"from": who, "value": words} for who in ("human", "gpt")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, {"conversations": turns})))
+    with pytest.raises(ValueError, match=r"1 of 3 conversations are longer than the 8192.*\n  number 2: 84\d\d tokens"):
+        train(tmp_path / "run", *SMALL, rows=path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3: not JSON"):
+        train(tmp_path / "run", *SMALL, rows=path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(tmp_path / "run", *SMALL, rows=path)
+    assert report(tmp_path / "run")["data"]["rows"] == 2
+    assert "longer than the specified maximum" not in capfd.readouterr().err
+
+
 def test_a_batch_without_any_readable_video_changes_nothing(train, world, tmp_path):
     rows = [json.loads(row) for row in (world / "toy" / "train.jsonl").read_text().splitlines()]
     rows = [{**row, "video": str(tmp_path / f"none{i}.mp4")} for i, row in enumerate(rows)]

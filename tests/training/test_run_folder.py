@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -42,6 +43,22 @@ def test_auto_starts_where_nothing_was_trained(tmp_path, result):
     (run.path / result).touch()
     with pytest.raises(ValueError, match=r"already holds a run.*bring its checkpoints back"):
         run.claim(resume="auto")
+
+
+@pytest.mark.parametrize("trained", ["checkpoints/a.ckpt", "encoder/config.json", "dumps/step-0/turn.pt"])
+def test_a_run_that_never_began_is_forgotten_and_no_other(tmp_path, trained):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("config.yaml", "events.out.tfevents.1.x", "hparams.yaml", "bad_videos.jsonl"):
+        (run.path / name).touch()
+    (run.path / trained).parent.mkdir(parents=True)
+    (run.path / trained).touch()
+    run.forget()
+    assert (run.path / "config.yaml").exists()
+    shutil.rmtree(run.path / trained.split("/")[0])
+    run.forget()
+    assert [path.name for path in run.path.iterdir()] == ["bad_videos.jsonl"]
+    assert run.claim(resume=False) is None
 
 
 def test_a_file_is_no_run_folder(tmp_path):
