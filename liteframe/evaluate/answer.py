@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from liteframe.data.chat import PLACEHOLDER, question_prompt
 from liteframe.data.processor import LiteFrameProcessor
@@ -45,7 +45,7 @@ def answer(
 
 
 def stream_answer(model: Any, processor: Any, request: dict[str, Any]) -> Iterator[str]:
-    """Generate piece by piece as the words are found.
+    """Generate piece by piece as the words are found; closing the iterator stops the search for more.
 
     Args:
         model: as for answer.
@@ -55,19 +55,26 @@ def stream_answer(model: Any, processor: Any, request: dict[str, Any]) -> Iterat
     # generate hands an empty prompt to the streamer when it starts from embeddings.
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     failures: list[BaseException] = []
+    stop = Event()
+
+    def stopped(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(ids),), stop.is_set(), device=ids.device)
 
     def generate() -> None:
         try:
             with torch.inference_mode():
-                model.generate(**request, streamer=streamer)
+                model.generate(**request, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped]))
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
             streamer.end()
 
     thread = Thread(target=generate, daemon=True)
     thread.start()
-    yield from (piece for piece in streamer if piece)
-    thread.join()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        stop.set()  # a thread that still computes when Python ends would abort it
+        thread.join()
     if failures:
         raise failures[0]
 

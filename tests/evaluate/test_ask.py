@@ -1,5 +1,7 @@
 """A question about a file, streamed: the same words as generate gives through transformers' own processor."""
 
+import time
+
 import pytest
 import torch
 from ctd_world import ROOT, write_video
@@ -95,3 +97,22 @@ def test_error_inside_generate_reaches_the_caller(loaded, monkeypatch):
     monkeypatch.setattr(model, "generate", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream_answer(model, processor, {}))
+
+
+def test_who_stops_listening_stops_the_answer(loaded, monkeypatch):
+    model, processor = loaded
+    ended = []
+
+    def endless(streamer, stopping_criteria, **_):
+        streamer.on_finalized_text("red ")
+        deadline = time.monotonic() + 20
+        while not stopping_criteria(torch.zeros(1, 1, dtype=torch.long), None).all() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ended.append(time.monotonic() < deadline)
+        streamer.end()
+
+    monkeypatch.setattr(model, "generate", endless)
+    words = stream_answer(model, processor, {})
+    assert next(words) == "red "
+    words.close()
+    assert ended == [True]
