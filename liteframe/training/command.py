@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from liteframe.data.failure_watch import FailureWatch
@@ -243,6 +244,11 @@ def exit_codes(program: str) -> Iterator[None]:
         if error.errno not in OUT_OF_SPACE:
             raise
         sys.exit(f"{program}: {error.strerror if isinstance(error, OutOfSpaceError) else error}")
+    except SafetensorError as error:
+        # Its writer puts what the system said into words.
+        if not any(f"(os error {number})" in str(error) for number in OUT_OF_SPACE):
+            raise
+        sys.exit(f"{program}: the trained weights do not fit on the disk ({error}); make room and add --resume")
     except TrainingDivergedError as error:
         sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:

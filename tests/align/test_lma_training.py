@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import train_lma
+from liteframe.align.callbacks import AdapterSaver
 from liteframe.align.module import LMAModule
 from liteframe.cli.main import main as liteframe
 from liteframe.data.chat import encode_conversation
@@ -186,6 +188,27 @@ def test_resume_after_a_signal_gives_the_same_adapter(train, tmp_path, monkeypat
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert report(tmp_path / "cut")["data"]["clips_read"] == 16
+
+
+def test_a_disk_too_full_for_the_adapter_loses_nothing(train, tmp_path, monkeypatch):
+    original = AdapterSaver.on_train_end
+
+    def cramped(self, trainer, module):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            original(self, trainer, module)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterSaver, "on_train_end", cramped)
+        with pytest.raises(SystemExit, match=r"do not fit on the disk .* add --resume"):
+            train(tmp_path / "run", *SMALL)
+    assert not list(tmp_path.glob("run/*adapter*"))
+    train(tmp_path / "run", *SMALL, "--resume")
+    assert report(tmp_path / "run")["steps"] == 2
+    assert adapter(tmp_path / "run")
 
 
 def test_resume_refuses_other_data_and_other_weights(train, world, tmp_path):
