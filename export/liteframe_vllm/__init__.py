@@ -1,4 +1,4 @@
-"""vLLM plug-in: serves exported InternVL-family Video LLMs with a LiteFrame encoder.
+"""vLLM plug-in: serves exported Video LLMs with a LiteFrame encoder, InternVL and LLaVA-OneVision.
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Importing this package
 imports neither vllm nor torch.
@@ -6,15 +6,19 @@ imports neither vllm nor torch.
 
 # architecture in an exported config.json -> the class that serves it, which vLLM imports when it needs it
 ARCHITECTURES = {
-    "LiteFrameInternVLForConditionalGeneration": "liteframe_vllm.model:LiteFrameInternVLForConditionalGeneration"
+    name: f"liteframe_vllm.model:{name}"
+    for name in ("LiteFrameInternVLForConditionalGeneration", "LiteFrameLlavaOnevisionForConditionalGeneration")
 }
 
 
 def register() -> None:
-    """Make config and model known to transformers and vLLM; a second call changes nothing."""
+    """Make configs and models known to transformers and vLLM; a second call changes nothing."""
     from vllm import ModelRegistry
 
-    import liteframe.models.internvl  # noqa: F401 - registers the config, so that no remote code is needed
+    # The models register their configs, so that no remote code is needed; the loader registers itself.
+    import liteframe.models.internvl
+    import liteframe.models.llava_onevision  # noqa: F401
+    import liteframe_vllm.video_loader  # noqa: F401
 
     known = ModelRegistry.get_supported_archs()
     for architecture, place in ARCHITECTURES.items():

@@ -14,20 +14,32 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from liteframe.data.processor import LiteFrameInternVLProcessor
-from liteframe_vllm.prompts import frames_that_fit, image_ids, pixels, video_ids
+from liteframe.data.processor import LiteFrameInternVLProcessor, LiteFrameProcessor
+from liteframe.data.processor_llava import LiteFrameLlavaOnevisionProcessor
+from liteframe_vllm.prompts import frames_that_fit, image_ids, pixels, video_ids, video_ids_within
+
+PROCESSORS = {
+    "liteframe_internvl": LiteFrameInternVLProcessor,
+    "liteframe_llava_onevision": LiteFrameLlavaOnevisionProcessor,
+}
 
 
 class LiteFrameProcessingInfo(BaseProcessingInfo):
     """Which processor, and which inputs it takes."""
 
-    def get_hf_processor(self, **kwargs: object) -> LiteFrameInternVLProcessor:
+    def get_hf_processor(self, **kwargs: object) -> LiteFrameProcessor:
         """The exported model's processor."""
-        return self.ctx.get_hf_processor(LiteFrameInternVLProcessor, **kwargs)
+        return self.ctx.get_hf_processor(PROCESSORS[self.get_hf_config().model_type], **kwargs)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Any number of videos and images in a prompt."""
         return {"video": None, "image": None}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Features of the largest image and of the longest video that a prompt of `seq_len` tokens can hold."""
+        processor = self.get_hf_processor()
+        ids = {"image": image_ids(processor), "video": video_ids(processor, frames_that_fit(processor, seq_len))}
+        return {modality: ids[modality].count(processor.image_token_id) for modality in mm_counts}
 
 
 class LiteFrameDummyInputs(BaseDummyInputsBuilder[LiteFrameProcessingInfo]):
@@ -87,6 +99,7 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
     ) -> Sequence[PromptReplacement]:
         processor = self.info.get_hf_processor()
         frames = out_mm_kwargs.get_data().get("video_frames", torch.empty(0))
+        longest = self.info.ctx.model_config.max_model_len
 
         def features(ids: list[int]) -> PromptUpdateDetails:
             return PromptUpdateDetails.select_token_id(ids, processor.image_token_id)
@@ -95,7 +108,7 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
             PromptReplacement(
                 modality="video",
                 target=[processor.tokenizer.convert_tokens_to_ids(processor.video_token)],
-                replacement=lambda item: features(video_ids(processor, int(frames[item]))),
+                replacement=lambda item: features(video_ids_within(processor, int(frames[item]), longest)),
             ),
             PromptReplacement(
                 modality="image",

@@ -12,13 +12,29 @@ def video_ids(processor: Any, frames: int) -> list[int]:
     return _encode(processor, processor.slot_prompt(frames, *processor.frame_size))
 
 
+def video_ids_within(processor: Any, frames: int, tokens: int) -> list[int]:
+    """`video_ids` for a context of `tokens`.
+
+    Raises:
+        ValueError: the video alone is longer.
+    """
+    ids = video_ids(processor, frames)
+    if len(ids) > tokens:
+        raise ValueError(
+            f"a video of {frames} frames takes {len(ids)} tokens, but the context is {tokens} (--max-model-len): no "
+            f"more than {frames_that_fit(processor, tokens)} frames fit; for files, set num_frames in --media-io-kwargs"
+        )
+    return ids
+
+
 def image_ids(processor: Any) -> list[int]:
     """What replaces the image token of an image."""
     return _encode(processor, processor.image_prompt(*processor.frame_size))
 
 
 def _encode(processor: Any, text: str) -> list[int]:
-    return processor.tokenizer.encode(text, add_special_tokens=False)
+    # Not verbose: `frames_that_fit` tries prompts that are longer than the model reads.
+    return processor.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 def frames_that_fit(processor: Any, tokens: int) -> int:
@@ -30,11 +46,16 @@ def frames_that_fit(processor: Any, tokens: int) -> int:
 
 
 def frames_of(video: Any) -> np.ndarray:
-    """A video as vLLM hands it over, an array [T,H,W,3] or a sequence of frames (arrays or PIL) -> uint8 [T,H,W,3].
+    """A video as vLLM hands it over -> uint8 [T,H,W,3].
+
+    Args:
+        video: an array or tensor [T,H,W,3], or a sequence of frames (arrays or PIL).
 
     Raises:
         ValueError: the frames are not RGB bytes of one size.
     """
+    if isinstance(video, torch.Tensor):  # of a decoder that runs on a GPU
+        video = video.cpu().numpy()
     if not isinstance(video, np.ndarray):
         video = np.stack([rgb(frame) for frame in video])
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:

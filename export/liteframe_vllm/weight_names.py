@@ -1,12 +1,14 @@
 """Names of weights in an exported checkpoint, and in vLLM's model."""
 
 # The checkpoint's beginnings of names -> vLLM's. The tower and the projector keep the rest of their names; the language
-# model's layers are then fused by vLLM itself (q, k, v to qkv; gate, up to gate_up).
+# model's layers are then fused by vLLM itself (q, k, v to qkv; gate, up to gate_up). The newline is
+# LLaVA-OneVision's.
 PREFIXES = {
     "lm_head.": "language_model.lm_head.",
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.image_newline": "image_newline",
 }
 
 
@@ -19,4 +21,4 @@ def vllm_name(name: str) -> str:
     for old, new in PREFIXES.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise ValueError(f"{name} is no weight of an InternVL with a LiteFrame encoder")
+    raise ValueError(f"{name} is no weight of a Video LLM with a LiteFrame encoder")
