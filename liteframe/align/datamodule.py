@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
 from liteframe.align.grouping import GroupedStream
 from liteframe.data.chat import Conversation
-from liteframe.data.conversation_files import check_files, load_conversations
+from liteframe.data.conversation_files import BadConversationsError, check_files, load_conversations
 from liteframe.data.datamodule import divide_batch
 from liteframe.data.failures import FailureTally
 from liteframe.data.processor import LiteFrameProcessor
@@ -77,11 +77,18 @@ class ChatDataModule(LightningDataModule):
         self.tally: FailureTally | None = None
 
     def setup(self, stage: str) -> None:
-        """Read the rows and turn the global batch size into devices times accumulation."""
+        """Read the rows and turn the global batch size into devices times accumulation.
+
+        Raises:
+            BadConversationsError: they cannot be learned from.
+        """
         if self.tally is not None:
             return
-        self.conversations = load_conversations(self.source)
-        check_files(self.conversations, self.max_failure_rate)
+        try:
+            self.conversations = load_conversations(self.source)
+            check_files(self.conversations, self.max_failure_rate)
+        except ValueError as error:
+            raise BadConversationsError(f"--data.conversations: {error}") from error
         trainer = self._trainer()
         _, trainer.accumulate_grad_batches = divide_batch(self.batch_size, self.micro_batch_size, trainer.world_size)
         self.tally = FailureTally(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from liteframe.data.chat import Conversation, encode_conversation
+from liteframe.data.conversation_files import BadConversationsError
 
 # Around a turn: two marks, a role of at most two tokens, two line breaks.
 TOKENS_OF_A_TURN = 6
@@ -22,7 +23,7 @@ def check_lengths(conversations: Sequence[Conversation], processor: Any, frames:
         limit: tokens that the language model reads.
 
     Raises:
-        ValueError: names the first of them by their numbers.
+        BadConversationsError: names the first of them by their numbers.
     """
     size, shares = processor.frame_size, {}
     image = processor.image_prompt(*size)
@@ -46,7 +47,7 @@ def check_lengths(conversations: Sequence[Conversation], processor: Any, frames:
             if found > limit:
                 long.append(f"  number {number}: {found} tokens")
     if long:
-        raise ValueError(
+        raise BadConversationsError(
             f"{len(long)} of {len(conversations)} conversations are longer than the {limit} tokens that the language "
             f"model reads, with videos of {frames} frames:\n"
             + "\n".join(long[:EXAMPLES])

@@ -25,6 +25,10 @@ EXAMPLES = 5
 BAD_ROWS = 20  # shown of a file
 
 
+class BadConversationsError(ValueError):
+    """Conversation data that a run cannot start with; the message says what to change."""
+
+
 def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
     """Read conversation data; files that it names are not opened here.
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
+from liteframe.data.conversation_files import BadConversationsError
 from liteframe.data.failure_watch import FailureWatch
 from liteframe.data.failures import TooManyBadVideosError
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
@@ -234,11 +235,11 @@ def automatic_precision(accelerator: Any) -> str:
 
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Ends a program with a plain message where videos or the disk are at fault, and with 128 + signal after one."""
+    """Ends a program with a plain message where data or the disk are at fault, and with 128 + signal after one."""
     try:
         with STOP.listening():
             yield
-    except (TooManyBadVideosError, CheckpointError) as error:
+    except (BadConversationsError, TooManyBadVideosError, CheckpointError) as error:
         sys.exit(f"{program}: {error}")
     except OSError as error:
         if error.errno not in OUT_OF_SPACE:

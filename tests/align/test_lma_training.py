@@ -267,10 +267,10 @@ def test_conversations_longer_than_the_language_model_reads_are_refused_and_the_
     turns = [{"from": who, "value": words} for who in ("human", "gpt")]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, {"conversations": turns})))
-    with pytest.raises(ValueError, match=r"1 of 3 conversations are longer than the 8192.*\n  number 2: 84\d\d tokens"):
+    with pytest.raises(SystemExit, match=r"1 of 3 conversations are longer than the 8192.*\n  number 2: 84\d\d tokens"):
         train(tmp_path / "run", *SMALL, rows=path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:3: not JSON"):
+    with pytest.raises(SystemExit, match=r"--data.conversations: .*rows\.jsonl:3: not JSON"):
         train(tmp_path / "run", *SMALL, rows=path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train(tmp_path / "run", *SMALL, rows=path)
