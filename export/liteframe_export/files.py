@@ -1,5 +1,7 @@
 """Files of an export. It appears whole or not at all: made beside its place, verified there, then renamed."""
 
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -8,6 +10,8 @@ from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -24,9 +28,12 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{out} cannot be made: {place.parent} is not a folder") from error
+    remove_left_behind(place)
     folder = place.with_name(f"{place.name}.partial-{os.getpid()}")
     folder.mkdir()
+    mark = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(mark, fcntl.LOCK_EX)
         write_licence(folder)
         yield folder
         readable = folder.stat().st_mode & 0o666  # safetensors makes its files readable to their owner only
@@ -34,7 +41,33 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
             file.chmod(readable)
         folder.rename(place)
     finally:
+        os.close(mark)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_behind(place: Path) -> None:
+    """Remove what exports to `place` that were killed have left beside it; one that still runs holds a lock."""
+    for folder in place.parent.glob(f"{glob.escape(place.name)}.partial-*"):
+        mark = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(mark)
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """`model.save_pretrained(folder)`.
+
+    Raises:
+        OSError: the weights could not be written.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"the weights cannot be written below {folder.parent} ({error}); nothing is kept") from error
 
 
 def write_licence(folder: Path) -> None:

@@ -55,11 +55,13 @@ def _card(
     name: str, config: LiteFrameConfig, report: Mapping[str, Any], parity: Mapping[str, Any], usage: str, needs: str
 ) -> str:
     teacher = report.get("teacher") or {}
+    t, h, w = config.compression
     about = (
         f"A video encoder distilled from {teacher.get('name') or 'an image teacher'} by LiteFrame (arXiv 2605.17260), "
-        "as one graph for any number of clips, frames and pixels. Its features are in the teacher's own space. Long "
-        f"videos are encoded clip after clip, {config.clip_frames} frames each; a last clip that is no multiple of "
-        f"{config.compression[0]} frames is filled with copies of its last frame."
+        "as one graph for any number of clips, frames and pixels, as long as frames are a multiple of "
+        f"{t} and pixels of {config.patch_size * h} x {config.patch_size * w}. Its features are in the teacher's own "
+        f"space. Encode long videos clip after clip, {config.clip_frames} frames each, and fill up a last clip that is "
+        f"no multiple of {t} frames with copies of its last frame, as in training."
     )
     rows = {
         "largest difference": f"{parity['max_relative_difference']:.2g} of the largest feature "

@@ -13,7 +13,7 @@ from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
-from liteframe_export.files import add_auto_map, staged, write_json
+from liteframe_export.files import add_auto_map, save_weights, staged, write_json
 from liteframe_export.provenance import run_report
 
 MODEL, CROPPING_PROCESSOR = "liteframe.models.vision", "liteframe_export.video_processor"
@@ -54,7 +54,7 @@ def save_encoder(encoder: LiteFrameEncoder, folder: Path) -> None:
     with torch.device("meta"):
         model = LiteFrameVisionModel(config)
     model.encoder = encoder
-    model.save_pretrained(folder)
+    save_weights(model, folder)
     bundle([MODEL] if encoder.config.resize == "squash" else [MODEL, CROPPING_PROCESSOR], folder)
     stem = Path(file_name(MODEL)).stem
     names = {"AutoConfig": "Config", "AutoModel": "Model"}

@@ -12,7 +12,7 @@ from liteframe.load_vlm import merge_adapter
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
-from liteframe_export.files import add_auto_map, staged, write_json
+from liteframe_export.files import add_auto_map, save_weights, staged, write_json
 from liteframe_export.parts import Parts, load_parts
 from liteframe_export.provenance import checkpoint_licence, run_report
 from liteframe_export.reload_child import ask
@@ -96,7 +96,7 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
 def save_vlm(model: Any, processor: Any, folder: Path) -> None:
     """Write weights, configs, tokenizer, processor and code."""
     name, model_module, processor_module = FAMILIES[model.config.model_type]
-    model.save_pretrained(folder)
+    save_weights(model, folder)
     processor.save_pretrained(folder)
     bundle([model_module, processor_module], folder)
     stem = Path(file_name(model_module)).stem

@@ -10,7 +10,7 @@ from torch import Tensor
 from liteframe.models.student import LiteFrameEncoder
 from liteframe_export.graph_card import write_graph_folder
 from liteframe_export.graph_check import compare_graph
-from liteframe_export.traceable import dynamic_shapes, example, traceable
+from liteframe_export.traceable import Sized, dynamic_shapes, example, traceable
 
 FILE = "encoder.onnx"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -26,7 +26,9 @@ folder = "{folder}"  # this folder
 settings = json.load(open(f"{{folder}}/preprocessor_config.json"))
 session = onnxruntime.InferenceSession(f"{{folder}}/encoder.onnx")
 
-frames = np.zeros(({frames}, {size}, {size}, 3), np.uint8)  # RGB frames [T,H,W,3], already resized; T a multiple of {t}
+# RGB frames [T,H,W,3] of a clip, already resized: H a multiple of {row}, W of {column}
+frames = np.zeros(({frames}, {size}, {size}, 3), np.uint8)
+frames = np.concatenate([frames, frames[-1:].repeat(-len(frames) % {t}, 0)])  # so is T, of {t}
 mean, std = np.float32(settings["image_mean"]), np.float32(settings["image_std"])
 video = ((frames / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)[None].astype(np.{dtype})  # [1,T,3,H,W]
 (features,) = session.run(None, {{"video": video}})
@@ -60,7 +62,7 @@ def export_onnx(
 
     def write(folder: Path) -> dict[str, Any]:
         program = torch.onnx.export(
-            traceable(encoder).to(DTYPES[dtype]),
+            Sized(traceable(encoder)).to(DTYPES[dtype]),
             (example(encoder.config, DTYPES[dtype]),),
             dynamic_shapes=dynamic_shapes(encoder.config),
             input_names=["video"],

@@ -1,5 +1,6 @@
 """A trained encoder as a torch.export program and, compiled for a device, as an AOTInductor package."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ folder = "{folder}"  # this folder
 """
 _TAIL = """\
 
-video = torch.zeros(1, {frames}, 3, {size}, {size})  # [B,T,3,H,W], normalised as preprocessor_config.json says
+# [B,T,3,H,W], normalised as preprocessor_config.json says; T a multiple of {t}, H of {row}, W of {column}
+video = torch.zeros(1, {frames}, 3, {size}, {size})
 features = encoder(video)
 print(tuple(features.shape))  # (1, T/{t}, H/{row}, W/{column}, {dim})
 """
@@ -68,7 +70,10 @@ def export_torch(
             torch._inductor.aoti_compile_and_package(program, package_path=path)
             graph: Any = torch._inductor.aoti_load_package(path)
         else:
-            torch.export.save(program, folder / PROGRAM)
+            # Not straight into the file: on a full disk torch's own writer ends the process.
+            packed = io.BytesIO()
+            torch.export.save(program, packed)
+            (folder / PROGRAM).write_bytes(packed.getbuffer())
             graph = torch.export.load(folder / PROGRAM).module(check_guards=False)
 
         def run(video: Tensor) -> Tensor:

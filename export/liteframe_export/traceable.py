@@ -46,6 +46,26 @@ def traceable(encoder: LiteFrameEncoder) -> LiteFrameEncoder:
     return copied
 
 
+class Sized(nn.Module):
+    """A traceable encoder behind a reshape that only whole slots and strides pass: ONNX would cut off what is beyond.
+
+    torch.export's programs check their sizes themselves.
+    """
+
+    def __init__(self, encoder: LiteFrameEncoder):
+        super().__init__()
+        self.encoder = encoder
+        self.eval()
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Features of a video [B,T,3,H,W]."""
+        (clips, frames, colours, height, width), config = video.shape, self.encoder.config
+        t, h, w = config.compression
+        row, column = h * config.patch_size, w * config.patch_size
+        video = video.reshape(clips, frames // t, t, colours, height // row, row, width // column, column)
+        return self.encoder(video.reshape(clips, frames, colours, height, width))
+
+
 def _resampled_positions(self: LiteFrameEncoder, grid: tuple[int, int]) -> Tensor:
     side = self.config.image_size // self.config.patch_size
     table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)

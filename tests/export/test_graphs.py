@@ -53,6 +53,13 @@ def test_onnx_computes_what_the_encoder_computes(encoder, onnx_folder, size):
     torch.testing.assert_close(features(session, video), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("size", [(1, 6, 3, 64, 64), (1, 8, 3, 70, 64), (1, 8, 3, 64, 72)])
+def test_onnx_refuses_sizes_that_it_would_cut(onnx_folder, size):
+    session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="cannot be reshaped"):
+        session.run(None, {"video": torch.zeros(size).numpy()})
+
+
 def test_onnx_in_float16(world, encoder):
     out = world.root / "as-onnx-16"
     assert main(["export", "onnx", str(world.encoder), str(out), "--dtype", "float16"]) == 0

@@ -1,17 +1,23 @@
 """Exports that must not be: each is refused with a reason, and leaves nothing behind."""
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from liteframe_export import hf_encoder, hf_vlm, verify
 from liteframe_export.card import TRANSFORMERS
+from liteframe_export.files import remove_left_behind, staged
 from liteframe_export.hf_encoder import export_encoder, video_processor_dict
 from liteframe_export.hf_vlm import export_vlm
 from liteframe_export.parts import Parts, parts_of_run
 from liteframe_export.video_processor import LiteFrameVideoProcessor
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import InternVLVideoProcessor
 
@@ -19,6 +25,7 @@ from liteframe.cli.main import main
 from liteframe.data.transforms import FrameTransform
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.vision import LiteFrameVisionModel
 
 
 @pytest.fixture
@@ -45,6 +52,38 @@ def test_an_existing_folder_is_not_touched(world, tmp_path, no_child):
         export_vlm(parts_of_run(world.run), out)
     assert left(tmp_path) == ["out"]
     assert left(out) == ["mine"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    left_behind, running = tmp_path / "out.partial-1", tmp_path / "out.partial-2"
+    for folder in (left_behind, running, tmp_path / "out2.partial-1"):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    mark = os.open(running, os.O_RDONLY)
+    fcntl.flock(mark, fcntl.LOCK_EX)
+    with staged(tmp_path / "out") as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([folder, running, tmp_path / "out2.partial-1"])
+        with staged(tmp_path / "out3"):
+            remove_left_behind(tmp_path / "out")
+        assert folder.is_dir()  # it still runs
+    os.close(mark)
+    assert left(tmp_path) == ["out", "out.partial-2", "out2.partial-1", "out3"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(world, tmp_path, monkeypatch, capsys):
+    def full(*_args, **_kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def full_too(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LiteFrameVisionModel, "save_pretrained", full)
+    assert main(["export", "hf-encoder", str(world.encoder), str(tmp_path / "out")]) == 2
+    assert "the weights cannot be written below" in capsys.readouterr().err
+    monkeypatch.setattr(Path, "write_bytes", full_too)
+    assert main(["export", "torch", str(world.encoder), str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert left(tmp_path) == []
 
 
 def test_a_folder_that_is_no_encoder_is_refused(world, tmp_path, no_child):
