@@ -78,7 +78,8 @@ def _measure(
         return alone_peaks(measure_in_turns(fitting, warmup=warmup, runs=runs), fitting, held), status
     except torch.OutOfMemoryError:
         status |= dict.fromkeys(fitting, "ok, but not in turns")
-    names, timed = list(fitting), {}
+    names = list(fitting)
+    timed: dict[str, Latency] = {}
     fitting.clear()  # each fits alone, but not beside the inputs of the others
     for name in names:
         torch.cuda.empty_cache()
