@@ -15,11 +15,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+# Before vllm is imported: it reads the environment.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if not torch.cuda.is_available():
+    os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 sys.path.append(str(Path(__file__).parents[1]))
 
 import numpy as np
-import torch
 import transformers
 import vllm
 from ctd_world import write_video
@@ -31,7 +35,6 @@ from vllm.config import ModelConfig
 from vllm.model_executor.models import ModelRegistry
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
-from vllm.platforms import current_platform
 from vllm.plugins import load_general_plugins
 from vllm_features import compare_features
 from vllm_generation import QUESTION, compare_answers, noise
@@ -129,10 +132,10 @@ def check(folder, dtype):
     config, found = check_resolution(folder)
     _, ours = load_video_llm(folder)
     check_processor(config, ours)
-    if current_platform.is_unspecified():
-        lines = compare_features(folder, config, found)
-    else:
+    if torch.cuda.is_available() or hasattr(torch.ops._C, "cpu_attention_with_kv_cache"):
         lines = compare_answers(folder, dtype)
+    else:
+        lines = compare_features(folder, config, found)
     for what, value in lines:
         said(what, value)
 
