@@ -24,22 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, look, answer."""
-    import torch
     from transformers.utils import logging
 
     from liteframe.data.decode_process import DecodeProcess
     from liteframe.evaluate.ask import ask, check_text, choose_frames
+    from liteframe.evaluate.device import find_device
     from liteframe.load_vlm import load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
     span = {"frames": args.frames, "fps": args.fps, "start": args.start, "end": args.end}
+    device = find_device(args.device)
     check_text(args.question, args.system)
     with DecodeProcess() as decoder:
         choose_frames(decoder, args.video, **span)  # before the weights are loaded, which takes long
     logging.disable_progress_bar()
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     pieces = ask(
         model,
         processor,

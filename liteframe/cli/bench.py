@@ -17,6 +17,7 @@ from liteframe_kernels.timing import copy_bandwidth, machine, matmul_rate
 from liteframe_kernels.weighted_average_pool.bench import comparisons as pool_comparisons
 
 from liteframe.evaluate.bench_report import write_report
+from liteframe.evaluate.device import find_device
 from liteframe.evaluate.encoder_bench import Setup, measure_encoders
 from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies, write_sample
 from liteframe.evaluate.latency_report import write_latency
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR", help="for the report")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--warmup", type=int, default=40, metavar="N", help="calls that are not counted (40)")
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="calls that are counted (100)")
@@ -62,9 +63,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 1 when an implementation of ours gives wrong results."""
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here; use --device cpu with --tiny or --vlm")
+    device = find_device(args.device)
     if args.runs < 1 or args.warmup < 0 or min(args.frames or [1]) < 1:
         raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")
     if args.what == "latency":

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
 from liteframe.evaluate.asking import Asking
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.evaluate.device import find_device
 from liteframe.evaluate.provenance import files_digest, model_digest
 from liteframe.load_vlm import load_video_llm
 
@@ -57,11 +57,12 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
 
 def load_model(options: dict[str, Any]) -> tuple[Any, Any]:
     """Model and processor, on the device asked for."""
+    device = find_device(options["device"])
     logging.disable_progress_bar()
     model, processor = load_video_llm(
         options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
     )
-    model.to(options["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
     return model, processor
 
 
