@@ -12,19 +12,25 @@ import numpy as np
 import pytest
 import torch
 from liteframe_vllm import ARCHITECTURES, register
-from liteframe_vllm.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids
+from liteframe_vllm.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids, video_ids_within
 from liteframe_vllm.weight_names import vllm_name
 from PIL import Image
 from safetensors import safe_open
+from small_exports import FAMILIES, make_export
 
 from liteframe.load_vlm import load_video_llm
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory):
+    return make_export(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="module")
-def loaded(exported_vlm):
-    return load_video_llm(exported_vlm)
+def loaded(folder):
+    return load_video_llm(folder)
 
 
 def test_entry_point_and_lazy_import():
@@ -52,22 +58,57 @@ class Registry:
         self.calls += 1
 
 
-def test_register_may_be_called_twice(exported_vlm, monkeypatch):
-    registry = Registry()
-    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=registry))
+class Loaders:
+    def __init__(self):
+        self.found = {}
+
+    def register(self, name):
+        return lambda loader: self.found.setdefault(name, loader)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What `register`, called twice, has told vLLM: models and video loaders."""
+    models, loaders = Registry(), Loaders()
+    video = types.SimpleNamespace(VIDEO_LOADER_REGISTRY=loaders, VideoBackend=object)
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=models))
+    monkeypatch.setitem(sys.modules, "vllm.multimodal", types.SimpleNamespace(video=video))
+    monkeypatch.setitem(sys.modules, "vllm.multimodal.video", video)
     register()
     register()
-    assert registry.calls == 1
-    (architecture,) = json.loads((exported_vlm / "config.json").read_text())["architectures"]
-    module, name = registry.models[architecture].split(":")
+    yield models, loaders
+    del sys.modules["liteframe_vllm.video_loader"]
+
+
+def test_register_may_be_called_twice(registered, folder):
+    models, loaders = registered
+    assert models.calls == len(ARCHITECTURES) == len(FAMILIES)
+    assert list(loaders.found) == ["liteframe"]
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    module, name = models.models[architecture].split(":")
     source = ROOT / "export" / Path(*module.split(".")).with_suffix(".py")
     assert f"class {name}(" in source.read_text()
-    assert list(ARCHITECTURES) == [architecture]
 
 
-def test_every_exported_weight_has_a_place(exported_vlm, loaded):
+@pytest.mark.parametrize(
+    ("most", "fps", "rate", "indices"),
+    [
+        (4, -1, 8.0, [7, 23, 39, 54]),  # middles of four equal spans of frames 0 to 63
+        (-1, -1, 8.0, list(range(64))),
+        (32, 2, 8.0, list(range(2, 64, 4))),
+        (4, -1, 0.0, [7, 23, 39, 54]),  # a file that does not say its rate
+    ],
+)
+def test_the_server_looks_at_the_middles_of_equal_spans(registered, most, fps, rate, indices):
+    loader = registered[1].found["liteframe"]
+    source = types.SimpleNamespace(total_frames_num=64, original_fps=rate)
+    target = types.SimpleNamespace(num_frames=most, fps=fps)
+    assert loader.compute_frames_index_to_sample(source=source, target=target) == indices
+
+
+def test_every_exported_weight_has_a_place(folder, loaded):
     model, _ = loaded
-    with safe_open(exported_vlm / "model.safetensors", "pt") as file:
+    with safe_open(folder / "model.safetensors", "pt") as file:
         names = list(file.keys())
     renamed = {vllm_name(name) for name in names}
     assert len(renamed) == len(names)
@@ -76,10 +117,13 @@ def test_every_exported_weight_has_a_place(exported_vlm, loaded):
         "vision_tower": model.model.vision_tower,
         "multi_modal_projector": model.model.multi_modal_projector,
         "language_model.model": model.model.language_model,
+        "language_model.lm_head": model.lm_head,
     }
     wanted = {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
-    assert renamed == wanted  # lm_head is tied to the embedding in the tiny model
-    assert vllm_name("lm_head.weight") == "language_model.lm_head.weight"
+    if model.config.text_config.tie_word_embeddings:
+        wanted.remove("language_model.lm_head.weight")
+    wanted |= {name for name, _ in model.model.named_parameters(recurse=False)}  # LLaVA-OneVision's newline
+    assert renamed == wanted
     with pytest.raises(ValueError, match="some_other"):
         vllm_name("some_other.weight")
 
@@ -100,7 +144,7 @@ def test_prompt_and_pixels_are_those_of_the_processor(loaded, frames, height, wi
 def test_images_are_videos_of_one_frame(loaded):
     _, processor = loaded
     image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
-    expected = processor(text="<IMG_CONTEXT>", images=[image])
+    expected = processor(text=processor.image_token, images=[image])
     assert image_ids(processor) == expected["input_ids"][0].tolist()
     found = pixels(processor, [], [Image.fromarray(image)])
     assert torch.equal(found["pixel_values"], expected["pixel_values_videos"])
@@ -115,7 +159,16 @@ def test_the_longest_video_fills_the_budget(loaded, tokens):
     assert len(video_ids(processor, frames + 1)) > tokens
 
 
+def test_a_video_longer_than_the_context_is_refused_with_the_remedy(loaded):
+    _, processor = loaded
+    ids = video_ids(processor, 40)
+    assert video_ids_within(processor, 40, len(ids)) == ids
+    with pytest.raises(ValueError, match=rf"of 40 frames takes {len(ids)} tokens.*no more than 36 frames.*num_frames"):
+        video_ids_within(processor, 40, len(ids) - 1)
+
+
 def test_frames_that_are_no_bytes_are_refused():
+    assert frames_of(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)).shape == (2, 8, 8, 3)
     with pytest.raises(ValueError, match="float32"):
         frames_of(np.zeros((2, 8, 8, 3), np.float32))
     with pytest.raises(ValueError, match=r"\[2, 3, 8, 8\]"):
