@@ -36,6 +36,8 @@ class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=PREFIXES)
     projector: ClassVar[type[nn.Module]]
     image_token: ClassVar[str]
+    _mark_tower_model: Any  # vLLM's, like the next; type checkers do not read vLLM
+    _mark_language_model: Any
 
     # Clips and what surrounds the projector are computed by the very functions that trained the model.
     get_video_features = VideoModel.get_video_features
