@@ -17,6 +17,7 @@ def test_every_package_is_listed():
         (ROOT, "liteframe"),
         (ROOT / "kernels", "liteframe_kernels"),
         (ROOT / "export", "liteframe_export"),
+        (ROOT / "export", "liteframe_serving"),
         (ROOT / "export", "liteframe_sglang"),
         (ROOT / "export", "liteframe_vllm"),
     ):

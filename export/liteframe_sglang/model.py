@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from liteframe_vllm.weight_names import vllm_name
+from liteframe_serving.weight_names import served_name
 from sglang.srt.managers.mm_utils import general_mm_embed_routine, pad_mm_tokens
 from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInputs
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -87,7 +87,7 @@ class LiteFrameVideoLLM(nn.Module):
 
         def of_language_model() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in weights:
-                place = vllm_name(name)
+                place = served_name(name)
                 given.add(place)
                 if place.startswith(LANGUAGE_MODEL):
                     yield place.removeprefix(LANGUAGE_MODEL), tensor

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from liteframe_vllm.prompts import frames_of, rgb
+from liteframe_serving.placeholders import runs
+from liteframe_serving.prompts import frames_of, rgb
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalProcessorOutput
 from sglang.srt.multimodal.processors.base_processor import (
     BaseMultimodalProcessor,
@@ -18,7 +19,6 @@ from liteframe_sglang.model import (
     LiteFrameInternVLForConditionalGeneration,
     LiteFrameLlavaOnevisionForConditionalGeneration,
 )
-from liteframe_sglang.placeholders import runs
 
 # Most frames of a video, as `liteframe ask` has it; --mm-process-config '{"video": {"num_frames": N}}' says otherwise.
 NUM_FRAMES = 64

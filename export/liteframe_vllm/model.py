@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
+from liteframe_serving.weight_names import PREFIXES
 from torch import Tensor, nn
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
@@ -23,7 +24,6 @@ from liteframe.models.llava_onevision import LiteFrameLlavaOnevisionModel
 from liteframe.models.video_llm_base import VideoModel
 from liteframe.models.vision import LiteFrameVisionModel
 from liteframe_vllm.processing import LiteFrameDummyInputs, LiteFrameProcessingInfo, LiteFrameVllmProcessor
-from liteframe_vllm.weight_names import PREFIXES
 
 as_registered = MULTIMODAL_REGISTRY.register_processor(
     LiteFrameVllmProcessor, info=LiteFrameProcessingInfo, dummy_inputs=LiteFrameDummyInputs

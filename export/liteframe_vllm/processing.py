@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from liteframe_serving.prompts import frames_that_fit, image_ids, pixels, video_ids, video_ids_within
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import (
@@ -16,7 +17,6 @@ from vllm.multimodal.processing import (
 
 from liteframe.data.processor import LiteFrameInternVLProcessor, LiteFrameProcessor
 from liteframe.data.processor_llava import LiteFrameLlavaOnevisionProcessor
-from liteframe_vllm.prompts import frames_that_fit, image_ids, pixels, video_ids, video_ids_within
 
 PROCESSORS = {
     "liteframe_internvl": LiteFrameInternVLProcessor,

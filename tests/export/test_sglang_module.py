@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from liteframe_serving.placeholders import runs
 from liteframe_sglang import ARCHITECTURES
-from liteframe_sglang.placeholders import runs
 
 from liteframe.load_vlm import load_video_llm
 

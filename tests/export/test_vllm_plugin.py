@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from liteframe_serving.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids, video_ids_within
+from liteframe_serving.weight_names import served_name
 from liteframe_vllm import ARCHITECTURES, register
-from liteframe_vllm.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids, video_ids_within
-from liteframe_vllm.weight_names import vllm_name
 from PIL import Image
 from safetensors import safe_open
 from small_exports import FAMILIES, make_export
@@ -110,7 +110,7 @@ def test_every_exported_weight_has_a_place(folder, loaded):
     model, _ = loaded
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = list(file.keys())
-    renamed = {vllm_name(name) for name in names}
+    renamed = {served_name(name) for name in names}
     assert len(renamed) == len(names)
     # Names that vLLM's model gives to its parts: those of the modules themselves, and `model` within the causal LM.
     parts = {
@@ -125,7 +125,7 @@ def test_every_exported_weight_has_a_place(folder, loaded):
     wanted |= {name for name, _ in model.model.named_parameters(recurse=False)}  # LLaVA-OneVision's newline
     assert renamed == wanted
     with pytest.raises(ValueError, match="some_other"):
-        vllm_name("some_other.weight")
+        served_name("some_other.weight")
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 48, 64), (4, 64, 64), (5, 90, 50), (23, 64, 200)])

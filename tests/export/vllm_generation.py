@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from liteframe_vllm.prompts import video_ids
+from liteframe_serving.prompts import video_ids
 from PIL import Image
 from vllm import LLM, SamplingParams
 

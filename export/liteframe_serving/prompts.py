@@ -1,4 +1,4 @@
-"""Token ids that stand for videos and images, by the exported model's own processor; knows no vLLM."""
+"""Token ids that stand for videos and images, by the exported model's own processor."""
 
 from bisect import bisect_right
 from typing import Any
@@ -13,7 +13,7 @@ def video_ids(processor: Any, frames: int) -> list[int]:
 
 
 def video_ids_within(processor: Any, frames: int, tokens: int) -> list[int]:
-    """`video_ids` for a context of `tokens`.
+    """`video_ids` for a context of `tokens` in vLLM, whose options the error names.
 
     Raises:
         ValueError: the video alone is longer.
@@ -46,7 +46,7 @@ def frames_that_fit(processor: Any, tokens: int) -> int:
 
 
 def frames_of(video: Any) -> np.ndarray:
-    """A video as vLLM hands it over -> uint8 [T,H,W,3].
+    """A video as a server hands it over -> uint8 [T,H,W,3].
 
     Args:
         video: an array or tensor [T,H,W,3], or a sequence of frames (arrays or PIL).

@@ -1,4 +1,4 @@
-"""Where the features of videos and images stand in a prompt's token ids; knows no SGLang."""
+"""Where the features of videos and images stand in a prompt's token ids."""
 
 from itertools import islice
 

@@ -1,7 +1,7 @@
-"""Names of weights in an exported checkpoint, and in vLLM's model."""
+"""Names of weights in an exported checkpoint, and in a server's model."""
 
-# The checkpoint's beginnings of names -> vLLM's. The tower and the projector keep the rest of their names; the language
-# model's layers are then fused by vLLM itself (q, k, v to qkv; gate, up to gate_up). The newline is
+# The checkpoint's beginnings of names -> the server's. The tower and the projector keep the rest of their names; the
+# language model's layers are then fused by the server itself (q, k, v to qkv; gate, up to gate_up). The newline is
 # LLaVA-OneVision's.
 PREFIXES = {
     "lm_head.": "language_model.lm_head.",
@@ -12,8 +12,8 @@ PREFIXES = {
 }
 
 
-def vllm_name(name: str) -> str:
-    """A checkpoint's name -> vLLM's.
+def served_name(name: str) -> str:
+    """A checkpoint's name -> the server's.
 
     Raises:
         ValueError: the name belongs to no part of the model.
