@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from liteframe.load_vlm import merge_adapter
+from liteframe.load_adapter import merge_adapter
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name

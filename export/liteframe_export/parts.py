@@ -7,7 +7,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from liteframe.load_vlm import frozen_digest, load_adapter, load_video_llm
+from liteframe.load_adapter import frozen_digest, load_adapter
+from liteframe.load_vlm import load_video_llm
 from liteframe_export.provenance import run_report
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
-from liteframe.load_vlm import ORIGIN, frozen_digest
+from liteframe.load_adapter import ORIGIN, frozen_digest
 from liteframe.models.vision import LiteFrameVisionModel
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from liteframe.load_vlm import adapter_file, check_origin
+from liteframe.load_adapter import adapter_file, check_origin
 from liteframe.models.student import weight_misfits
 from liteframe.models.video_llm import LiteFrameVlm
 

@@ -16,7 +16,8 @@ from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
 from liteframe.align.quantise import quantise_frozen
 from liteframe.data.chat import template_warning
-from liteframe.load_vlm import frozen_digest, load_video_llm, origin
+from liteframe.load_adapter import frozen_digest, origin
+from liteframe.load_vlm import load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps

@@ -13,7 +13,8 @@ from liteframe.align.module import LMAModule
 from liteframe.align.stages import load_stages
 from liteframe.cli.main import main
 from liteframe.data.chat import question_prompt
-from liteframe.load_vlm import load_adapter, load_video_llm, with_encoder
+from liteframe.load_adapter import load_adapter
+from liteframe.load_vlm import load_video_llm, with_encoder
 from liteframe.models.student import LiteFrameEncoder
 
 QUESTION = "What colour is the circle?"

@@ -22,7 +22,8 @@ from liteframe.data.conversation_files import load_conversations
 from liteframe.data.frame_sampling import at_fps
 from liteframe.data.sampler import ClipStream
 from liteframe.data.video_reader import read_frames
-from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.load_adapter import load_adapter
+from liteframe.load_vlm import load_video_llm
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.toyworld.dataset import write_toyworld

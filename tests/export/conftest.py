@@ -8,7 +8,8 @@ import torch
 
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.cli.main import main
-from liteframe.load_vlm import frozen_digest, load_video_llm
+from liteframe.load_adapter import frozen_digest
+from liteframe.load_vlm import load_video_llm
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer

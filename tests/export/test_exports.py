@@ -17,7 +17,8 @@ from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
-from liteframe.load_vlm import load_adapter, load_video_llm
+from liteframe.load_adapter import load_adapter
+from liteframe.load_vlm import load_video_llm
 from liteframe.models.student import LiteFrameEncoder
 
 
