@@ -18,7 +18,7 @@ from liteframe.load_vlm import load_video_llm
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "export" / "liteframe_sglang"
-GUIDE = (ROOT / "docs" / "swap_the_encoder.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
 def test_entry_point_and_lazy_import():
@@ -77,7 +77,7 @@ def test_items_that_touch_are_told_apart():
 
 def test_the_guide_names_what_the_plugin_reads():
     """The option of the guide's command is the one that processing.py looks up, and its number the default."""
-    section = GUIDE.split("**SGLang**")[1].split("**Only the encoder**")[0]
+    section = GUIDE.split("## SGLang")[1]
     (option,) = re.findall(r"--mm-process-config '([^']+)'", section)
     (kind,) = json.loads(option)
     (name,) = json.loads(option)[kind]
