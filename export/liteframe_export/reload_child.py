@@ -59,7 +59,7 @@ def run_vlm(folder: str, videos: list[Any], questions: list[str], new_tokens: in
 def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
     """Ask one question a video: the prompt, pixels, logits [tokens,V] without padding, greedy answers [B,L+new].
 
-    Computed in float32 whatever the weights are stored in.
+    Computed in float32 whatever the weights are stored in. Without new tokens there are no answers.
     """
     import torch
 
@@ -70,6 +70,8 @@ def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new
     inputs = processor(text=prompts, videos=videos)
     with torch.inference_mode(), widened(model):
         logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+        if not new_tokens:
+            return {**inputs, "logits": logits}
         answers = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
     return {**inputs, "logits": logits, "answers": answers}
 
