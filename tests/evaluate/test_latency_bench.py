@@ -33,18 +33,18 @@ def encoder(tmp_path_factory):
 
 def test_report(encoder, tmp_path):
     options = ["--device", "cpu", "--dtype", "float32", "--warmup", "0", "--runs", "2"]
-    argv = ["bench", "latency", "--vlm", TOY, "--encoder", encoder, "--frames", "8", "32", "512", "--batch", "1", "2"]
+    argv = ["bench", "latency", "--vlm", TOY, "--encoder", encoder, "--frames", "8", "32", "4096", "--batch", "1", "2"]
     assert main([*argv, *options, "-o", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "latency.json").read_text())
     rows = {(r["system"], r["frames"], r["batch"]): r for r in record["rows"]}
-    assert set(rows) == {(s, f, b) for s in (TEACHER, POOLED, LITEFRAME) for f in (8, 32, 512) for b in (1, 2)}
+    assert set(rows) == {(s, f, b) for s in (TEACHER, POOLED, LITEFRAME) for f in (8, 32, 4096) for b in (1, 2)}
     assert {r["tokens_per_frame"] for r in record["rows"]} == {16, 1}
     teacher, pooled, student = (rows[s, 32, 1] for s in (TEACHER, POOLED, LITEFRAME))
     assert teacher["vision_parameters"] == pooled["vision_parameters"] > student["vision_parameters"]
     assert teacher["of_teacher_32"] == 1.0
     assert student["paper_of_teacher_32"] == pytest.approx(0.113, abs=5e-4)
     assert "paper_ms" not in rows[LITEFRAME, 32, 2]
-    assert "more than the" in rows[TEACHER, 512, 1]["status"]
+    assert "more than the" in rows[TEACHER, 4096, 1]["status"]
     assert not record["setup"]["random_weights"]
     assert [row["frames"] for row in record["first_token"]] == [8, 32]
     table = (tmp_path / "latency.md").read_text()
