@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = Path(scratch)
         inputs = make_inputs(work, max(budgets))
         where = environment(torch.device("cuda" if on_gpu else "cpu"))
+        where["command"] = "python benchmarks/lma_8b.py"  # not where this machine has its folders
         record: dict[str, Any] = {**where, "parameters": inputs.parameters, "plans": [], "commands": []}
         for frames in budgets:
             record["plans"].append(plan(inputs, work, frames))
