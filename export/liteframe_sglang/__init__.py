@@ -4,8 +4,7 @@ SGLang calls `register` in its processes (entry point group `sglang.srt.plugins`
 neither sglang nor torch.
 """
 
-# architectures in an exported config.json; model.py holds a class of each name
-ARCHITECTURES = ("LiteFrameInternVLForConditionalGeneration", "LiteFrameLlavaOnevisionForConditionalGeneration")
+from liteframe_serving import ARCHITECTURES
 
 
 def register() -> None:

@@ -89,7 +89,7 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
         """
         if hasattr(video, "get_frames_at"):
             return video.get_frames_at(at_fps(len(video), 1.0, target_fps=1.0, max_frames=self.num_frames))
-        return frames_of(np.asarray(video) if isinstance(video, torch.Tensor) else video)
+        return frames_of(video)
 
 
 def features(processor: Any, modality: Modality, frames: torch.Tensor) -> int:

@@ -4,11 +4,10 @@ vLLM calls `register` in each of its processes (entry point group `vllm.general_
 imports neither vllm nor torch.
 """
 
-# architecture in an exported config.json -> the class that serves it, which vLLM imports when it needs it
-ARCHITECTURES = {
-    name: f"liteframe_vllm.model:{name}"
-    for name in ("LiteFrameInternVLForConditionalGeneration", "LiteFrameLlavaOnevisionForConditionalGeneration")
-}
+from liteframe_serving import ARCHITECTURES
+
+# architecture -> the class that serves it, which vLLM imports when it needs it
+PLACES = {name: f"liteframe_vllm.model:{name}" for name in ARCHITECTURES}
 
 
 def register() -> None:
@@ -21,6 +20,6 @@ def register() -> None:
     import liteframe_vllm.video_loader  # noqa: F401
 
     known = ModelRegistry.get_supported_archs()
-    for architecture, place in ARCHITECTURES.items():
+    for architecture, place in PLACES.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, place)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from liteframe_serving.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids, video_ids_within
 from liteframe_serving.weight_names import served_name
-from liteframe_vllm import ARCHITECTURES, register
+from liteframe_vllm import PLACES, register
 from PIL import Image
 from safetensors import safe_open
 from small_exports import FAMILIES, make_export
@@ -82,7 +82,7 @@ def registered(monkeypatch):
 
 def test_register_may_be_called_twice(registered, folder):
     models, loaders = registered
-    assert models.calls == len(ARCHITECTURES) == len(FAMILIES)
+    assert models.calls == len(PLACES) == len(FAMILIES)
     assert list(loaders.found) == ["liteframe"]
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
     module, name = models.models[architecture].split(":")

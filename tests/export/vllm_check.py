@@ -27,7 +27,7 @@ import numpy as np
 import transformers
 import vllm
 from ctd_world import write_video
-from liteframe_vllm import ARCHITECTURES, register
+from liteframe_vllm import PLACES, register
 from PIL import Image
 from small_exports import FAMILIES, make_export
 from transformers import AutoConfig
@@ -52,11 +52,11 @@ def said(what, value):
 
 
 def check_registration():
-    assert not ARCHITECTURES.keys() & ModelRegistry.get_supported_archs()
+    assert not PLACES.keys() & ModelRegistry.get_supported_archs()
     load_general_plugins()
     register()  # vLLM may call it again
-    assert ARCHITECTURES.keys() <= ModelRegistry.get_supported_archs()
-    said("vLLM knows", ", ".join(ARCHITECTURES))
+    assert PLACES.keys() <= ModelRegistry.get_supported_archs()
+    said("vLLM knows", ", ".join(PLACES))
 
 
 def check_frames(place):
@@ -79,7 +79,7 @@ def check_resolution(folder):
     said("config without remote code", type(AutoConfig.from_pretrained(folder, trust_remote_code=False)).__name__)
     config = ModelConfig(model=str(folder), dtype="float32", trust_remote_code=False, max_model_len=CONTEXT)
     found, architecture = config.registry.resolve_model_cls(config.architectures, config)
-    assert architecture in ARCHITECTURES
+    assert architecture in PLACES
     assert config.is_multimodal_model
     said("architecture resolves to", f"{found.__module__}.{found.__name__}")
     return config, found
