@@ -3,9 +3,8 @@
 import configparser
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from worlds import ROOT
 
 
 def test_every_package_is_listed():

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from published_sets import (
+from worlds.published import (
     PUBLISHED,
     clevrer,
     llava_row,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from published_sets import (
+from worlds.published import (
     NTU_CLIPS,
     clevrer,
     finevideo,

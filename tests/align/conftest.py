@@ -7,27 +7,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ctd_world import write_video
-from vlm_world import make_internvl
+from worlds.ctd import write_video
+from worlds.students import make_student, student_config
+from worlds.vlms import make_internvl, stir
 
 import train_lma
 from liteframe.data.processor import LiteFrameInternVLProcessor
 from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import attach_encoder
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 QUESTION = "What colour is the circle?"
-ENCODER = LiteFrameConfig(
-    dim=24,
-    depth=3,
-    heads=2,
-    patch_size=8,
-    image_size=64,
-    teacher_dim=128,
-    downsample={1: (2, 2, 2), 2: (2, 1, 1)},
-    clip_frames=8,
-)
 
 
 @pytest.fixture(scope="session")
@@ -39,19 +29,13 @@ def tokenizer():
 def vlm(tokenizer):
     torch.manual_seed(0)
     vlm = build_model(tokenizer).eval()
-    for parameter in vlm.model.parameters():  # with small random weights a language model only repeats its last token
-        if parameter.ndim == 2 and parameter is not vlm.lm_head.weight:
-            torch.nn.init.normal_(parameter, std=0.2)
+    stir(vlm.model, 0.2, but=vlm.lm_head.weight)  # with small random weights it would only repeat its last token
     return vlm
 
 
 @pytest.fixture
 def encoder():
-    torch.manual_seed(1)
-    encoder = LiteFrameEncoder(ENCODER).eval()
-    for parameter in encoder.parameters():  # the temporal convolutions start at zero, where they would go untested
-        torch.nn.init.normal_(parameter, std=0.2)
-    return encoder
+    return make_student(seed=1).eval()
 
 
 @pytest.fixture
@@ -86,11 +70,7 @@ def lma_world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     make_internvl(folder / "vlm")
     torch.manual_seed(1)
-    config = LiteFrameConfig(
-        dim=16, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128, mlp_dim=32,
-        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-    )  # fmt: skip
-    LiteFrameEncoder(config).save_pretrained(folder / "encoder")
+    LiteFrameEncoder(student_config(dim=16, depth=2, mlp_dim=32)).save_pretrained(folder / "encoder")
     rows = []
     for number, word in enumerate(("red", "blue", "green")):
         write_video(folder / f"{number}.mp4", frames=10, fps=8, seed=number)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from ctd_world import write_video
 from PIL import Image
+from worlds.ctd import write_video
 
 from liteframe.align.dataset import ConversationDataset, collate_samples
 from liteframe.align.grouping import GroupedStream

@@ -6,16 +6,14 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from worlds.students import student_config
 
 from liteframe.models.internvl import LiteFrameInternVLForConditionalGeneration, pixel_shuffle
 from liteframe.models.student_config import LiteFrameConfig
 from liteframe.models.video_llm import attach_encoder
 from liteframe.pooling import weighted_average_pool
 
-GRID = LiteFrameConfig(
-    dim=8, depth=2, heads=1, patch_size=8, image_size=64, teacher_dim=128,
-    downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-)  # fmt: skip
+GRID = student_config(dim=8, depth=2, heads=1)
 
 
 class PooledTower(nn.Module):

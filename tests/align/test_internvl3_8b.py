@@ -3,9 +3,9 @@
 import pytest
 import torch
 import yaml
-from ctd_world import ROOT
 from safetensors import safe_open
 from transformers import InternVLForConditionalGeneration
+from worlds import ROOT
 
 from liteframe.align.lora import LoraSettings, adapted_layers, add_lora
 from liteframe.models.internvl3_8b import internvl3_8b_config

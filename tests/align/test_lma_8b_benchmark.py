@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from ctd_world import ROOT
 from safetensors import safe_open
+from worlds import ROOT
 
 from liteframe.models.internvl3_8b import internvl3_8b_config
 from liteframe.models.student_config import LiteFrameConfig

@@ -2,35 +2,27 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import ROOT
+from worlds.students import make_student, student_config
 
 import train_lma
 from liteframe.cli.main import main
 from liteframe.models.cost import cost
 from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
 from liteframe.toyworld.dataset import write_toyworld
 
-ROOT = Path(__file__).parents[2]
-ENCODER = LiteFrameConfig(
-    dim=24, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128,
-    downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-)  # fmt: skip
+ENCODER = student_config(depth=2)
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """Options of a run of a second; four videos of one conversation each."""
     folder = tmp_path_factory.mktemp("world")
-    torch.manual_seed(0)
-    encoder = LiteFrameEncoder(ENCODER)
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    encoder.save_pretrained(folder / "encoder")
+    make_student(ENCODER).save_pretrained(folder / "encoder")
     rows = write_toyworld(folder / "toy", train=4, test=1, seed=3).train_rows
     return [
         "--config", str(ROOT / "configs" / "lma" / "toy.yaml"), "--data.conversations", str(rows),

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import yaml
-from ctd_world import ROOT
 from safetensors.torch import load_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
+from worlds import ROOT
 
 from liteframe.align.module import LMAModule
 from liteframe.align.stages import load_stages

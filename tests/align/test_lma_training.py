@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+from worlds.lma import make_chats
 
 import train_lma
 from liteframe.align.callbacks import AdapterSaver
@@ -25,15 +26,8 @@ from liteframe.data.video_reader import read_frames
 from liteframe.load_adapter import load_adapter
 from liteframe.load_vlm import load_video_llm
 from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.toyworld.dataset import write_toyworld
-from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lma"
-ENCODER = LiteFrameConfig(
-    dim=24, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=128,
-    downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-)  # fmt: skip
 SMALL = ["--data.frames", "[8,12]", "--data.workers", "0", "--data.micro_batch_size", "2", "--data.batch_size", "4"]
 
 
@@ -41,22 +35,7 @@ SMALL = ["--data.frames", "[8,12]", "--data.workers", "0", "--data.micro_batch_s
 def world(tmp_path_factory):
     """A random tiny InternVL, an encoder for it, and six videos with conversations of different lengths."""
     folder = tmp_path_factory.mktemp("world")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    build_processor(tokenizer).save_pretrained(folder / "vlm")
-    vlm = build_model(tokenizer)
-    with torch.no_grad():
-        vlm.lm_head.weight.mul_(10)  # tied embeddings as small as they start could not make a confident logit
-    vlm.save_pretrained(folder / "vlm")
-    encoder = LiteFrameEncoder(ENCODER)
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    encoder.save_pretrained(folder / "encoder")
-    made = write_toyworld(folder / "toy", train=6, test=1, seed=3)
-    rows = [json.loads(line) for line in made.train_rows.read_text().splitlines()]
-    for i, row in enumerate(rows):
-        row["conversations"] = row["conversations"][: 2 + 2 * (i % 4)]
-    made.train_rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_chats(folder, sharpness=10)
     return folder
 
 

@@ -1,8 +1,8 @@
 """A tiny teacher, nine videos of which one is broken, and a way to build caches of them in this process."""
 
 import pytest
-from cache_world import make_world
 from lightning.fabric import Fabric
+from worlds.cache import make_world
 
 from liteframe.data.cache import TargetCache
 from liteframe.distill.cache_build import build_cache

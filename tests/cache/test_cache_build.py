@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cache_world import contents
 from liteframe_kernels.weighted_average_pool.reference import weighted_average_pool_reference
 from safetensors.torch import load_file
+from worlds.cache import contents
 
 import train_ctd
 from liteframe.cli.main import main

@@ -5,19 +5,19 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from cache_world import contents
+from worlds import ROOT
+from worlds.cache import contents
 
 from liteframe.distill.cache_folder import sole_builder
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_kills_at_random_points(small_cache, cache_yaml, tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "cache_killer.py"), str(cache_yaml), str(tmp_path / "cache"), "8"]
+    killer = ROOT / "tests" / "worlds" / "cache_killer.py"
+    command = [sys.executable, str(killer), str(cache_yaml), str(tmp_path / "cache"), "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

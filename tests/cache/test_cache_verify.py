@@ -6,8 +6,8 @@ import pickle
 import shutil
 
 import pytest
-from ctd_world import write_video
 from safetensors.torch import load, save
+from worlds.ctd import write_video
 
 from liteframe.cli.main import main
 from liteframe.data.cache import TargetCache

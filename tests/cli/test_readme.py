@@ -5,12 +5,11 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from checkout import make_checkout
+from worlds import ROOT
+from worlds.checkout import make_checkout
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Fewer steps; nothing else differs from what the README says.
 SHORTER = {

@@ -4,15 +4,14 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from checkout import make_checkout
+from worlds import ROOT
+from worlds.checkout import make_checkout
 
 from liteframe.cli.main import build_parser, main
 
-ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "swap_the_encoder.md").read_text(encoding="utf-8")
 # tests/export/test_graphs.py runs these, which are slow.
 GRAPHS = (["export", "onnx"], ["export", "torch"])

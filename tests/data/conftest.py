@@ -1,5 +1,5 @@
 import pytest
-from video_corpus import Corpus
+from worlds.videos import Corpus
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ctd_world import write_video
+from worlds.ctd import write_video
 
 from liteframe.data.augment import Augmentation
 from liteframe.data.clips import FrameFormat

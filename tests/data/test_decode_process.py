@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from video_corpus import BAD, number_of, numbers
+from worlds.videos import BAD, number_of, numbers
 
 from liteframe.data import decode_process, reader_decord
 from liteframe.data.decode_process import DecodeProcess

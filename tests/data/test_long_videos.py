@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from video_corpus import draw, encode, ffmpeg, number_of, numbers
+from worlds.videos import draw, encode, ffmpeg, number_of, numbers
 
 from liteframe.data import reader_pyav, video_source
 from liteframe.data.clips import ClipDataset, FrameFormat, decode_size

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from video_corpus import BAD, GOOD
+from worlds.videos import BAD, GOOD
 
 from liteframe.cli.main import main
 from liteframe.data import reader_decord

@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from video_corpus import BAD, FFMPEG, GOOD, encode, ffmpeg, number_of, numbers
+from worlds.videos import BAD, FFMPEG, GOOD, encode, ffmpeg, number_of, numbers
 
 from liteframe.data import frame_table, reader_decord, reader_pyav, video_source
 from liteframe.data.video_reader import VideoError, probe, read_frames

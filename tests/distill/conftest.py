@@ -1,11 +1,17 @@
 """A tiny teacher, a few tiny videos, and a way to run train_ctd.py's entry point."""
 
+import random
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from ctd_world import make_vlm_folder, write_video
+import torch
+from worlds.ctd import make_vlm_folder, write_ctd_config, write_video
 
 import train_ctd
+from liteframe.data.cache import CachedClip
+from liteframe.distill.module import CTDModule
 
 
 @pytest.fixture(scope="session")
@@ -24,24 +30,55 @@ def video_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_config(vlm_folder, video_folder, tmp_path_factory):
     """A configuration file of a run of a second."""
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(
-        f"""
-seed_everything: 3
-run: overridden
-model:
-  teacher: {{name: "{vlm_folder}"}}
-  student: {{dim: 16, depth: 2, heads: 2, mlp_dim: 32, patch_size: 8, image_size: 64, teacher_dim: 32,
-            downsample: {{1: [2, 2, 2], 2: [2, 1, 1]}}, clip_frames: 8}}
-  target: {{statistics_clips: 4}}
-  optimizer: {{lr: 1.0e-3, warmup_steps: 2}}
-data: {{videos: "{video_folder}", batch_size: 2, workers: 0, min_fps: 4}}
-trainer: {{max_steps: 7, val_check_interval: 3, accelerator: cpu, log_every_n_steps: 1}}
-checkpoint: {{every_n_steps: 2}}
-panel: {{every_n_steps: 3}}
-"""
-    )
-    return path
+    return write_ctd_config(tmp_path_factory.mktemp("config") / "tiny.yaml", vlm_folder, video_folder)
+
+
+def watch(patch):
+    """Paths and pixels of every training batch, in order, and what all generators give."""
+    record = []
+    original = CTDModule.training_step
+
+    def step(self, batch, batch_idx):
+        drawn = torch.rand(1).item(), np.random.standard_normal(), random.gauss(0, 1)
+        record.append((self.global_step, tuple(batch.paths), batch.video.double().sum().item(), drawn))
+        return original(self, batch, batch_idx)
+
+    patch.setattr(CTDModule, "training_step", step)
+    return record
+
+
+@pytest.fixture(name="watch", scope="session")
+def _watch():
+    return watch
+
+
+@pytest.fixture(scope="session")
+def seven_steps(tiny_config, tmp_path_factory):
+    """A run that nobody stopped: folder, batches, module, measured statistics and all its targets, clip by clip."""
+    kept = SimpleNamespace(run=tmp_path_factory.mktemp("seven_steps") / "run", clips={})
+    pooled_target, measure = CTDModule.pooled_target, CTDModule._measured_statistics
+
+    def write_down(self, batch):
+        pooled, slots = pooled_target(self, batch)
+        kept.module, data = self, self.data()
+        part = "val" if batch.paths[0] in {entry.video for entry in data.val_entries} else "train"
+        source = data.val_clips() if part == "val" else data.train_clips()
+        for (epoch, index), target in zip(batch.keys, pooled, strict=True):
+            # The panel asks again, for one clip alone, which rounds differently.
+            kept.clips.setdefault((part, epoch, index), CachedClip(source.view((epoch, index)), target.clone(), None))
+        return pooled, slots
+
+    def keep_statistics(self, data):
+        kept.statistics = measure(self, data)
+        return kept.statistics
+
+    with pytest.MonkeyPatch.context() as patch:
+        kept.batches = watch(patch)
+        patch.setattr(CTDModule, "pooled_target", write_down)
+        patch.setattr(CTDModule, "_measured_statistics", keep_statistics)
+        patch.setattr(sys, "argv", ["train_ctd.py", "fit", "--config", str(tiny_config), "--run", str(kept.run)])
+        train_ctd.main()
+    return kept
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_ctd
-from liteframe.data.cache import CachedClip, CacheSettings, TargetCache
+from liteframe.data.cache import CacheSettings, TargetCache
 from liteframe.data.cache.statistics import TargetStatistics
 from liteframe.data.transforms import FrameTransform
 from liteframe.data.video_reader import read_frames
@@ -53,31 +53,10 @@ def same(one, two):
 
 
 @pytest.fixture(scope="module")
-def live(tiny_config, tmp_path_factory):
+def live(seven_steps):
     """A live run's folder and report, and all that it computed as a cache of four views."""
-    clips, kept = {}, {}
-    pooled_target, measure = CTDModule.pooled_target, CTDModule._measured_statistics
-
-    def write_down(self, batch):
-        pooled, slots = pooled_target(self, batch)
-        kept["module"], data = self, self.data()
-        part = "val" if batch.paths[0] in {entry.video for entry in data.val_entries} else "train"
-        source = data.val_clips() if part == "val" else data.train_clips()
-        for (epoch, index), target in zip(batch.keys, pooled, strict=True):
-            # The panel asks again, for one clip alone, which rounds differently.
-            clips.setdefault((part, epoch, index), CachedClip(source.view((epoch, index)), target.clone(), None))
-        return pooled, slots
-
-    def keep_statistics(self, data):
-        kept["statistics"] = measure(self, data)
-        return kept["statistics"]
-
-    run = tmp_path_factory.mktemp("live") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CTDModule, "pooled_target", write_down)
-        patch.setattr(CTDModule, "_measured_statistics", keep_statistics)
-        report = train(tiny_config, run)
-    module, measured = kept["module"], kept["statistics"]
+    run, module, measured = seven_steps.run, seven_steps.module, seven_steps.statistics
+    report = json.loads((run / "report.json").read_text())
     settings = CacheSettings(
         **module.target_identity(module.student.config), **module.data().clip_identity(), teacher="vlm",
         teacher_options={}, patch_size=8, licence=None, precision="32-true", views=4, codec="bf16", jpeg_quality=None,
@@ -86,7 +65,7 @@ def live(tiny_config, tmp_path_factory):
     statistics = TargetStatistics(
         measured.count, measured.mean, measured.std, torch.eye(len(measured.mean)), measured.norm_mean_std
     )
-    return run, report, WrittenDown(settings, statistics, clips)
+    return run, report, WrittenDown(settings, statistics, seven_steps.clips)
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 import yaml
-from ctd_world import ROOT, make_vlm_folder
-from vlm_world import make_llava_onevision
+from worlds import ROOT
+from worlds.ctd import make_vlm_folder
+from worlds.vlms import make_llava_onevision
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 

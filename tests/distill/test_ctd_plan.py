@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from worlds.students import student_config
 
 from liteframe.cli.main import main
 from liteframe.distill.plan import teacher_cost
 from liteframe.models.cost import cost
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.teacher import load_teacher
 
 EIGHT = ["--data.batch_size", "8", "--trainer.devices", "2", "--trainer.max_epochs", "9", "--trainer.max_steps", "-1"]
@@ -76,10 +77,7 @@ def test_size_of_a_cache(plan):
 
 def test_flops_agree_with_pytorchs_counter(vlm_folder, plan):
     teacher = load_teacher(vlm_folder)
-    config = LiteFrameConfig(
-        dim=16, depth=2, heads=2, mlp_dim=32, patch_size=8, image_size=64, teacher_dim=32,
-        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-    )  # fmt: skip
+    config = student_config(dim=16, depth=2, mlp_dim=32, teacher_dim=32)
     student, video = LiteFrameEncoder(config), torch.randn(4, 8, 3, 64, 64)
     with FlopCounterMode(display=False) as taught:
         teacher(video)

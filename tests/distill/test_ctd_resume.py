@@ -2,17 +2,13 @@
 
 import json
 import os
-import random
 import resource
 import shutil
 import signal
-import sys
 
-import numpy as np
 import pytest
 import torch
 
-import train_ctd
 from liteframe.distill.module import CTDModule
 from liteframe.models.student import LiteFrameEncoder
 
@@ -21,29 +17,10 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def watch(patch):
-    """Paths and pixels of every training batch, in order, and what all generators give."""
-    record = []
-    original = CTDModule.training_step
-
-    def step(self, batch, batch_idx):
-        drawn = torch.rand(1).item(), np.random.standard_normal(), random.gauss(0, 1)
-        record.append((self.global_step, tuple(batch.paths), batch.video.double().sum().item(), drawn))
-        return original(self, batch, batch_idx)
-
-    patch.setattr(CTDModule, "training_step", step)
-    return record
-
-
 @pytest.fixture(scope="module")
-def straight(tiny_config, tmp_path_factory):
+def straight(seven_steps):
     """Folder and batches of a run that nobody stopped."""
-    run = tmp_path_factory.mktemp("straight") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        record = watch(patch)
-        patch.setattr(sys, "argv", ["train_ctd.py", "fit", "--config", str(tiny_config), "--run", str(run)])
-        train_ctd.main()
-    return run, record
+    return seven_steps.run, seven_steps.batches
 
 
 def assert_same(run, straight):
@@ -76,7 +53,7 @@ def send(monkeypatch, hook, when, number):
         ("validation_step", 3, signal.SIGTERM),
     ],
 )
-def test_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch, straight, hook, step, number):
+def test_stopped_and_resumed_equals_straight(fit, watch, tmp_path, monkeypatch, straight, hook, step, number):
     seen, handler = watch(monkeypatch), signal.getsignal(number)  # SIGINT is ignored in the background of a shell
     run = tmp_path / "stopped"
     with monkeypatch.context() as patch:
@@ -91,7 +68,9 @@ def test_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch, straigh
     assert_same(run, straight)
 
 
-def test_a_signal_while_statistics_are_measured_leaves_nothing_half_done(fit, tmp_path, monkeypatch, straight, capsys):
+def test_a_signal_while_statistics_are_measured_leaves_nothing_half_done(
+    fit, watch, tmp_path, monkeypatch, straight, capsys
+):
     run = tmp_path / "early"
     with monkeypatch.context() as patch:
         send(patch, "pooled_target", lambda module: not module.target.ready, signal.SIGTERM)

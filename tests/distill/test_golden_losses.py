@@ -15,7 +15,7 @@ learning rate 1 % higher, 9e-3. The tolerance lies between, a factor of 14 from 
 
 import json
 
-from golden_run import GOLDEN, STEPS, golden_losses
+from worlds.golden_run import GOLDEN, STEPS, golden_losses
 
 TOLERANCE = 2e-5
 
@@ -28,6 +28,6 @@ def test_the_losses_are_those_of_the_file():
     first = next((step for step, deviation in enumerate(deviations) if deviation > TOLERANCE), None)
     assert first is None, (
         f"step {first}: loss {losses[first]:.9g}, was {expected[first]:.9g}; if that is meant, write the file anew: "
-        "OMP_NUM_THREADS=1 python tests/golden_run.py --write, and say why in the commit"
+        "OMP_NUM_THREADS=1 python tests/worlds/golden_run.py --write, and say why in the commit"
     )
     assert losses[-1] < losses[0] / 3  # a run that learns nothing would guard nothing

@@ -5,27 +5,18 @@ import json
 
 import pytest
 import torch
-from ctd_world import make_vlm_folder
 from safetensors.torch import load_file
+from worlds.ctd import make_vlm_folder
+from worlds.students import make_student, student_config
 
 from liteframe.distill import speed
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher import load_teacher
 
 
 @pytest.fixture
 def student():
-    torch.manual_seed(0)
-    encoder = LiteFrameEncoder(
-        LiteFrameConfig(
-            dim=32, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=16,
-            downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-        )
-    )  # fmt: skip
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return encoder
+    return make_student(student_config(dim=32, teacher_dim=16), std=0.1)
 
 
 def step(encoder, video):

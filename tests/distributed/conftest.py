@@ -3,31 +3,11 @@
 import json
 
 import pytest
-import torch
-from ctd_world import make_vlm_folder, write_video
-from distributed_world import ROOT
+from worlds import ROOT
+from worlds.ctd import make_vlm_folder, write_ctd_config, write_video
+from worlds.lma import make_chats
 
 from liteframe.data.sampler import ClipStream
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.toyworld.dataset import write_toyworld
-from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
-
-CTD = """
-seed_everything: 3
-run: overridden
-model:
-  teacher: {{name: "{vlm}"}}
-  student: {{dim: 16, depth: 2, heads: 2, mlp_dim: 32, patch_size: 8, image_size: 64, teacher_dim: 32,
-            downsample: {{1: [2, 2, 2], 2: [2, 1, 1]}}, clip_frames: 8}}
-  target: {{statistics_clips: 6}}
-  optimizer: {{lr: 1.0e-3, warmup_steps: 2}}
-data: {{videos: "{videos}", val_videos: "{held_out}", batch_size: 4, workers: 0, min_fps: 4, max_failure_rate: 1}}
-trainer: {{max_steps: 6, val_check_interval: 3, accelerator: cpu, log_every_n_steps: 1}}
-checkpoint: {{every_n_steps: 2}}
-panel: {{every_n_steps: 3}}
-ema: {{decay: 0.9}}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -57,33 +37,27 @@ def videos(tmp_path_factory):
 def config(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ctd")
     vlm = make_vlm_folder(folder / "vlm")
-    path = folder / "ctd.yaml"
-    path.write_text(CTD.format(vlm=vlm, videos=videos / "mixed", held_out=videos / "held_out"))
-    return path
+    return write_ctd_config(
+        folder / "ctd.yaml",
+        vlm,
+        videos / "mixed",
+        model={"target": {"statistics_clips": 6}},
+        data={"val_videos": str(videos / "held_out"), "batch_size": 4, "max_failure_rate": 1},
+        trainer={"max_steps": 6},
+        ema={"decay": 0.9},
+    )
 
 
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory):
     """Arguments of an LMA run: a random tiny InternVL, an encoder for it, videos of which one is broken."""
     folder = tmp_path_factory.mktemp("lma")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    build_processor(tokenizer).save_pretrained(folder / "vlm")
-    build_model(tokenizer).save_pretrained(folder / "vlm")
-    shape = {"dim": 24, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 64, "teacher_dim": 128}
-    encoder = LiteFrameEncoder(LiteFrameConfig(**shape, downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8))
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    encoder.save_pretrained(folder / "encoder")
-    made = write_toyworld(folder / "toy", train=6, test=1, seed=3)
-    rows = [json.loads(line) for line in made.train_rows.read_text().splitlines()]
-    for number, row in enumerate(rows):  # answers of different lengths on the two ranks
-        row["conversations"] = row["conversations"][: 2 + 2 * (number % 4)]
-    made.train_rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (made.train_rows.parent / rows[2]["video"]).write_bytes(b"")
+    chats = make_chats(folder)  # answers of different lengths on the two ranks
+    broken = json.loads(chats.read_text().splitlines()[2])
+    (chats.parent / broken["video"]).write_bytes(b"")
     return [
         "--config", ROOT / "configs" / "lma" / "internvl3_8b.yaml", "--model.vlm", folder / "vlm",
-        "--model.encoder", folder / "encoder", "--data.conversations", made.train_rows, "--data.frames", "[8]",
+        "--model.encoder", folder / "encoder", "--data.conversations", chats, "--data.frames", "[8]",
         "--data.workers", 0, "--data.batch_size", 4, "--data.max_failure_rate", 1, "--model.lora.dropout", 0,
         "--model.optimizer.lr", 1e-3, "--trainer.accelerator", "cpu", "--trainer.max_steps", 3,
         "--trainer.log_every_n_steps", 1,

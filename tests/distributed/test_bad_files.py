@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from distributed_world import ROOT
+from worlds import ROOT
 
 KINDS = {
     "cut off": "truncated", "without index": "truncated", "with a hole": "corrupt", "empty": "empty",

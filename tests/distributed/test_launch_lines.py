@@ -1,6 +1,6 @@
 """The job of docs/many_gpus.md, its two tasks started as SLURM does."""
 
-from distributed_world import documented, finish, free_port, report, start
+from worlds.processes import documented, finish, free_port, report, start
 
 
 def slurm(rank, port):

@@ -4,7 +4,7 @@ import json
 import os
 import time
 
-from distributed_world import MANY_RUNS, finish, start
+from worlds.processes import MANY_RUNS, finish, start
 
 # Lightning looks after its children every five seconds; a loaded machine takes long to import.
 SECONDS = 90

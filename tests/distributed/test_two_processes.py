@@ -4,7 +4,8 @@ import json
 import signal
 
 import pytest
-from distributed_world import (
+from safetensors.torch import load_file
+from worlds.processes import (
     MANY_RUNS,
     assert_same_training,
     curve,
@@ -14,7 +15,6 @@ from distributed_world import (
     report,
     start,
 )
-from safetensors.torch import load_file
 
 from liteframe.align.command import LMACommand
 from liteframe.distill.command import CTDCommand

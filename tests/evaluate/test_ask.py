@@ -4,8 +4,9 @@ import time
 
 import pytest
 import torch
-from ctd_world import ROOT, write_video
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from worlds import ROOT
+from worlds.ctd import write_video
 
 from liteframe.cli.main import main
 from liteframe.data.chat import question_prompt

@@ -2,9 +2,9 @@
 
 import json
 
-import benchmark_samples as samples
 import pytest
-from ctd_world import write_video
+from worlds import benchmarks as samples
+from worlds.ctd import write_video
 
 from liteframe.evaluate.benchmarks import BENCHMARKS, find_benchmark
 from liteframe.evaluate.benchmarks.base import Question, Result, ask_text, check_prompt

@@ -2,10 +2,11 @@
 
 import json
 
-import benchmark_samples as samples
 import pytest
-from ctd_world import ROOT, write_video
-from lettered_world import write_lettered_questions
+from worlds import ROOT
+from worlds import benchmarks as samples
+from worlds.ctd import write_video
+from worlds.lettered import write_lettered_questions
 
 from liteframe.cli.main import main
 from liteframe.data.decode_process import DecodeProcess

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from ctd_world import ROOT
-from vlm_world import make_llava_onevision
+from worlds import ROOT
+from worlds.students import student_config
+from worlds.vlms import make_llava_onevision
 
 from liteframe.cli.main import main
 from liteframe.evaluate import latency_bench
@@ -14,7 +15,6 @@ from liteframe.evaluate.latency_bench import BASELINE, PAPER, add_ratios
 from liteframe.evaluate.latency_report import latency_table
 from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
 from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
 
@@ -22,12 +22,8 @@ TOY = str(ROOT / "liteframe/toyworld/checkpoint")
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     torch.manual_seed(0)
-    config = LiteFrameConfig(
-        dim=32, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=128,
-        downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("latency") / "encoder"
-    LiteFrameEncoder(config).save_pretrained(folder)
+    LiteFrameEncoder(student_config(dim=32)).save_pretrained(folder)
     return str(folder)
 
 

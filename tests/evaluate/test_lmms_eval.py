@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from lettered_world import write_lettered_questions, write_lettered_vlm
+from worlds.lettered import write_lettered_questions, write_lettered_vlm
 
 from liteframe.cli.main import main
 

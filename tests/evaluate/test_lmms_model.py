@@ -2,12 +2,13 @@
 
 import json
 
-import benchmark_samples as samples
 import pytest
-from ctd_world import ROOT, write_video
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from PIL import Image
+from worlds import ROOT
+from worlds import benchmarks as samples
+from worlds.ctd import write_video
 
 from liteframe.cli.main import main
 

@@ -6,7 +6,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from ctd_world import ROOT, write_video
+from worlds import ROOT
+from worlds.ctd import write_video
+from worlds.students import make_student, student_config
 
 from liteframe.data.chat import question_prompt
 from liteframe.data.decode_process import DecodeProcess
@@ -14,26 +16,15 @@ from liteframe.evaluate.answer import answer
 from liteframe.evaluate.ask import ask
 from liteframe.evaluate.overlap import prefill_overlapped
 from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
 
 QUESTION = "Which way does the red circle move?"
 
 
 @pytest.fixture(scope="module")
 def pair():
-    torch.manual_seed(0)
-    encoder = LiteFrameEncoder(
-        LiteFrameConfig(
-            dim=32, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=128,
-            downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8, image_mean=(0.5,) * 3, image_std=(0.5,) * 3,
-        )
-    )  # fmt: skip
-    vlm, processor = load_video_llm(ROOT / "liteframe/toyworld/checkpoint")
+    _, processor = load_video_llm(ROOT / "liteframe/toyworld/checkpoint")
     mean, std = processor.video_processor.image_mean, processor.video_processor.image_std
-    encoder.config.image_mean, encoder.config.image_std = tuple(mean), tuple(std)
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    encoder = make_student(student_config(dim=32, image_mean=tuple(mean), image_std=tuple(std)))
     return load_video_llm(ROOT / "liteframe/toyworld/checkpoint", encoder=encoder)
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ctd_world import ROOT
+from worlds import ROOT
 
 from benchmarks import recipe_cost
 from benchmarks.recipe_cost import MARKERS, Assumptions, lma_sample, measured_rate, recipe, tables

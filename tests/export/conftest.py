@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from worlds.students import make_student, student_config
+from worlds.vlms import make_internvl
 
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.cli.main import main
 from liteframe.load_adapter import frozen_digest
 from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 REPORT = {
     "kind": "ctd",
@@ -25,26 +24,7 @@ REPORT = {
 
 
 def make_encoder(folder, **changes):
-    torch.manual_seed(1)
-    shape = {"dim": 24, "depth": 3, "heads": 2, "patch_size": 8, "image_size": 64, "teacher_dim": 128}
-    config = LiteFrameConfig(**shape, downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8, **changes)
-    encoder = LiteFrameEncoder(config)
-    for parameter in encoder.parameters():  # the temporal convolutions start at zero, where they would go untested
-        torch.nn.init.normal_(parameter, std=0.2)
-    encoder.save_pretrained(folder)
-    return folder
-
-
-def make_vlm(folder, seed=0):
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    vlm = build_model(tokenizer)
-    for parameter in vlm.parameters():
-        if parameter.ndim == 2:  # so that logits are of the size that trained models have
-            torch.nn.init.normal_(parameter, std=0.1)
-    vlm.save_pretrained(folder)
-    build_processor(tokenizer).save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    make_student(student_config(**changes), seed=1).save_pretrained(folder)
     return folder
 
 
@@ -65,7 +45,8 @@ def make_run(folder, vlm, encoder):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
-    vlm, encoder = make_vlm(root / "vlm"), make_encoder(root / "ctd" / "encoder")
+    vlm, encoder = make_internvl(root / "vlm"), make_encoder(root / "ctd" / "encoder")
+    (vlm / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
     # Trained on centre crops: more to get right than when frames are squashed, which the Video LLM's export covers.
     cropping = make_encoder(root / "ctd_crop" / "encoder", resize="crop")
     for run in ("ctd", "ctd_crop"):

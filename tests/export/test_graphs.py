@@ -4,19 +4,18 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
 from liteframe_export import traceable as traceable_module
 from liteframe_export.traceable import check_shapes, traceable
+from worlds import ROOT
 
 from liteframe.cli.main import main
 from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.student_config import LiteFrameConfig
 
-ROOT = Path(__file__).parents[2]
 # [B,T,3,H,W] that the export itself does not try; every number is 1 somewhere.
 SIZES = [(1, 4, 3, 16, 16), (3, 8, 3, 48, 80), (2, 12, 3, 16, 96), (1, 16, 3, 64, 64)]
 

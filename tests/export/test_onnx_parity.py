@@ -2,7 +2,7 @@
 
 import json
 
-from ctd_world import ROOT
+from worlds import ROOT
 
 from benchmarks import onnx_parity
 

@@ -7,16 +7,15 @@ import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import numpy as np
 import pytest
 from liteframe_serving.placeholders import runs
 from liteframe_sglang import ARCHITECTURES
+from worlds import ROOT
 
 from liteframe.load_vlm import load_video_llm
 
-ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "export" / "liteframe_sglang"
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 

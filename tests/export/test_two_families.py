@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from ctd_world import write_video
-from vlm_world import make_internvl, make_llava_onevision
+from worlds.ctd import write_ctd_config, write_video
+from worlds.vlms import make_internvl, make_llava_onevision
 
 import train_ctd
 import train_lma
@@ -19,18 +19,6 @@ from liteframe.load_vlm import load_video_llm
 
 # family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video
 FAMILIES = {"internvl": (make_internvl, 64, 128, 4, 0), "llava_onevision": (make_llava_onevision, 80, 32, 25, 1)}
-CTD = """
-seed_everything: 3
-run: {run}
-model:
-  teacher: {{name: "{vlm}"}}
-  student: {{dim: 16, depth: 2, heads: 2, mlp_dim: 32, patch_size: 8, image_size: {size}, teacher_dim: {dim},
-            downsample: {{1: [2, 2, 2], 2: [2, 1, 1]}}, clip_frames: 8}}
-  target: {{statistics_clips: 2}}
-  optimizer: {{lr: 1.0e-2, warmup_steps: 0}}
-data: {{videos: "{videos}", batch_size: 2, workers: 0, min_fps: 4, val_fraction: 0}}
-trainer: {{max_steps: 2, accelerator: cpu}}
-"""
 LMA = """
 seed_everything: 3
 run: {run}
@@ -62,18 +50,23 @@ def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, cap
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = tmp_path / "ctd" / "encoder"
-    for program, module, text in (("train_ctd.py", train_ctd, CTD), ("train_lma.py", train_lma, LMA)):
-        config = tmp_path / f"{program}.yaml"
-        values = {
-            "vlm": vlm,
-            "videos": videos,
-            "size": size,
-            "dim": dim,
-            "encoder": encoder,
-            "rows": tmp_path / "rows.jsonl",
-        }
-        config.write_text(text.format(run=tmp_path / ("ctd" if "ctd" in program else "lma"), **values))
-        monkeypatch.setattr(sys, "argv", [program, "fit", "--config", str(config)])
+    write_ctd_config(
+        tmp_path / "ctd.yaml",
+        vlm,
+        videos,
+        run=tmp_path / "ctd",
+        model={
+            "student": {"image_size": size, "teacher_dim": dim},
+            "target": {"statistics_clips": 2},
+            "optimizer": {"lr": 1e-2, "warmup_steps": 0},
+        },
+        data={"val_fraction": 0},
+        trainer={"max_steps": 2},
+    )
+    lma = LMA.format(run=tmp_path / "lma", vlm=vlm, encoder=encoder, rows=tmp_path / "rows.jsonl")
+    (tmp_path / "lma.yaml").write_text(lma)
+    for module, name in ((train_ctd, "ctd"), (train_lma, "lma")):
+        monkeypatch.setattr(sys, "argv", [f"train_{name}.py", "fit", "--config", str(tmp_path / f"{name}.yaml")])
         module.main()
     assert main(["export", "hf-vlm", str(tmp_path / "lma"), str(tmp_path / "exported")]) == 0
     parity = json.loads((tmp_path / "exported" / "parity.json").read_text())

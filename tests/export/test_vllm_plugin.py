@@ -16,11 +16,10 @@ from liteframe_serving.weight_names import served_name
 from liteframe_vllm import PLACES, register
 from PIL import Image
 from safetensors import safe_open
-from small_exports import FAMILIES, make_export
+from worlds import ROOT
+from worlds.exports import FAMILIES, make_export
 
 from liteframe.load_vlm import load_video_llm
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

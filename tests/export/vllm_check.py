@@ -26,10 +26,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 import numpy as np
 import transformers
 import vllm
-from ctd_world import write_video
 from liteframe_vllm import PLACES, register
 from PIL import Image
-from small_exports import FAMILIES, make_export
 from transformers import AutoConfig
 from vllm.config import ModelConfig
 from vllm.model_executor.models import ModelRegistry
@@ -38,6 +36,8 @@ from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 from vllm.plugins import load_general_plugins
 from vllm_features import compare_features
 from vllm_generation import QUESTION, compare_answers, noise
+from worlds.ctd import write_video
+from worlds.exports import FAMILIES, make_export
 
 from liteframe.data.decode_process import DecodeProcess
 from liteframe.data.frame_sampling import at_fps

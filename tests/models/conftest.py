@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from worlds.vlms import random_internvl
 
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
 
@@ -18,27 +18,7 @@ def scramble(model, seed=0):
 
 
 def make_vlm(**vision):
-    """A random InternVL: ViT of 32 channels, 4 heads, 3 blocks on 4x4 patches."""
-    shape = {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "image_size": [32, 32],
-        "patch_size": [8, 8],
-        "attention_bias": True,
-        **vision,
-    }
-    text = {
-        "model_type": "qwen2",
-        "vocab_size": 100,
-        "hidden_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-    }
-    model = InternVLForConditionalGeneration(InternVLConfig(vision_config=shape, text_config=text))
+    model = random_internvl(**vision)
     scramble(model)
     return model.eval()
 

@@ -6,14 +6,12 @@ import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from worlds.students import student_config
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, cost
 from liteframe.models.cost import INTERNVIT_300M, VIT_BASE, VitShape
 
-TINY = LiteFrameConfig(
-    dim=24, depth=3, heads=3, patch_size=4, image_size=32, teacher_dim=20, mlp_dim=40,
-    downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=8,
-)  # fmt: skip
+TINY = student_config(heads=3, patch_size=4, image_size=32, teacher_dim=20, mlp_dim=40)
 
 
 def counted(model, *video):

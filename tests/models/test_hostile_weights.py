@@ -6,11 +6,12 @@ import struct
 
 import pytest
 import torch
-from ctd_world import make_vlm_folder
 from safetensors.torch import load_file, save_file
+from worlds.ctd import make_vlm_folder
+from worlds.students import student_config
 
 from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.models.student import LiteFrameEncoder
 from liteframe.models.teacher import load_teacher
 
 
@@ -26,10 +27,7 @@ class Trap:
 
 @pytest.fixture
 def encoder(tmp_path):
-    config = LiteFrameConfig(
-        dim=16, depth=2, heads=2, patch_size=8, image_size=64, teacher_dim=8, downsample={1: (2, 2, 2), 2: (2, 1, 1)}
-    )
-    LiteFrameEncoder(config).save_pretrained(tmp_path / "encoder")
+    LiteFrameEncoder(student_config(dim=16, depth=2, teacher_dim=8)).save_pretrained(tmp_path / "encoder")
     return tmp_path / "encoder"
 
 

@@ -5,13 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from worlds import students
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 
-TINY = {
-    "dim": 24, "depth": 3, "heads": 3, "patch_size": 4, "image_size": 32, "teacher_dim": 20, "mlp_dim": 40,
-    "downsample": {1: (2, 2, 2), 2: (2, 1, 1)}, "clip_frames": 8,
-}  # fmt: skip
+TINY = {**students.TINY, "heads": 3, "patch_size": 4, "image_size": 32, "teacher_dim": 20, "mlp_dim": 40}
 
 
 @torch.no_grad()

@@ -198,7 +198,7 @@ def test_saliency_scale_matches_attention(vlm_folder):
 
 def test_llava_onevision_s_tower_gives_what_its_projector_takes(tmp_path):
     """SigLIP's state before its last norm, without cls token; compared with transformers' own tower and projector."""
-    from vlm_world import make_llava_onevision
+    from worlds.vlms import make_llava_onevision
 
     folder = make_llava_onevision(tmp_path / "llava")
     vlm = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ctd_world import ROOT
+from worlds import ROOT
 
 from benchmarks import lma_ablation
 from liteframe.align.command import LMACommand

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
+from worlds.students import student_config
 
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.models.student import LiteFrameEncoder
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, learning_rate_factor, parameter_groups
 
-CONFIG = LiteFrameConfig(dim=16, depth=2, heads=2, patch_size=8, image_size=32, teacher_dim=24,
-                         downsample={1: (2, 2, 2), 2: (2, 1, 1)}, clip_frames=4)  # fmt: skip
+CONFIG = student_config(dim=16, depth=2, image_size=32, teacher_dim=24, clip_frames=4)
 
 
 def test_decay_for_matrices_only():

@@ -2,9 +2,8 @@
 
 import json
 
-from ctd_world import ROOT
-
 from liteframe.toyworld.dataset import write_toyworld
+from worlds import ROOT
 
 
 def make_checkout(place, videos):

@@ -7,10 +7,9 @@ import json
 import re
 import shutil
 
-from ctd_world import ROOT
-
 from liteframe.toyworld.questions import all_questions
 from liteframe.toyworld.scenes import COLOURS, DIRECTIONS, SHAPES, render, scene_for, write_video
+from worlds import ROOT
 
 WORDS = (*COLOURS, *SHAPES, *DIRECTIONS)
 LETTER = dict(zip(WORDS, "ABCDEFGHIJKLMN", strict=True))

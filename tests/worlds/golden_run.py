@@ -4,7 +4,7 @@ Weights come from numpy's RandomState, whose stream is frozen, frames from integ
 convolution of our own; everything between (manifest, stream, views, resizing, WAP, clipping, student, AdamW, schedule)
 is the real road. Write the file anew, after a change that is meant to change the losses:
 
-    OMP_NUM_THREADS=1 python tests/golden_run.py --write
+    OMP_NUM_THREADS=1 python tests/worlds/golden_run.py --write
 """
 
 import argparse
@@ -26,7 +26,7 @@ from liteframe.distill.command import CTDCommand
 from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower
 
-GOLDEN = Path(__file__).parent / "distill" / "golden" / "ctd_losses.json"
+GOLDEN = Path(__file__).parents[1] / "distill" / "golden" / "ctd_losses.json"
 STEPS = 100
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
 STUDENT = {

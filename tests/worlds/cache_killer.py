@@ -1,4 +1,4 @@
-"""Builds a cache again and again and kills the builder: python tests/cache_killer.py YAML FOLDER KILLS.
+"""Builds a cache again and again and kills the builder: python tests/worlds/cache_killer.py YAML FOLDER KILLS.
 
 The builder is a fork of this process, so that imports and the teacher are paid once. It is killed with SIGKILL after a
 random time, or just before or after the n-th rename, in turn. Prints a JSON line with the number of kills.

@@ -1,8 +1,10 @@
-"""Small random Video LLMs of both families, as ordinary transformers checkpoints."""
+"""Small random Video LLMs, as ordinary transformers checkpoints."""
 
 import torch
 from tokenizers import AddedToken
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
@@ -13,19 +15,44 @@ from transformers import (
 from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
 
-def stir(model, std=0.1):
-    """Weights large enough that logits differ as those of trained models do."""
+def stir(model, std=0.1, but=None):
+    """Weights large enough that logits differ as those of trained models do; the parameter `but` stays as it is."""
     for parameter in model.parameters():
-        if parameter.ndim == 2:
+        if parameter.ndim == 2 and parameter is not but:
             torch.nn.init.normal_(parameter, std=std)
     return model
 
 
-def make_internvl(folder, seed=0):
-    """InternViT 128 x 6 with cls token at 64 pixels, 2 x 2 pixel shuffle, Qwen2 128 x 4."""
+def random_internvl(**vision):
+    """ViT of 32 channels, 4 heads, 3 blocks on 4x4 patches, unless told otherwise; a language model of one layer."""
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+        "image_size": [32, 32], "patch_size": [8, 8], "attention_bias": True, **vision,
+    }  # fmt: skip
+    text = {
+        "model_type": "qwen2", "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+    }  # fmt: skip
+    return InternVLForConditionalGeneration(InternVLConfig(vision_config=vision, text_config=text))
+
+
+def make_internvl(folder, seed=0, std=0.1, sharpness=1.0):
+    """InternViT 128 x 6 with cls token at 64 pixels, 2 x 2 pixel shuffle, Qwen2 128 x 4.
+
+    Args:
+        folder: where it is saved, with its processor.
+        seed: of its weights.
+        std: of its matrices; None leaves them as they start.
+        sharpness: what its tied embeddings are multiplied by.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    stir(build_model(tokenizer)).save_pretrained(folder)
+    model = build_model(tokenizer)
+    if std is not None:
+        stir(model, std)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(sharpness)
+    model.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
     return folder
 

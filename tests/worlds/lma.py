@@ -1,0 +1,24 @@
+"""A small Video LLM, an encoder for it and conversations about toyworld videos, for the tests of alignment."""
+
+import json
+
+from liteframe.toyworld.dataset import write_toyworld
+from worlds.students import make_student, student_config
+from worlds.vlms import make_internvl
+
+
+def make_chats(folder, sharpness=1.0):
+    """`vlm`, `encoder`, and in `toy` six videos with conversations of different lengths; returns the rows' file.
+
+    Args:
+        folder: an empty folder.
+        sharpness: what the tied embeddings are multiplied by; as small as they start they make no confident logit.
+    """
+    make_internvl(folder / "vlm", std=None, sharpness=sharpness)
+    make_student(student_config(depth=2)).save_pretrained(folder / "encoder")
+    rows_file = write_toyworld(folder / "toy", train=6, test=1, seed=3).train_rows
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["conversations"] = row["conversations"][: 2 + 2 * (number % 4)]
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows_file
