@@ -6,8 +6,7 @@ python train_lma.py stages --config configs/lma/stages/<stages>.yaml [...]
 
 import sys
 
-from liteframe.align.command import LMACommand
-from liteframe.align.stages import run_stages
+from liteframe.align.command import LMACommand, run_stages
 from liteframe.training.command import exit_codes
 
 

@@ -21,8 +21,8 @@ from process_memory import ROLES, MemorySamples
 from transformers import InternVLVisionConfig, InternVLVisionModel
 
 from liteframe.distill.command import CTDCommand
+from liteframe.files import write_atomically, write_json
 from liteframe.training.report import environment
-from liteframe.training.run_folder import write_atomically, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from liteframe.cli.main import main as liteframe
-from liteframe.data.cache import TargetCache
-from liteframe.distill.cache_verify import check_sample
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.cache.verify import check_sample
 from liteframe.distill.command import CTDCommand
+from liteframe.files import write_atomically, write_json
 from liteframe.toyworld.dataset import ToyFolder, write_toyworld
 from liteframe.training.report import environment
-from liteframe.training.run_folder import write_atomically, write_json
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ctd" / "toy.yaml"
 LIVE = "live"

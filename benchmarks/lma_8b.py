@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import InternVLForConditionalGeneration
 
-from liteframe.evaluate.latency_bench import write_sample
-from liteframe.models.internvl3_8b import internvl3_8b_config
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.bench.internvl3_8b import internvl3_8b_config
+from liteframe.bench.latency import write_sample
+from liteframe.files import write_atomically, write_json
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.toyworld.model import build_processor, build_tokenizer
 from liteframe.training.report import environment
-from liteframe.training.run_folder import write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "lma" / "internvl3_8b.yaml"

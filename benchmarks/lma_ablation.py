@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from liteframe_kernels.timing import machine
 
+from liteframe.bench.timing import machine
+from liteframe.demo.demo import train
+from liteframe.demo.report import CTD, LMA
+from liteframe.demo.systems import build
 from liteframe.evaluate.scoring import score
 from liteframe.evaluate.videoqa import answer_rows, load_questions
+from liteframe.files import write_atomically, write_json
 from liteframe.toyworld.dataset import ToyFolder, write_toyworld
-from liteframe.toyworld.demo import train
-from liteframe.toyworld.demo_report import CTD, LMA
-from liteframe.toyworld.systems import build
-from liteframe.training.run_folder import write_atomically, write_json
 
 FRAMES = 64
 TYPES = ("colour", "shape", "direction", "order", "event")

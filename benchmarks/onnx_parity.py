@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from liteframe_export.onnx_encoder import DTYPES, export_onnx
-from liteframe_kernels.timing import machine
 from torch import nn
 
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.training.run_folder import write_atomically, write_json
+from liteframe.bench.timing import machine
+from liteframe.files import write_atomically, write_json
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:

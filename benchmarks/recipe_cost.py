@@ -1,5 +1,5 @@
-"""What the paper's recipe costs with and without a target cache: arithmetic from liteframe.models.cost, beside it what
-decoding takes on this machine.
+"""What the paper's recipe costs with and without a target cache: arithmetic from
+liteframe.models.student.cost, beside it what decoding takes on this machine.
 
 python benchmarks/recipe_cost.py
 
@@ -22,12 +22,11 @@ from typing import Any
 import av
 import numpy as np
 
-from liteframe.data.cache.codec import clip_bytes
-from liteframe.data.cache.jpeg import decode_jpeg, encode_jpeg
-from liteframe.data.video_reader import read_frames
-from liteframe.models.cost import INTERNVIT_300M, cost
-from liteframe.models.student import LiteFrameConfig
-from liteframe.training.run_folder import write_atomically, write_json
+from liteframe.data.video.reader import read_frames
+from liteframe.distill.cache.codec import clip_bytes, decode_jpeg, encode_jpeg
+from liteframe.files import write_atomically, write_json
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.cost import INTERNVIT_300M, cost
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- recipe -->\n", "<!-- /recipe -->")
@@ -45,7 +44,7 @@ class Assumptions:
         gpus: H100.
         epochs: of CTD.
         peak: bf16 FLOP/s of an H100.
-        utilisation: part of the peak that is reached, attention products counted; tried at each of these.
+        utilization: part of the peak that is reached, attention products counted; tried at each of these.
         jpeg_bytes: of a 448 x 448 frame at quality 90.
         jpeg_rate: frames/s that one core decodes from such files.
         sequential_rate: frames/s that one core decodes of a 720p H.264 file from its start.
@@ -59,7 +58,7 @@ class Assumptions:
     gpus: int = 8
     epochs: int = 1800
     peak: float = 989e12
-    utilisation: tuple[float, ...] = (0.35, 0.45, 0.55)
+    utilization: tuple[float, ...] = (0.35, 0.45, 0.55)
     jpeg_bytes: int = 34_000
     jpeg_rate: float = 1500
     sequential_rate: float = 209
@@ -118,13 +117,13 @@ def recipe(given: Assumptions) -> dict[str, Any]:
     stored["jpeg"] = given.jpeg_bytes
     language = lma_sample(given)
     rates = []
-    for part in given.utilisation:
+    for part in given.utilization:
         live = given.gpus * given.peak * part / (full["teacher"] + full["student"])
         cached = live * full["ceiling"]
         epoch = live * given.days * 86400 / given.epochs
         rates.append(
             {
-                "utilisation": part,
+                "utilization": part,
                 "live_frames_per_second": live,
                 "cached_frames_per_second": cached,
                 "frames_per_epoch": epoch,
@@ -202,7 +201,7 @@ def tables(record: dict[str, Any]) -> str:
     lin, full = result["flops_per_frame"]["linear"], result["flops_per_frame"]["full"]
     middle = result["rates"][len(result["rates"]) // 2]
     measured = record["measured_rate"]
-    all_hours = middle["lma_gpu_hours"] * middle["utilisation"] / given["gpus"]
+    all_hours = middle["lma_gpu_hours"] * middle["utilization"] / given["gpus"]
     lines = [
         "| per frame of 448x448 | linear and conv, as the paper counts | with attention products |",
         "|---|---:|---:|",
@@ -220,7 +219,7 @@ def tables(record: dict[str, Any]) -> str:
         lines.append(f"| cached, K = {views} | {hours:,.0f} | {build:.1f} | {hours / 24 / given['gpus']:.1f} |")
     lines += [
         "",
-        "| at a utilisation of | " + " | ".join(f"{rate['utilisation']:.0%}" for rate in result["rates"]) + " |",
+        "| at a utilization of | " + " | ".join(f"{rate['utilization']:.0%}" for rate in result["rates"]) + " |",
         "|---|" + "---:|" * len(result["rates"]),
     ]
 
@@ -247,7 +246,7 @@ def tables(record: dict[str, Any]) -> str:
     lines += [
         "",
         f"A frame's target takes {stored['bf16'] / 1e3:.1f} kB in bf16 and {stored['int8'] / 1e3:.1f} kB in int8. "
-        f"At {middle['utilisation']:.0%}, K = 8 views take {8 * middle['view_bytes']['int8'] / 1e12:.1f} TB in int8, "
+        f"At {middle['utilization']:.0%}, K = 8 views take {8 * middle['view_bytes']['int8'] / 1e12:.1f} TB in int8, "
         f"and {8 * middle['view_bytes']['jpeg'] / 1e12:.1f} TB of JPEG. A sample of LMA takes "
         f"{result['lma_flops_per_sample']['encoder'] / 1e12:.0f} TFLOP in the encoder and "
         f"{result['lma_flops_per_sample']['language_model'] / 1e12:.0f} in the language model. The paper gives a "
@@ -274,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", type=Path, default=ROOT / "benchmarks" / "encoder.json", metavar="JSON")
     args = parser.parse_args(argv)
     import torch
-    from liteframe_kernels.timing import machine
+
+    from liteframe.bench.timing import machine
 
     given = Assumptions()
     with tempfile.TemporaryDirectory() as folder:

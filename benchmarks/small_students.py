@@ -2,7 +2,7 @@
 
 python benchmarks/small_students.py     # writes small_students.{json,md} beside this file; 14 minutes of one core
 
-On toyworld, with the recipe's own parts: weight selection, WAP targets clamped at 3 sigma and standardised, AdamW with
+On toyworld, with the recipe's own parts: weight selection, WAP targets clamped at 3 sigma and standardized, AdamW with
 warm-up and cosine, gradients clipped to norm 1. Clips are rendered and their targets computed once. A "direct" student
 is cut from the teacher, a "progressive" one from a larger student that was trained first. EMA is measured on the same
 runs, which it does not change.
@@ -27,13 +27,13 @@ from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.student_setup import unfold_head
 from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
-from liteframe.models.teacher import Teacher
-from liteframe.models.weight_selection import initialise_student, select_from_student
+from liteframe.files import write_atomically
+from liteframe.models.student.weight_selection import initialize_student, select_from_student
+from liteframe.models.teacher.base import Teacher
 from liteframe.toyworld.dataset import TEST_WORLD
 from liteframe.toyworld.scenes import render, scene_for
 from liteframe.training.ema import WeightAverage
 from liteframe.training.report import environment
-from liteframe.training.run_folder import write_atomically
 from liteframe.training.schedule import OptimizerSettings, configure_adamw
 from liteframe.training.skipped_steps import plain
 
@@ -57,7 +57,7 @@ class Setup:
 
 
 class Clips(NamedTuple):
-    """Normalised video [N,T,3,H,W] and the teacher's pooled features [N,T/4,h,w,C]."""
+    """Normalized video [N,T,3,H,W] and the teacher's pooled features [N,T/4,h,w,C]."""
 
     video: Tensor
     pooled: Tensor
@@ -170,7 +170,7 @@ def train(world: World, setup: Setup, arm: Arm, student: LiteFrameEncoder, seed:
             average.exchange(student)
             cosine[f"{name}_ema"] = held_out_cosine(world, student)
             average.exchange(student)
-    target.standardiser.fold(student.head)
+    target.standardizer.fold(student.head)
     means = [statistics.fmean(losses[i : i + 10]) for i in range(len(losses) // 10, max(1, len(losses) - 9))]
     bar = max(1.0, losses[0])
     lost = not cosine or means[-1] > bar
@@ -190,7 +190,7 @@ def held_out_cosine(world: World, student: LiteFrameEncoder) -> float:
     """Mean cosine between the student's tokens and the teacher's, in raw space."""
     metrics = HeldOutMetrics(world.teacher.dim, projected=False)
     for video, pooled in zip(world.held_out.video.split(16), world.held_out.pooled.split(16), strict=True):
-        found = world.target.standardiser.inverse(student(video))
+        found = world.target.standardizer.inverse(student(video))
         metrics.update(found, pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))
     return metrics.compute()["token_cosine"].item()
 
@@ -198,7 +198,7 @@ def held_out_cosine(world: World, student: LiteFrameEncoder) -> float:
 def from_teacher(world: World, dim: int) -> LiteFrameEncoder:
     """A student cut from the teacher."""
     student = LiteFrameEncoder(config_of(dim, world.teacher))
-    initialise_student(student, world.teacher)
+    initialize_student(student, world.teacher)
     return student
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from lightning.fabric import Fabric
 from survival_training import write_world
 
-from liteframe.distill.cache_build import build_cache
-from liteframe.distill.cache_job import CacheJob, Storage
-from liteframe.distill.run_settings import read_run
+from liteframe.distill.cache.build import build_cache
+from liteframe.distill.cache.job import CacheJob, Storage
+from liteframe.distill.command import read_run
 
 VIEWS, PART_CLIPS = 4, 3
 

@@ -9,26 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from liteframe.encode import encode_video as encode_video
-    from liteframe.evaluate.ask import ask as ask
-    from liteframe.load_vlm import load_video_llm as load_video_llm
-    from liteframe.models.cost import cost as cost
-    from liteframe.models.student import LiteFrameConfig as LiteFrameConfig
-    from liteframe.models.student import LiteFrameEncoder as LiteFrameEncoder
-    from liteframe.models.teacher import load_teacher as load_teacher
-    from liteframe.pooling import weighted_average_pool as weighted_average_pool
+    from liteframe.answer.ask import ask as ask
+    from liteframe.answer.encode import encode_video as encode_video
+    from liteframe.models.student.config import LiteFrameConfig as LiteFrameConfig
+    from liteframe.models.student.cost import cost as cost
+    from liteframe.models.student.encoder import LiteFrameEncoder as LiteFrameEncoder
+    from liteframe.models.teacher.load import load_teacher as load_teacher
+    from liteframe.models.vlm.load import load_video_llm as load_video_llm
+    from liteframe.reduce.wap import weighted_average_pool as weighted_average_pool
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "LiteFrameConfig": "liteframe.models.student",
-    "LiteFrameEncoder": "liteframe.models.student",
-    "load_teacher": "liteframe.models.teacher",
-    "weighted_average_pool": "liteframe.pooling",
-    "encode_video": "liteframe.encode",
-    "cost": "liteframe.models.cost",
-    "load_video_llm": "liteframe.load_vlm",
-    "ask": "liteframe.evaluate.ask",
+    "LiteFrameConfig": "liteframe.models.student.config",
+    "LiteFrameEncoder": "liteframe.models.student.encoder",
+    "load_teacher": "liteframe.models.teacher.load",
+    "weighted_average_pool": "liteframe.reduce.wap",
+    "encode_video": "liteframe.answer.encode",
+    "cost": "liteframe.models.student.cost",
+    "load_video_llm": "liteframe.models.vlm.load",
+    "ask": "liteframe.answer.ask",
 }
 __all__ = [
     "LiteFrameConfig",

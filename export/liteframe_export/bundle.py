@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 OWN_PACKAGES = ("liteframe", "liteframe_kernels", "liteframe_export")
 KERNELS = "liteframe_kernels"
 # Left out of the names of the copied files; what follows must stay unique.
-ROOMS = ("liteframe.models.", "liteframe.data.", "liteframe_kernels.", "liteframe_export.", "liteframe.")
+ROOMS = ("liteframe.models.vlm.", "liteframe.models.", "liteframe.", "liteframe_kernels.", "liteframe_export.")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def bundle(entries: Sequence[str], folder: Path) -> list[str]:
     """Copy the modules `entries` and everything of liteframe they import into `folder`, as flat files.
 
     Args:
-        entries: dotted names, such as "liteframe.models.internvl".
+        entries: dotted names, such as "liteframe.models.vlm.internvl".
         folder: where the files go; it exists.
 
     Returns:
@@ -58,7 +58,7 @@ def bundle(entries: Sequence[str], folder: Path) -> list[str]:
 
 
 def file_name(module: str) -> str:
-    """File of a module in an export: liteframe.models.student -> student.py."""
+    """File of a module in an export: liteframe.models.student.encoder -> student.py."""
     room = next((room for room in ROOMS if module.startswith(room)), "")
     return module.removeprefix(room).replace(".", "_") + ".py"
 

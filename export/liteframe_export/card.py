@@ -1,13 +1,96 @@
 """The model card (README.md) of an export."""
 
 import json
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import preprocessor_dict
+from liteframe_export import card
+from liteframe_export.files import staged, write_json
+from liteframe_export.provenance import run_report
+
+TIMES_HEAD = ("| video | difference | torch ms | this graph ms |", "|---|---|---|---|")
+
+
+def write_graph_folder(
+    encoder_dir: str | os.PathLike[str],
+    config: LiteFrameConfig,
+    out: str | os.PathLike[str],
+    write: Callable[[Path], dict[str, Any]],
+    usage: str,
+    needs: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """Stage a folder, let `write` put the graph there and check it, and write the rest.
+
+    Args:
+        encoder_dir: the encoder's folder, whose run's report goes into the card.
+        config: of the encoder.
+        out: the new folder.
+        write: puts the graph into the folder that it is given; returns the parity report.
+        usage: code for the card, with the encoder's numbers left open.
+        needs: what the code needs.
+        dtype: of the graph.
+    """
+    t, h, w = config.compression
+    numbers = {
+        "folder": Path(out).name, "frames": config.clip_frames, "size": config.image_size, "t": t, "dtype": dtype,
+        "row": config.patch_size * h, "column": config.patch_size * w, "dim": config.teacher_dim,
+    }  # fmt: skip
+    with staged(out) as folder:
+        parity = write(folder)
+        write_json(folder / "config.json", config.to_dict())
+        write_json(folder / "preprocessor_config.json", preprocessor_dict(config))
+        write_json(folder / "parity.json", parity)
+        report = run_report(Path(encoder_dir).resolve().parent)
+        text = _card(Path(out).name, config, report, parity, usage.format(**numbers), needs)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    return parity
+
+
+def _card(
+    name: str, config: LiteFrameConfig, report: Mapping[str, Any], parity: Mapping[str, Any], usage: str, needs: str
+) -> str:
+    teacher = report.get("teacher") or {}
+    t, h, w = config.compression
+    about = (
+        f"A video encoder distilled from {teacher.get('name') or 'an image teacher'} by LiteFrame (arXiv 2605.17260), "
+        "as one graph for any number of clips, frames and pixels, as long as frames are a multiple of "
+        f"{t} and pixels of {config.patch_size * h} x {config.patch_size * w}. Its features are in the teacher's own "
+        f"space. Encode long videos clip after clip, {config.clip_frames} frames each, and fill up a last clip that is "
+        f"no multiple of {t} frames with copies of its last frame, as in training."
+    )
+    rows = {
+        "largest difference": f"{parity['max_relative_difference']:.2g} of the largest feature "
+        f"(refused above {parity['tolerance']:g})",
+        "compared": f"the encoder in float32 against this graph in {parity['dtype']}, on the CPU, at "
+        f"{len(parity['cases'])} sizes",
+        "with": ", ".join(f"{key} {value}" for key, value in parity["runtime"].items()),
+        "exported by": f"liteframe {version('liteframe')}",
+    }
+    times = [
+        f"| {case['video']} | {case['relative_difference']:.1e} | {case['torch_ms']:.1f} | {case['graph_ms']:.1f} |"
+        for case in parity["cases"]
+    ]
+    return card.join(
+        card.front_matter("feature-extraction", teacher.get("license")),
+        f"# {name}",
+        about,
+        f"## Use\n\nNeeds {needs}.\n\n```python\n{usage}```\n\n"
+        "`LICENSE` (Apache-2.0) is that of the code above. It does not cover the weights in the graph: see below.",
+        card.table("Encoder", card.encoder_rows(config)),
+        card.teacher_section(teacher),
+        *card.run_sections("Distillation", report),
+        card.table("Parity", rows),
+        "\n".join([f"On {parity['threads']} CPU threads:\n", *TIMES_HEAD, *times]),
+    )
+
 
 UNKNOWN = "not recorded beside the weights"
 TRANSFORMERS = ">=5.17,<5.24"  # as in setup.cfg; tests/export compares the two
@@ -53,7 +136,7 @@ class VlmSummary:
 
     name: str
     vlm: str
-    licence: str | None
+    license: str | None
     adapter: str | None
     encoder: LiteFrameConfig
     encoder_report: Mapping[str, Any]
@@ -77,7 +160,7 @@ def encoder_card(
         "feature space, so that the teacher's projector takes them as they are."
     )
     return join(
-        front_matter("feature-extraction", teacher.get("licence")),
+        front_matter("feature-extraction", teacher.get("license")),
         f"# {name}",
         about,
         use(usage),
@@ -99,14 +182,14 @@ def vlm_card(summary: VlmSummary, parity: Mapping[str, Any]) -> str:
     )
     base = {
         "Video LLM": summary.vlm,
-        "licence": summary.licence or "not stated in its files: see its own card",
+        "license": summary.license or "not stated in its files: see its own card",
     }
     return join(
-        front_matter("video-text-to-text", summary.licence),
+        front_matter("video-text-to-text", summary.license),
         f"# {summary.name}",
         about,
         use(VLM_USAGE.format(folder=summary.name)),
-        table("Made from", base) + f"\n\n{duties('Video LLM', summary.licence)}",
+        table("Made from", base) + f"\n\n{duties('Video LLM', summary.license)}",
         table("Encoder", encoder_rows(config)),
         teacher_section(summary.encoder_report.get("teacher") or {}),
         *run_sections("Distillation of the encoder", summary.encoder_report),
@@ -120,9 +203,9 @@ def join(*sections: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def front_matter(task: str, licence: str | None) -> str:
+def front_matter(task: str, license: str | None) -> str:
     """YAML that hubs read."""
-    values = {"library_name": "transformers", "pipeline_tag": task, "license": licence or "other"}
+    values = {"library_name": "transformers", "pipeline_tag": task, "license": license or "other"}
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
     return "\n".join(["---", *lines, "tags: [liteframe, video]", "---"])
 
@@ -156,18 +239,18 @@ def encoder_rows(config: LiteFrameConfig) -> dict[str, Any]:
 
 
 def teacher_section(teacher: Mapping[str, Any]) -> str:
-    """Teacher, its identity, its licence and what follows from it."""
+    """Teacher, its identity, its license and what follows from it."""
     rows = {
         "teacher": teacher.get("name") or UNKNOWN,
         "sha256 of its weights": teacher.get("sha256") or UNKNOWN,
-        "licence": teacher.get("licence") or "not stated in its files: see the teacher's own card",
+        "license": teacher.get("license") or "not stated in its files: see the teacher's own card",
     }
-    return table("Teacher", rows) + f"\n\n{duties('teacher', teacher.get('licence'))}"
+    return table("Teacher", rows) + f"\n\n{duties('teacher', teacher.get('license'))}"
 
 
-def duties(what: str, licence: str | None) -> str:
-    """What the licence of the origin means for weights that were made from it."""
-    rule = f"licence ({licence}) applies" if licence else "licence, which its own card states, applies"
+def duties(what: str, license: str | None) -> str:
+    """What the license of the origin means for weights that were made from it."""
+    rule = f"license ({license}) applies" if license else "license, which its own card states, applies"
     return (
         f"The {what}'s {rule} here too: these weights were made from the {what}'s, so what may not be done with "
         "those may not be done with these."

@@ -34,7 +34,7 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
     mark = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(mark, fcntl.LOCK_EX)
-        write_licence(folder)
+        write_license(folder)
         yield folder
         readable = folder.stat().st_mode & 0o666  # safetensors makes its files readable to their owner only
         for file in folder.iterdir():
@@ -70,13 +70,13 @@ def save_weights(model: Any, folder: Path) -> None:
         raise OSError(f"the weights cannot be written below {folder.parent} ({error}); nothing is kept") from error
 
 
-def write_licence(folder: Path) -> None:
-    """Write the licence of the code in an export. What may be done with the weights, its card says.
+def write_license(folder: Path) -> None:
+    """Write the license of the code in an export. What may be done with the weights, its card says.
 
     Raises:
-        ValueError: liteframe was installed without its licence.
+        ValueError: liteframe was installed without its license.
     """
-    # An editable install has an egg-info folder as well, which holds no licence and may be found first.
+    # An editable install has an egg-info folder as well, which holds no license and may be found first.
     texts = (found.read_text("licenses/LICENSE") for found in distributions(name="liteframe"))
     text = next(filter(None, texts), None)
     if text is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe_export.traceable import check_shapes
 
 # Largest difference, relative to the largest feature.

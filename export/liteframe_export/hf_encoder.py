@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.data.transforms import FrameTransform
-from liteframe.models.student import LiteFrameEncoder, preprocessor_dict
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.vision import LiteFrameVisionConfig, LiteFrameVisionModel
+from liteframe.data.preprocess import FrameTransform
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder, preprocessor_dict
+from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, save_weights, staged, write_json
 from liteframe_export.provenance import run_report
 
-MODEL, CROPPING_PROCESSOR = "liteframe.models.vision", "liteframe_export.video_processor"
+MODEL, CROPPING_PROCESSOR = "liteframe.models.vlm.vision", "liteframe_export.video_processor"
 
 
 def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:

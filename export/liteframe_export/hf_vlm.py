@@ -8,22 +8,21 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from liteframe.load_adapter import merge_adapter
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.vlm.adapter import merge_adapter
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, save_weights, staged, write_json
-from liteframe_export.parts import Parts, load_parts
-from liteframe_export.provenance import checkpoint_licence, run_report
+from liteframe_export.provenance import Parts, checkpoint_license, load_parts, run_report
 from liteframe_export.reload_child import ask
 
 # model_type -> the names of its classes begin with, modules of model and processor
 FAMILIES = {
-    "liteframe_internvl": ("LiteFrameInternVL", "liteframe.models.internvl", "liteframe.data.processor"),
+    "liteframe_internvl": ("LiteFrameInternVL", "liteframe.models.vlm.internvl", "liteframe.models.vlm.processor"),
     "liteframe_llava_onevision": (
         "LiteFrameLlavaOnevision",
-        "liteframe.models.llava_onevision",
-        "liteframe.data.processor_llava",
+        "liteframe.models.vlm.llava_onevision",
+        "liteframe.models.vlm.processor",
     ),
 }
 QUESTIONS = ["What happens in the video?", "How many objects are there, and which of them moves first?"]
@@ -53,7 +52,7 @@ def export_vlm(parts: Parts, out: str | os.PathLike[str]) -> dict[str, Any]:
         summary = card.VlmSummary(
             name=Path(out).name,
             vlm=parts.vlm,
-            licence=checkpoint_licence(parts.vlm),
+            license=checkpoint_license(parts.vlm),
             adapter=parts.adapter,
             encoder=encoder,
             encoder_report=run_report(Path(parts.encoder).resolve().parent),

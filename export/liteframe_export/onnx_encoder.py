@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.models.student import LiteFrameEncoder
-from liteframe_export.graph_card import write_graph_folder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe_export.card import write_graph_folder
 from liteframe_export.graph_check import compare_graph
 from liteframe_export.traceable import Sized, dynamic_shapes, example, traceable
 

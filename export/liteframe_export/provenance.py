@@ -1,11 +1,17 @@
 """Where an encoder or a Video LLM comes from, as far as the files beside it tell."""
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
+from peft import PeftModel
 from transformers.utils import cached_file
+
+from liteframe.models.vlm.adapter import frozen_digest, load_adapter
+from liteframe.models.vlm.load import load_video_llm
 
 
 def run_report(run: Path) -> dict[str, Any]:
@@ -28,7 +34,7 @@ def run_report(run: Path) -> dict[str, Any]:
     return report
 
 
-def checkpoint_licence(name: str) -> str | None:
+def checkpoint_license(name: str) -> str | None:
     """`license` in the front matter of the model card of a checkpoint (local folder or Hugging Face id), if stated."""
     path = cached_file(
         name,
@@ -37,5 +43,72 @@ def checkpoint_licence(name: str) -> str | None:
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    licence = (metadata_load(path) or {}).get("license") if path else None
-    return licence if isinstance(licence, str) else None
+    license = (metadata_load(path) or {}).get("license") if path else None
+    return license if isinstance(license, str) else None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a Video LLM are.
+
+    Attributes:
+        vlm: folder or Hugging Face id of the InternVL.
+        encoder: folder of the LiteFrame encoder.
+        adapter: folder of the PEFT adapter that was trained on the two, or None.
+    """
+
+    vlm: str
+    encoder: str
+    adapter: str | None = None
+
+    @property
+    def adapter_report(self) -> dict[str, Any]:
+        """report.json of the LMA run that the adapter lies in; {} where there is none."""
+        return {} if self.adapter is None else run_report(Path(self.adapter).resolve().parent)
+
+
+def parts_of_run(run: str | os.PathLike[str], *, vlm: str | None = None, encoder: str | None = None) -> Parts:
+    """The parts of an LMA run, by its report.json; `vlm` and `encoder` say where they are now if they have moved.
+
+    Raises:
+        ValueError: the folder is not a finished LMA run.
+    """
+    report = run_report(Path(run))
+    if report.get("kind") != "lma":
+        raise ValueError(
+            f"{run} is not a finished LMA run: it has no report.json of kind 'lma'; "
+            "name the parts with --vlm, --encoder and --adapter"
+        )
+    return Parts(vlm or report["vlm"], encoder or report["encoder"], str(Path(run) / "adapter"))
+
+
+def load_parts(parts: Parts) -> tuple[Any, Any]:
+    """Model (with the adapter on it, unmerged) and processor, in the dtype of the InternVL, on the CPU.
+
+    Raises:
+        ValueError: a part cannot be loaded, or the adapter was trained on other weights.
+    """
+    try:
+        model, processor = load_video_llm(parts.vlm, encoder=parts.encoder)
+    except OSError as error:
+        raise ValueError(
+            f"{parts.vlm} with {parts.encoder} cannot be loaded (--vlm and --encoder say where they are): {error}"
+        ) from error
+    if parts.adapter is None:
+        return model, processor
+    adapted = load_adapter(model, parts.adapter)
+    _check_base(adapted, parts)
+    return adapted.eval(), processor
+
+
+def _check_base(model: PeftModel, parts: Parts) -> None:
+    """The run that made an adapter has noted a hash of the frozen weights it was trained on."""
+    noted = parts.adapter_report.get("frozen_weights_sha256")
+    if noted is None:
+        return
+    digest = frozen_digest(model.requires_grad_(False))
+    if digest != noted:
+        raise ValueError(
+            f"{parts.adapter} was trained on other weights than those of {parts.vlm} with {parts.encoder} "
+            f"(sha256 {noted[:12]}.. noted, {digest[:12]}.. found); give the InternVL and the encoder of its run"
+        )

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.models.student import LiteFrameEncoder
-from liteframe_export.graph_card import write_graph_folder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe_export.card import write_graph_folder
 from liteframe_export.graph_check import compare_graph
 from liteframe_export.traceable import dynamic_shapes, example, traceable
 
@@ -22,7 +22,7 @@ folder = "{folder}"  # this folder
 """
 _TAIL = """\
 
-# [B,T,3,H,W], normalised as preprocessor_config.json says; T a multiple of {t}, H of {row}, W of {column}
+# [B,T,3,H,W], normalized as preprocessor_config.json says; T a multiple of {t}, H of {row}, W of {column}
 video = torch.zeros(1, {frames}, 3, {size}, {size})
 features = encoder(video)
 print(tuple(features.shape))  # (1, T/{t}, H/{row}, W/{column}, {dim})

@@ -15,9 +15,9 @@ from liteframe_kernels import temporal_conv
 from torch import Tensor, nn
 from torch.export import Dim
 
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.temporal import TemporalConv
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.mixers import TemporalConv
 
 # Bounds that tracing asks for; nothing is allocated for them.
 MOST_CLIPS, MOST_SLOTS, MOST_TOKENS = 4096, 1024, 1024

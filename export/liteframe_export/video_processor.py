@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 
 
 class LiteFrameVideoProcessor(InternVLVideoProcessor):
-    """InternVLVideoProcessor that cuts the same centre as liteframe.data.transforms.FrameTransform.
+    """InternVLVideoProcessor that cuts the same centre as liteframe.data.preprocess.FrameTransform.
 
     Where an odd number of pixels is cut off, transformers' own center_crop cuts one pixel beside torchvision's.
     """

@@ -1,10 +1,61 @@
 """Token ids that stand for videos and images, by the exported model's own processor."""
 
 from bisect import bisect_right
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+
+# The checkpoint's beginnings of names -> the server's. The tower and the projector keep the rest of their names; the
+# language model's layers are then fused by the server itself (q, k, v to qkv; gate, up to gate_up). The newline is
+# LLaVA-OneVision's.
+PREFIXES = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.image_newline": "image_newline",
+}
+
+
+def served_name(name: str) -> str:
+    """A checkpoint's name -> the server's.
+
+    Raises:
+        ValueError: the name belongs to no part of the model.
+    """
+    for old, new in PREFIXES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise ValueError(f"{name} is no weight of a Video LLM with a LiteFrame encoder")
+
+
+def runs(ids: list[int], token: int, counts: list[int]) -> list[list[tuple[int, int]]]:
+    """For each item the runs of its image tokens, as (first, last) positions, both included.
+
+    Args:
+        ids: the prompt's token ids.
+        token: the image token.
+        counts: image tokens of each item, in the order of the prompt.
+
+    Raises:
+        ValueError: the prompt holds another number of image tokens than all items together.
+    """
+    places = [i for i, value in enumerate(ids) if value == token]
+    if len(places) != sum(counts):
+        raise ValueError(f"the prompt holds {len(places)} image tokens, but its videos and images take {sum(counts)}")
+    remaining = iter(places)
+    found = []
+    for count in counts:
+        mine: list[tuple[int, int]] = []
+        for place in islice(remaining, count):
+            if mine and mine[-1][1] == place - 1:
+                mine[-1] = (mine[-1][0], place)
+            else:
+                mine.append((place, place))
+        found.append(mine)
+    return found
 
 
 def video_ids(processor: Any, frames: int) -> list[int]:
@@ -69,7 +120,7 @@ def rgb(image: Any) -> np.ndarray:
 
 
 def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
-    """What the model takes of videos and images, resized and normalised as in training.
+    """What the model takes of videos and images, resized and normalized as in training.
 
     Returns:
         For videos pixel_values_videos [sum of T,3,h,w] and video_frames [V], for images pixel_values [N,3,h,w].

@@ -9,11 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from liteframe.align.dataset import ChatBatch
 from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
-from liteframe.load_adapter import ORIGIN, frozen_digest
-from liteframe.models.vision import LiteFrameVisionModel
+from liteframe.files import write_json
+from liteframe.models.vlm.adapter import ORIGIN, frozen_digest
+from liteframe.models.vlm.vision import LiteFrameVisionModel
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
-from liteframe.training.run_folder import RunFolder, write_json
+from liteframe.training.run_folder import RunFolder
 
 
 class AdapterSaver(Callback):

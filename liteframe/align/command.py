@@ -1,11 +1,21 @@
 """`train_lma.py fit`: language model alignment as a training command."""
 
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 from lightning.pytorch import Callback
 
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
+from liteframe.files import write_atomically
 from liteframe.training.command import TrainingCommand
+from liteframe.training.run_folder import RunFolder
 
 
 class LMACommand(TrainingCommand):
@@ -30,3 +40,61 @@ class LMACommand(TrainingCommand):
         """Write the report."""
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))
+
+
+KEYS = ("run", "config", "stages")
+
+
+def run_stages(arguments: Sequence[str]) -> None:
+    """`train_lma.py stages --config FILE [further options of fit, for every stage]`."""
+    parser = argparse.ArgumentParser(
+        prog="train_lma.py stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="file of stages")
+    parser.add_argument("--run", type=Path, help="folder of the run; default: the file's")
+    args, shared = parser.parse_known_args(arguments)
+    try:
+        plan = load_stages(args.config)
+    except ValueError as error:
+        parser.error(str(error))
+    run = args.run or Path(plan["run"])
+    adapter: Path | None = None
+    for number, stage in enumerate(plan["stages"], 1):
+        folder = RunFolder(run / f"{number}_{stage['name']}")
+        if folder.report.is_file():
+            print(f"stage {folder.path.name} is finished", file=sys.stderr)
+        else:
+            print(f"stage {folder.path.name}", file=sys.stderr)
+            overrides = run / f"{number}_{stage['name']}.yaml"
+            write_atomically(overrides, yaml.safe_dump({k: v for k, v in stage.items() if k != "name"}).encode())
+            before = [] if adapter is None else [f"--model.init_adapter={adapter}"]
+            configs = [f"--config={plan['config']}", f"--config={overrides}"]
+            LMACommand(["fit", *configs, *shared, *before, f"--run={folder.path}", "--resume=auto"])
+        adapter = folder.path / "adapter"
+
+
+def load_stages(path: Path) -> dict[str, Any]:
+    """Read a file of stages; `config` comes back as a path that can be opened from here.
+
+    Raises:
+        ValueError: the file is missing or is no file of stages; names what is wrong.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of stages")
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({error})") from error
+    if not isinstance(plan, dict) or set(plan) != set(KEYS):
+        raise ValueError(f"{path} must have the keys {', '.join(KEYS)} and no others")
+    plan["config"] = os.path.normpath(path.parent / str(plan["config"]))
+    if not os.path.isfile(plan["config"]):
+        raise ValueError(f"{path}: config {plan['config']} does not exist")
+    stages = plan["stages"]
+    if not isinstance(stages, list) or not stages:
+        raise ValueError(f"{path}: stages must be a list with at least one stage")
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
+    for number, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"{path}: stage {number} needs a name of letters, digits, - and _, got {name!r}")
+    return plan

@@ -11,15 +11,14 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from liteframe.align.conversation_files import check_files, load_conversations
+from liteframe.align.conversation_rows import Conversation
 from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
-from liteframe.align.grouping import GroupedStream
-from liteframe.data.chat import Conversation
-from liteframe.data.conversation_files import BadConversationsError, check_files, load_conversations
-from liteframe.data.datamodule import divide_batch
-from liteframe.data.failures import FailureTally
-from liteframe.data.processor import LiteFrameProcessor
-from liteframe.data.sampler import ClipStream
-from liteframe.data.worker import serve_parent
+from liteframe.data.stream import ClipStream, GroupedStream
+from liteframe.data.video.process import serve_parent
+from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.training.failures import BadConversationsError, FailureTally
+from liteframe.training.schedule import divide_batch
 
 
 class ChatDataModule(LightningDataModule):
@@ -27,7 +26,7 @@ class ChatDataModule(LightningDataModule):
 
     Args:
         conversations: JSONL or JSON rows (InternVL, LLaVA, messages), an InternVL meta file, or a LLaVA mixture; see
-            liteframe.data.conversation_files.
+            liteframe.align.conversation_files.
         frames: frame budgets; each sample draws one of them.
         fps: range of the frame rate that each sample draws from, in frames per second.
         batch_size: conversations in an optimizer step, over all devices.
@@ -143,9 +142,9 @@ class ChatDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
-        """Bytes -> normalised frames, on the device: a quarter of what would have travelled."""
+        """Bytes -> normalized frames, on the device: a quarter of what would have travelled."""
         assert self.processor is not None
-        return batch._replace(pixels=self.processor.normalised(batch.pixels)) if batch.video_frames else batch
+        return batch._replace(pixels=self.processor.normalized(batch.pixels)) if batch.video_frames else batch
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which sample comes when, and the failures so far."""

@@ -1,22 +1,75 @@
 """Conversations as a map-style dataset: frame budget and rate are drawn for each sample from its key."""
 
 from collections.abc import Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from liteframe.data.chat import IGNORE, Conversation, encode_conversation
-from liteframe.data.clips import decode_size
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.frame_sampling import at_fps, uniform
+from liteframe.align.conversation_rows import Conversation
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.media import Medium, read_image, read_images
-from liteframe.data.processor import LiteFrameProcessor
-from liteframe.data.sampler import Key
-from liteframe.data.video_types import VideoError
+from liteframe.data.preprocess import decode_size
+from liteframe.data.stream import Key
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import at_fps, uniform
+from liteframe.models.vlm.base import VideoModel
+from liteframe.models.vlm.chat import IGNORE, encode_conversation
+from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.training.failures import BadConversationsError
+
+# Around a turn: two marks, a role of at most two tokens, two line breaks.
+TOKENS_OF_A_TURN = 6
+EXAMPLES = 5
+
+
+def check_lengths(conversations: Sequence[Conversation], processor: Any, frames: int, limit: int) -> None:
+    """Refuse conversations of more than `limit` tokens.
+
+    Text has no more tokens than bytes, so only what might be too long is tokenized.
+
+    Args:
+        conversations: what to learn.
+        processor: of the Video LLM.
+        frames: the most that the videos of a conversation may have together; all are taken to be so long.
+        limit: tokens that the language model reads.
+
+    Raises:
+        BadConversationsError: names the first of them by their numbers.
+    """
+    size, shares = processor.frame_size, {}
+    image = processor.image_prompt(*size)
+
+    def count(text: str) -> int:
+        return len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    long, images = [], count(image)
+    for number, conversation in enumerate(conversations):
+        videos = sum(medium.kind != "image" for medium in conversation.media)
+        share = max(1, frames // max(1, videos))
+        if share not in shares:
+            text = processor.slot_prompt(share, *size)
+            shares[share] = (text, count(text))
+        video, tokens = shares[share]
+        most = videos * tokens + (len(conversation.media) - videos) * images
+        most += sum(len(turn.text.encode()) + TOKENS_OF_A_TURN for turn in conversation.turns)
+        if most > limit:
+            shown = [image if medium.kind == "image" else video for medium in conversation.media]
+            found = len(encode_conversation(conversation.turns, shown, processor.tokenizer)[0])
+            if found > limit:
+                long.append(f"  number {number}: {found} tokens")
+    if long:
+        raise BadConversationsError(
+            f"{len(long)} of {len(conversations)} conversations are longer than the {limit} tokens that the language "
+            f"model reads, with videos of {frames} frames:\n"
+            + "\n".join(long[:EXAMPLES])
+            + "\nUse fewer data.frames, or shorten or remove their rows (`liteframe preview --row NUMBER` shows one)"
+        )
+
 
 FramesKey = tuple[str, tuple[int, ...]]
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly
@@ -68,7 +121,7 @@ class ChatBatch(NamedTuple):
         input_ids: [B,L], padded on the right; B may be 0 (then L is 0 too).
         attention_mask: [B,L].
         labels: [B,L], -100 where nothing is learned.
-        pixels: [sum of T,3,H,W] of the media whose features are not known: uint8 from the loader, normalised float32
+        pixels: [sum of T,3,H,W] of the media whose features are not known: uint8 from the loader, normalized float32
             on the device.
         video_frames: T of each of these.
         shown: number of media of each of the B conversations.
@@ -224,3 +277,36 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> 
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
     )
+
+
+class FeatureCache:
+    """Projected features of frames seen before, on the CPU, in this process."""
+
+    def __init__(self) -> None:
+        self._features: dict[FramesKey, Tensor] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._features
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, key: FramesKey) -> Tensor:
+        return self._features[key]
+
+    def __setitem__(self, key: FramesKey, features: Tensor) -> None:
+        self._features[key] = features
+
+    @torch.no_grad()
+    def features(self, model: VideoModel, batch: ChatBatch) -> BaseModelOutputWithPooling:
+        """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""
+        fresh = iter(())
+        if batch.video_frames:
+            fresh = iter(model.get_video_features(batch.pixels, batch.video_frames).pooler_output)
+        device = batch.input_ids.device
+        features = []
+        for key, known in zip(batch.frames, batch.known, strict=True):
+            if not known:
+                self._features[key] = next(fresh).cpu()
+            features.append(self._features[key].to(device))
+        return BaseModelOutputWithPooling(pooler_output=features)

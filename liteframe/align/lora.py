@@ -10,9 +10,40 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from liteframe.load_adapter import adapter_file, check_origin
-from liteframe.models.student import weight_misfits
-from liteframe.models.video_llm import LiteFrameVlm
+from liteframe.models.student.encoder import weight_misfits
+from liteframe.models.vlm.adapter import adapter_file, check_origin
+from liteframe.models.vlm.attach import LiteFrameVlm
+
+# Values that share a scale; rows are cut into blocks of so many.
+BLOCK = 64
+
+
+def quantize_frozen(model: PeftModel) -> int:
+    """Replace what LoRA is put on by its 4-bit form, in place; returns how many layers.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise ValueError("model.quantize: nf4 needs bitsandbytes: pip install 'liteframe[quantize]'") from error
+    count = 0
+    for wrapper in list(model.modules()):
+        base = getattr(wrapper, "base_layer", None)
+        if isinstance(base, nn.Linear) and hasattr(wrapper, "lora_A"):
+            dtype = base.weight.dtype
+            small = bnb.nn.Linear4bit(
+                base.in_features, base.out_features, bias=base.bias is not None, compute_dtype=dtype, quant_type="nf4"
+            )
+            small.weight = bnb.nn.Params4bit(
+                base.weight.data, requires_grad=False, quant_type="nf4", blocksize=BLOCK, module=small
+            )
+            small.bias = base.bias
+            wrapper.base_layer = small.to("cpu")  # rounds; later moves only copy
+            count += 1
+    return count
+
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # A list of suffixes would also hit the vision towers, whose attention layers bear the same names.

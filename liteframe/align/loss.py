@@ -1,4 +1,4 @@
-"""Next-token loss on answers, as a sum with its count: it is normalised once, over the whole global batch."""
+"""Next-token loss on answers, as a sum with its count: it is normalized once, over the whole global batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liteframe.data.chat import IGNORE
+from liteframe.models.vlm.chat import IGNORE
 
 
 class AnswerLoss(NamedTuple):

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from liteframe.align.datamodule import ChatDataModule
-from liteframe.align.dataset import ChatBatch
-from liteframe.align.features import FeatureCache
-from liteframe.align.lengths import check_lengths
-from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe
+from liteframe.align.dataset import ChatBatch, FeatureCache, check_lengths
+from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
 from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
-from liteframe.align.quantise import quantise_frozen
-from liteframe.data.chat import template_warning
-from liteframe.load_adapter import frozen_digest, origin
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.adapter import frozen_digest, origin
+from liteframe.models.vlm.chat import template_warning
+from liteframe.models.vlm.load import load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
@@ -68,7 +65,7 @@ class LMAModule(GuardedModule):
         self.optimizer_settings = optimizer
         self.cache: FeatureCache | None = None
         self.frozen_digest = self.held_digest = ""  # of the weights as loaded, and as they are held
-        self.origin: dict[str, str] = {}  # what the adapter will recognise its model by
+        self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
         self._window: list[AnswerLoss] = []
 
     def configure_model(self) -> None:
@@ -98,7 +95,7 @@ class LMAModule(GuardedModule):
             self.cache = data.known = FeatureCache()
         self.frozen_digest = self.held_digest = frozen_digest(self.model)
         if self.quantize == "nf4":
-            quantise_frozen(self.model)
+            quantize_frozen(self.model)
             self.held_digest = frozen_digest(self.model)
         longest = self._longest(data)
         lines = [describe(self.model), longest, template_warning(data.processor)]
@@ -116,7 +113,7 @@ class LMAModule(GuardedModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss of the answers; it is normalised when the gradients of the whole global batch are there."""
+        """Summed loss of the answers; it is normalized when the gradients of the whole global batch are there."""
         if not batch.keys:
             # Nothing to learn from; other ranks may wait for these gradients, though.
             return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0, {}
@@ -161,7 +158,7 @@ class LMAModule(GuardedModule):
             self.cache[batch.frames[int(place)]] = features
 
     def finish_gradients(self, parameters: Sequence[Tensor], turns: int) -> dict[str, float]:
-        """Normalise by the answer tokens of the global batch."""
+        """Normalize by the answer tokens of the global batch."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for loss in self._window:
             sums += torch.stack([part.double() for part in loss])

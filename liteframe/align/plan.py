@@ -9,8 +9,8 @@ from torch import nn
 
 from liteframe.align.command import LMACommand
 from liteframe.align.lora import ENCODER
-from liteframe.models.cost import cost
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.cost import cost
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.training.plan import (
     OneProcess,
     checkpoint_bytes,

@@ -26,10 +26,10 @@ def run(args: argparse.Namespace) -> int:
     """Load, look, answer."""
     from transformers.utils import logging
 
-    from liteframe.data.decode_process import DecodeProcess
-    from liteframe.evaluate.ask import ask, check_text, choose_frames
-    from liteframe.evaluate.device import find_device
-    from liteframe.load_vlm import load_video_llm
+    from liteframe.answer.ask import ask, check_text, choose_frames
+    from liteframe.data.video.process import DecodeProcess
+    from liteframe.evaluate.settings import find_device
+    from liteframe.models.vlm.load import load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")

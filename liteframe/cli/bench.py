@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from liteframe_kernels.comparison import Comparison, compare
-from liteframe_kernels.strided_conv.bench import comparisons as strided_comparisons
-from liteframe_kernels.temporal_conv.bench import comparisons as temporal_comparisons
-from liteframe_kernels.timing import copy_bandwidth, machine, matmul_rate
-from liteframe_kernels.weighted_average_pool.bench import comparisons as pool_comparisons
 
-from liteframe.evaluate.bench_report import write_report
-from liteframe.evaluate.device import find_device
-from liteframe.evaluate.encoder_bench import Setup, measure_encoders
-from liteframe.evaluate.latency_bench import add_ratios, first_token, measure_latencies, write_sample
-from liteframe.evaluate.latency_report import write_latency
-from liteframe.evaluate.latency_systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
-from liteframe.load_vlm import load_processor
+from liteframe.bench.comparison import Comparison, compare
+from liteframe.bench.encoder import Setup, measure_encoders
+from liteframe.bench.kernels.strided_conv import comparisons as strided_comparisons
+from liteframe.bench.kernels.temporal_conv import comparisons as temporal_comparisons
+from liteframe.bench.kernels.weighted_average_pool import comparisons as pool_comparisons
+from liteframe.bench.latency import add_ratios, first_token, measure_latencies, write_sample
+from liteframe.bench.report import write_latency, write_report
+from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
+from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
+from liteframe.evaluate.settings import find_device
+from liteframe.models.vlm.load import load_processor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)

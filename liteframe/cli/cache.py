@@ -4,11 +4,68 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
+from types import TracebackType
 from typing import get_args
 
-from liteframe.cli.cache_progress import CacheProgress
-from liteframe.data.cache.settings import Codec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from liteframe.distill.cache.settings import Codec
+from liteframe.training.progress import PLAIN_SECONDS, duration
+
+
+class CacheProgress:
+    """Shows the first process's share of the work; the others stay silent.
+
+    Args:
+        rank: number of this process.
+        processes: how many share the work.
+    """
+
+    def __init__(self, rank: int = 0, processes: int = 1):
+        console = Console(stderr=True)
+        self.rank, self.terminal = rank, console.is_terminal and rank == 0
+        self.note = f" (1 of {processes} processes)" if processes > 1 else ""
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        self._bar = Progress(
+            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not self.terminal
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._began = self._printed = 0.0
+
+    def __enter__(self) -> CacheProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """Print above the bar."""
+        self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` things are done."""
+        now = time.monotonic()
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what + self.note, total=total)
+            self._began = self._printed = now
+        self._bar.update(self._tasks[what], completed=done)
+        if self.rank or self.terminal or (now - self._printed < PLAIN_SECONDS and done < total):
+            return
+        self._printed = now
+        left = (now - self._began) / max(1, done) * (total - done)
+        print(f"{what} {done}/{total}{self.note}  ETA {duration(left)}", file=sys.stderr, flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from liteframe.data.failures import TooManyBadVideosError
-    from liteframe.distill.cache_build import build_cache
-    from liteframe.distill.cache_fabric import launch_fabric
-    from liteframe.distill.cache_job import CacheJob, Storage
-    from liteframe.distill.run_settings import read_run
+    from liteframe.distill.cache.build import build_cache
+    from liteframe.distill.cache.job import CacheJob, Storage, launch_fabric
+    from liteframe.distill.command import read_run
+    from liteframe.training.failures import TooManyBadVideosError
 
     settings = read_run(["--config", args.config, *args.overrides])
     storage = Storage(args.views, args.codec, args.jpeg_quality if args.frames else None)
@@ -76,8 +132,8 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from liteframe.data.cache import TargetCache
-    from liteframe.distill.cache_verify import check_files, check_sample
+    from liteframe.distill.cache import TargetCache
+    from liteframe.distill.cache.verify import check_files, check_sample
 
     cache = TargetCache.open(args.cache)
     with CacheProgress() as progress:
@@ -103,7 +159,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from liteframe.distill.cache_info import describe_cache
+    from liteframe.distill.cache.verify import describe_cache
 
     print(describe_cache(Path(args.cache)))
     return 0

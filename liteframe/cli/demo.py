@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from transformers.utils import logging
 
-    from liteframe.toyworld.demo import FULL, QUICK, run_demo
+    from liteframe.demo.demo import FULL, QUICK, run_demo
 
     logging.disable_progress_bar()
     console = Console()

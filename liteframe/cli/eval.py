@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.asking import ask_all
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.eval_folder import EvalFolder
-    from liteframe.evaluate.eval_report import score_report, score_table
-    from liteframe.evaluate.eval_settings import asking_of, determining, load_model
+    from liteframe.evaluate.folder import EvalFolder
+    from liteframe.evaluate.report import score_report, score_table
+    from liteframe.evaluate.settings import asking_of, determining, load_model
+    from liteframe.files import write_json
     from liteframe.training.report import environment
-    from liteframe.training.run_folder import write_json
 
     options = read_options(args)
     console = Console()

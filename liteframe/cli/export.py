@@ -94,7 +94,7 @@ def _graph(args: argparse.Namespace) -> int:
 
 
 def _parts(args: argparse.Namespace) -> Any:
-    from liteframe_export.parts import Parts, parts_of_run
+    from liteframe_export.provenance import Parts, parts_of_run
 
     if len(args.paths) > 2:
         raise ValueError(f"hf-vlm takes [RUN] OUT, got {len(args.paths)} folders: {', '.join(args.paths)}")

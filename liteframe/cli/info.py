@@ -12,8 +12,9 @@ import torch
 from liteframe_kernels import backend_report
 
 import liteframe
-from liteframe.models.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "peft", "safetensors", "av", "decord")
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from liteframe.data.video_types import VideoError
+from liteframe.data.video.errors import VideoError
 
 COMMANDS = {
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",

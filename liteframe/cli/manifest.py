@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from liteframe.data.adapters import ADAPTERS, Adapter, Problem, Record, Source
-from liteframe.data.conversation_rows import parse_turns
+from liteframe.align.conversation_rows import parse_turns
+from liteframe.data.importers import ADAPTERS, Adapter, Problem, Record, Source
 from liteframe.data.manifest import write_jsonl
 
 _SHOWN = 10
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the lists and prints licence and counts; 0 if a video was found."""
+    """Writes the lists and prints license and counts; 0 if a video was found."""
     adapter = ADAPTERS[args.set]
     source = _source(adapter, args)
     print(f"{adapter.title}: {adapter.published}")
-    print(f"licence: {adapter.licence.name} ({adapter.licence.source})")
-    for term in adapter.licence.terms:
+    print(f"license: {adapter.license.name} ({adapter.license.source})")
+    for term in adapter.license.terms:
         print(f"  - {term}")
     sorting = Sorting()
     with _progress() as progress:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if sorting.videos:
         write_jsonl(sorting.videos.values(), output)
     write_jsonl(sorting.problems.values(), bad)
-    _summarise(adapter, sorting, args, bad)
+    _summarize(adapter, sorting, args, bad)
     return 0 if sorting.videos else 1
 
 
@@ -125,7 +125,7 @@ class Sorting:
         row["records"] += 1
 
 
-def _summarise(adapter: Adapter, sorting: Sorting, args: argparse.Namespace, bad: Path) -> None:
+def _summarize(adapter: Adapter, sorting: Sorting, args: argparse.Namespace, bad: Path) -> None:
     rows = list(sorting.problems.values())
     for row in rows[:_SHOWN]:
         print(f"{row['kind']}: {row['video']}: {row['reason']}; {row['remedy']}")

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Warms up and prints the plan; ValueError where the configuration or the videos are at fault."""
+    from liteframe.files import write_json
     from liteframe.training.report import environment
-    from liteframe.training.run_folder import write_json
 
     if args.steps < 1 or args.views < 1:
         raise ValueError("--steps and --views must be at least 1")

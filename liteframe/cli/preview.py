@@ -25,11 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
     from transformers.utils import logging
 
+    from liteframe.align.conversation_files import load_conversations
     from liteframe.align.dataset import ConversationDataset
-    from liteframe.data.chat import IGNORE
-    from liteframe.data.conversation_files import load_conversations
-    from liteframe.data.video_types import VideoError
-    from liteframe.load_vlm import load_processor
+    from liteframe.data.video.errors import VideoError
+    from liteframe.models.vlm.chat import IGNORE
+    from liteframe.models.vlm.load import load_processor
 
     logging.disable_progress_bar()
     conversations = load_conversations(args.conversations)
@@ -70,7 +70,7 @@ def pieces(ids: list[int], labels: list[int], processor: Any) -> list[tuple[str,
     Raises:
         ValueError: a label is not the token it stands on.
     """
-    from liteframe.data.chat import IGNORE
+    from liteframe.models.vlm.chat import IGNORE
 
     cut: list[tuple[list[int], bool]] = []
     for token, label in zip(ids, labels, strict=True):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from liteframe.data.manifest import load_manifest, write_jsonl, write_manifest
-from liteframe.data.scan import ScanResult, scan
+from liteframe.data.video.scan import ScanResult, scan
 
 _SHOWN = 30
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         ({"video": e.path, "kind": e.kind, "reason": e.reason, "remedy": e.remedy} for e in errors),
         bad_path,
     )
-    _summarise(console, results, good_path, bad_path)
+    _summarize(console, results, good_path, bad_path)
     if not good:
         print(f"liteframe scan: none of {len(entries)} videos can be used; see {bad_path}", file=sys.stderr)
     return 0 if good else 1
@@ -66,7 +66,7 @@ def _progress() -> Progress:
     )
 
 
-def _summarise(console: Console, results: list[ScanResult], good_path: Path, bad_path: Path) -> None:
+def _summarize(console: Console, results: list[ScanResult], good_path: Path, bad_path: Path) -> None:
     errors = [result.error for result in results if result.error is not None]
     if errors:
         table = Table("video", "kind", "reason", "remedy", title=f"{len(errors)} that cannot be used")

@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from liteframe.data.paths import Containment, local_path
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"}
@@ -18,7 +19,6 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mpeg", ".flv", ".wmv", ".ogv"}
 )
 READERS = ("pyav", "decord")
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+:")
 
 
 @dataclass
@@ -120,31 +120,6 @@ def _load_folder(folder: Path) -> list[VideoEntry]:
     return [VideoEntry(os.path.abspath(path)) for path in found]
 
 
-class Containment:
-    """Tells whether names stay below a folder once links are followed; looks at each folder once.
-
-    Args:
-        folder: the root.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = os.path.abspath(folder)
-        self._root = os.path.realpath(folder)
-        self._parents: dict[str, str] = {}
-
-    def path(self, name: str) -> str | None:
-        """The absolute path of a relative name, or None if it leads out of the folder."""
-        path = os.path.normpath(os.path.join(self.folder, name))
-        parent, last = os.path.split(path)
-        if parent not in self._parents:
-            self._parents[parent] = os.path.realpath(parent)
-        real = os.path.join(self._parents[parent], last)
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        pairs = ((self.folder, path), (self._root, real))
-        return path if all(f"{found}{os.sep}".startswith(os.path.join(root, "")) for root, found in pairs) else None
-
-
 def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> VideoEntry:
     where = f"{manifest}:{number}"
     try:
@@ -179,26 +154,39 @@ def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
     return VideoEntry(**row)
 
 
-def local_path(value: Any, inside: Containment, what: str) -> str:
-    """The absolute path that a row names.
-
-    Raises:
-        ValueError: it is no local path, or a relative one that leaves the folder; the message starts with `what`.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is {value!r}; it must be the path of a file")
-    if "\0" in value or _SCHEME.match(value):
-        raise ValueError(f"{what} is {value!r}; only paths of local files are read, download it first")
-    if os.path.isabs(value):
-        return os.path.normpath(value)
-    if (path := inside.path(value)) is None:
-        raise ValueError(f"{what}: {value!r} leaves {inside.folder}; write its absolute path if you mean it")
-    return path
-
-
 def _number(value: Any, key: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{where}: {key} is {value!r}; it must be a number from 0")
     return float(value)
+
+
+def hold_out(entries: Sequence[VideoEntry], fraction: float) -> tuple[list[VideoEntry], list[VideoEntry]]:
+    """Split into training and validation entries by a hash of the file's name below the folder common to all.
+
+    All rows of one file fall on the same side. With a fraction above 0 and two files or more, both sides get one at
+    least.
+
+    Raises:
+        ValueError: the fraction is not within [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"data.val_fraction is {fraction}; it must lie in [0, 1)")
+    files = sorted({entry.video for entry in entries})
+    if fraction == 0 or len(files) < 2:
+        return list(entries), []
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    place = {file: _hash(os.path.relpath(file, root)) for file in files}
+    held = {file for file in files if place[file] < fraction}
+    ranked = sorted(files, key=place.__getitem__)
+    held = (held | {ranked[0]}) - {ranked[-1]}
+    return (
+        [entry for entry in entries if entry.video not in held],
+        [entry for entry in entries if entry.video in held],
+    )
+
+
+def _hash(name: str) -> float:
+    """A number in [0, 1) that depends on the name only."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56

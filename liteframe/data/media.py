@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from liteframe.data.manifest import VideoEntry
-from liteframe.data.video_types import VideoError
+from liteframe.data.video.errors import VideoError
 
 # Larger images are refused: a few kilobytes of file can unpack to gigabytes.
 MAX_PIXELS = 8192 * 8192

@@ -5,9 +5,9 @@ import sys
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from liteframe.data.datamodule import ClipDataModule
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.teacher import Teacher
+from liteframe.distill.datamodule import ClipDataModule
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.base import Teacher
 
 
 def opening_line(student: LiteFrameEncoder, teacher: Teacher, data: ClipDataModule, steps: int) -> str:

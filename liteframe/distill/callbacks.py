@@ -10,13 +10,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from liteframe.data.clips import ClipBatch
+from liteframe.distill.clips import ClipBatch
 from liteframe.distill.module import CTDModule
 from liteframe.distill.panel import clip_panel, saliency
+from liteframe.files import write_json
 from liteframe.training.ema import weight_ema
 from liteframe.training.progress import ProgressLine
 from liteframe.training.report import environment
-from liteframe.training.run_folder import RunFolder, write_json
+from liteframe.training.run_folder import RunFolder
 from liteframe.training.sharded import is_sharded
 
 
@@ -147,7 +148,7 @@ def write_report(trainer: Trainer, module: CTDModule, figures: dict[str, float],
                 "cache": None if data.target_cache is None else asdict(data.target_cache.settings),
                 **data.tally.summary(),
             },
-            "teacher": {"name": teacher.name, "sha256": teacher.identity, "licence": teacher.licence},
+            "teacher": {"name": teacher.name, "sha256": teacher.identity, "license": teacher.license},
             "student": {
                 "parameters": sum(parameter.numel() for parameter in student.parameters()),
                 **student.config.to_dict(),

@@ -1,10 +1,15 @@
 """`train_ctd.py fit`: compressed token distillation as a training command."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
-from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
+from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.module import CTDModule
 from liteframe.training.command import TrainingCommand
 from liteframe.training.ema import WeightEMA, weight_ema
@@ -75,3 +80,42 @@ class CTDCommand(TrainingCommand):
 
     def _validate(self) -> dict[str, float]:
         return dict(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
+
+
+class RunSettings(NamedTuple):
+    """What a command line of `train_ctd.py fit` describes; nothing is loaded yet.
+
+    Attributes:
+        module: how targets are made, and from which teacher.
+        data: which clips.
+        trainer: the trainer's settings.
+    """
+
+    module: CTDModule
+    data: ClipDataModule
+    trainer: Any
+
+
+class _Settings(CTDCommand):
+    def before_instantiate_classes(self) -> None:
+        """No run folder is claimed."""
+
+    def instantiate_classes(self) -> None:
+        """Without the trainer."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is trained."""
+
+    def read(self) -> RunSettings:
+        config = self.config_init[self.subcommand]
+        return RunSettings(config.model, config.data, config.trainer)
+
+
+def read_run(arguments: Sequence[str]) -> RunSettings:
+    """Parse what would follow `train_ctd.py fit`.
+
+    Args:
+        arguments: such as ["--config", "configs/ctd/toy.yaml", "--data.videos", "videos"].
+    """
+    return _Settings(["fit", *arguments]).read()

@@ -52,5 +52,5 @@ def clip_losses(losses: Tensor, weight: Tensor) -> Tensor:
 
 
 def batch_loss(per_clip: Tensor, nominal: int) -> Tensor:
-    """Sum of the clips' losses [B] over the nominal number of clips: the only place where a batch is normalised."""
+    """Sum of the clips' losses [B] over the nominal number of clips: the only place where a batch is normalized."""
     return per_clip.sum() / nominal

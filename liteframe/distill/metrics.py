@@ -11,7 +11,7 @@ from torchmetrics import ExplainedVariance, MeanMetric
 class HeldOutMetrics(nn.Module):
     """Token cosine, explained variance per channel, and cosine behind the Video LLM's projector.
 
-    Targets are the teacher's pooled features, neither clipped nor standardised.
+    Targets are the teacher's pooled features, neither clipped nor standardized.
 
     Args:
         channels: C.
@@ -39,7 +39,7 @@ class HeldOutMetrics(nn.Module):
             )
 
     def compute(self) -> dict[str, Tensor]:
-        """Means over everything since the last reset, synchronised over ranks; empty without data.
+        """Means over everything since the last reset, synchronized over ranks; empty without data.
 
         Every rank must have called `update`, with no clips if need be.
         """

@@ -12,25 +12,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from liteframe.data.cached_clips import check_cache
-from liteframe.data.clips import ClipBatch
-from liteframe.data.datamodule import ClipDataModule
 from liteframe.distill.announce import opening_line, tell
+from liteframe.distill.cache.dataset import check_cache
+from liteframe.distill.clips import ClipBatch
+from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.losses import LossName, batch_loss, clip_losses, drop_large_losses, token_losses
 from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.student_setup import build_student, fit_to_teacher, unfold_head
-from liteframe.distill.target_statistics import measure_statistics, save_statistics
-from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features, real_slots
-from liteframe.distill.teacher_settings import TeacherSettings
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
+from liteframe.distill.targets import (
+    TargetBuilder,
+    TargetSettings,
+    measure_statistics,
+    pool_features,
+    real_slots,
+    save_statistics,
+)
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.load import TeacherSettings
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
+from liteframe.training.report import StepMeans
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 from liteframe.training.sharded import shard, whole_state
 from liteframe.training.signals import leave_if_told
-from liteframe.training.step_means import StepMeans
 
 
 class CTDModule(GuardedModule):
@@ -39,7 +46,7 @@ class CTDModule(GuardedModule):
     Args:
         teacher: whom to learn from.
         student: shape of the student; teacher_dim and preprocessing are taken from the teacher.
-        target: how targets are pooled, clipped and standardised.
+        target: how targets are pooled, clipped and standardized.
         loss: between student and target.
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead.
@@ -110,7 +117,7 @@ class CTDModule(GuardedModule):
         return configure_adamw(self.student, self.optimizer_settings, total_steps(self.trainer))
 
     def on_fit_start(self) -> None:
-        """Measure the target statistics unless a checkpoint brought them, and move the head to standardised space."""
+        """Measure the target statistics unless a checkpoint brought them, and move the head to standardized space."""
         data = self.data()
         assert data.micro_batch_size is not None
         self.nominal = data.micro_batch_size
@@ -161,7 +168,7 @@ class CTDModule(GuardedModule):
             clipped = 1 - weight.sum() / target.weight.sum().clamp_min(1)
         per_clip = clip_losses(losses, weight)
         with self.timed("metrics"), torch.no_grad():
-            similar = torch.cosine_similarity(self.target.standardiser.inverse(prediction), pooled, dim=-1)
+            similar = torch.cosine_similarity(self.target.standardizer.inverse(prediction), pooled, dim=-1)
             cosine = clip_losses(similar, target.weight).mean()
             self.step_means.add(
                 len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
@@ -221,7 +228,7 @@ class CTDModule(GuardedModule):
 
     def predict_raw(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the teacher's raw space."""
-        return self.target.standardiser.inverse(self.encode(video))
+        return self.target.standardizer.inverse(self.encode(video))
 
     def blank_clip(self) -> Tensor:
         """[1,T,3,H,W] of zeros, for a rank that has to run the student without a clip of its own."""
@@ -234,8 +241,8 @@ class CTDModule(GuardedModule):
         with torch.device("meta"):
             encoder = LiteFrameEncoder(self.student.config).eval()
         encoder.load_state_dict(whole_state(self.student), assign=True)
-        standardiser = copy.deepcopy(self.target.standardiser).cpu()
-        standardiser.fold(encoder.head)
+        standardizer = copy.deepcopy(self.target.standardizer).cpu()
+        standardizer.fold(encoder.head)
         return encoder
 
     def _fit_target(self, data: ClipDataModule) -> None:
@@ -248,7 +255,7 @@ class CTDModule(GuardedModule):
 
     def _measured_statistics(self, data: ClipDataModule) -> FeatureStatistics:
         tell(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
-        full = self.target_settings.standardise == "phi_s"
+        full = self.target_settings.standardize == "phi_s"
         return measure_statistics(self._pooled_tokens(data), self.teacher.dim, self.device, full=full)
 
     def _pooled_tokens(self, data: ClipDataModule) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liteframe.models.teacher import TeacherFeatures
+from liteframe.models.teacher.base import TeacherFeatures
 
 
 def saliency(features: TeacherFeatures) -> Tensor:

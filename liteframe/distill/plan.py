@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from liteframe.data.cache.codec import clip_bytes
-from liteframe.data.cache.jpeg import encode_jpeg
-from liteframe.data.clips import Clip
-from liteframe.data.datamodule import ClipDataModule
+from liteframe.distill.cache.codec import clip_bytes, encode_jpeg
+from liteframe.distill.clips import Clip
 from liteframe.distill.command import CTDCommand
-from liteframe.models.cost import Cost, VitShape, cost
-from liteframe.models.teacher import Teacher
+from liteframe.distill.datamodule import ClipDataModule
+from liteframe.models.student.cost import Cost, VitShape, cost
+from liteframe.models.teacher.base import Teacher
 from liteframe.training.ema import weight_ema
 from liteframe.training.plan import (
     OneProcess,

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from liteframe.models.teacher import Teacher
+from liteframe.models.teacher.base import Teacher
 
 
 def prepare_teacher(teacher: Teacher, device: torch.device, precision: str) -> None:

@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from liteframe.data.clips import FrameFormat
+from liteframe.data.preprocess import FrameFormat
 from liteframe.distill.targets import TargetBuilder
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
-from liteframe.models.teacher import Teacher
-from liteframe.models.weight_selection import initialise_student, select_from_student
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.weight_selection import initialize_student, select_from_student
+from liteframe.models.teacher.base import Teacher
 from liteframe.training.sharded import fill, whole
 
 
@@ -79,7 +80,7 @@ def build_student(
     if init_from is None:
         student = LiteFrameEncoder(config)
         if init == "weight_selection":
-            initialise_student(student, teacher)
+            initialize_student(student, teacher)
         return student
     saved = LiteFrameEncoder.from_pretrained(init_from).float()
     ours, theirs = config.to_dict(), saved.config.to_dict()
@@ -99,7 +100,7 @@ def build_student(
 
 
 def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
-    """Move a head that emits raw features to the standardised space of the loss; one with random weights stays.
+    """Move a head that emits raw features to the standardized space of the loss; one with random weights stays.
 
     Channels that a selected head does not reach (rows of zeros) start at the mean of the target, not at zero.
     """
@@ -111,7 +112,7 @@ def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
         fill(plain.get_parameter(name), whole(parameter))
     with torch.no_grad():
         unreached = (plain.weight == 0).all(1) & (plain.bias == 0)
-        plain.bias[unreached] = target.standardiser.mean[unreached].to(plain.bias.dtype)
-    target.standardiser.unfold(plain)
+        plain.bias[unreached] = target.standardizer.mean[unreached].to(plain.bias.dtype)
+    target.standardizer.unfold(plain)
     for name, parameter in head.named_parameters():
         fill(parameter, plain.get_parameter(name))

@@ -12,19 +12,20 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from liteframe.data.clips import FrameFormat, RawBatch
+from liteframe.data.preprocess import FrameFormat
+from liteframe.distill.clips import RawBatch
 from liteframe.distill.speed import whole_batches
 from liteframe.distill.targets import pool_features
-from liteframe.models.teacher import Teacher
+from liteframe.models.teacher.base import Teacher
 
 
 class MadeTargets(NamedTuple):
     """Targets of a batch.
 
     Attributes:
-        pooled: float32 [B,T',h,w,C], before clipping and standardisation.
+        pooled: float32 [B,T',h,w,C], before clipping and standardization.
         slots: bool [B,T'], False where no real frame lies.
-        frames: uint8 [B,T,3,H,W], what the teacher saw before normalisation.
+        frames: uint8 [B,T,3,H,W], what the teacher saw before normalization.
     """
 
     pooled: Tensor
@@ -38,7 +39,7 @@ class TargetMaker:
     Args:
         fabric: device and precision.
         teacher: on that device.
-        frame_format: size and normalisation of frames.
+        frame_format: size and normalization of frames.
         kernel: (t,h,w) of a block of the pooling.
         scope: of its softmax.
         clips: of a whole batch; others run without compiling for their size.
@@ -70,6 +71,6 @@ class TargetMaker:
             [self.transform.resized(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
         )
         with self.fabric.autocast(), whole_batches(len(frames), self.clips):
-            features = self.teacher(self.transform.normalised(frames))
+            features = self.teacher(self.transform.normalized(frames))
             pooled, slots = pool_features(features, batch.frame_mask, self.kernel, self.scope)
         return MadeTargets(pooled, slots, frames)

@@ -1,19 +1,22 @@
-"""Teacher features -> WAP -> clipped and standardised targets (paper: CTD; design, section 5; methods 18.4).
+"""Teacher features -> WAP -> clipped and standardized targets (paper: CTD; design, section 5; methods 18.4).
 
 Shapes: B clips, T' slots of t frames, (h,w) pooled grid, C teacher channels.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from liteframe_kernels import weighted_average_pool
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from liteframe.data.cache.statistics import TargetStatistics
-from liteframe.distill.standardise import Standardisation, Standardiser
-from liteframe.distill.statistics import FeatureStatistics
-from liteframe.models.teacher import TeacherFeatures
+from liteframe.distill.standardize import Standardization, Standardizer
+from liteframe.distill.statistics import FeatureStatistics, TargetStatistics
+from liteframe.files import write_atomically
+from liteframe.models.teacher.base import TeacherFeatures
 
 Clipping = Literal["channel_clamp", "token_mask", "loss_clip", "none"]
 
@@ -28,14 +31,14 @@ class TargetSettings:
             whose norm exceeds mean + sigmas std of the norms; "loss_clip" drops tokens whose loss exceeds mean + sigmas
             std of the batch; "none".
         sigmas: the 3 in "3-sigma clipping".
-        standardise: "channel", "phi_s" or "none".
+        standardize: "channel", "phi_s" or "none".
         statistics_clips: clips that the frozen statistics are measured on, over all ranks.
     """
 
     scope: Literal["block", "frame"] = "block"
     clipping: Clipping = "channel_clamp"
     sigmas: float = 3.0
-    standardise: Standardisation = "channel"
+    standardize: Standardization = "channel"
     statistics_clips: int = 256
 
     def __post_init__(self) -> None:
@@ -50,7 +53,7 @@ class Target(NamedTuple):
     """What the student is compared with.
 
     Attributes:
-        values: [B,T',h,w,C], clipped and standardised.
+        values: [B,T',h,w,C], clipped and standardized.
         weight: [B,T',h,w]; 0 where a token does not count.
         clipped: scalar in [0, 1], the part of elements (channel_clamp) or tokens (token_mask) that was clipped.
     """
@@ -94,7 +97,7 @@ def real_slots(frame_mask: Tensor, kernel: tuple[int, int, int]) -> Tensor:
 
 
 class TargetBuilder(nn.Module):
-    """Clips and standardises pooled features with statistics that are measured once and then frozen.
+    """Clips and standardizes pooled features with statistics that are measured once and then frozen.
 
     The statistics are buffers, so they travel in checkpoints.
 
@@ -111,7 +114,7 @@ class TargetBuilder(nn.Module):
     def __init__(self, channels: int, settings: TargetSettings):
         super().__init__()
         self.settings = settings
-        self.standardiser = Standardiser(channels, settings.standardise)
+        self.standardizer = Standardizer(channels, settings.standardize)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.zeros(channels))
         self.register_buffer("norm_limit", torch.zeros(()))
@@ -133,7 +136,7 @@ class TargetBuilder(nn.Module):
         self.std.copy_(statistics.std)
         mean, std = statistics.norm_mean_std
         self.norm_limit.fill_(mean + self.settings.sigmas * std)
-        self.standardiser.fit(statistics)
+        self.standardizer.fit(statistics)
         self.ready.fill_(True)
 
     def forward(self, pooled: Tensor, slot_mask: Tensor) -> Target:
@@ -149,4 +152,29 @@ class TargetBuilder(nn.Module):
             kept = weight * (pooled.norm(dim=-1) <= self.norm_limit)
             clipped = 1 - kept.sum() / weight.sum().clamp_min(1)
             weight = kept
-        return Target(self.standardiser(pooled), weight, clipped)
+        return Target(self.standardizer(pooled), weight, clipped)
+
+
+@torch.no_grad()
+def measure_statistics(
+    tokens: Iterable[Tensor], channels: int, device: torch.device, *, full: bool
+) -> FeatureStatistics:
+    """Statistics of features over all processes; each brings batches [tokens,C] of its own, also empty ones.
+
+    Args:
+        tokens: raw pooled features.
+        channels: C.
+        device: where they are.
+        full: measure the covariance too.
+    """
+    statistics = FeatureStatistics(channels, device, full=full)
+    for batch in tokens:
+        statistics.update(batch)
+    statistics.reduce()
+    return statistics
+
+
+def save_statistics(target: TargetBuilder, tokens: int, folder: Path) -> None:
+    """Write what a fitted target has frozen, and the number of tokens behind it, into a run's folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in target.state_dict().items()}
+    write_atomically(folder / "target_statistics.safetensors", save(tensors, {"tokens": str(tokens)}))

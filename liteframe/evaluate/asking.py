@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.data.chat import IMAGE, PLACEHOLDER, RESERVED
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.frame_sampling import at_fps
-from liteframe.data.video_types import VideoError
-from liteframe.evaluate.answer import encode_pixels, prepare_frames, prompt_request
+from liteframe.answer.generate import encode_pixels, prepare_frames, prompt_request
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import at_fps
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, RESERVED
 
 PART = 32  # frames held as they are in the file, before they are resized
 NO_SUBTITLES = "(none)"
@@ -103,7 +103,7 @@ def ask_all(
 
 
 def read_video(decoder: DecodeProcess, processor: Any, question: Question, asking: Asking) -> Shown:
-    """Read, resize and normalise the frames that a question is about.
+    """Read, resize and normalize the frames that a question is about.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded, or the span holds no frame.

@@ -17,12 +17,12 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.video_types import VideoError
-from liteframe.evaluate.answer import EncodedVideo, encode_pixels, prepare_frames, prompt_request
+from liteframe.answer.generate import EncodedVideo, encode_pixels, prepare_frames, prompt_request
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, check_tokens, generate_text, read_video
 from liteframe.evaluate.benchmarks.base import Question
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
 LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
 

@@ -1,4 +1,4 @@
-"""Score short answers: exact match after normalising, accuracy with its standard error, whole and by question type."""
+"""Score short answers: exact match after normalizing, accuracy with its standard error, whole and by question type."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Accuracy:
         return cls(share, math.sqrt(share * (1 - share) / len(right)), len(right))
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """Lower case, without punctuation at the ends and without doubled spaces."""
     return " ".join(answer.lower().split()).strip(string.punctuation + " ")
 
 
 def is_right(answer: str, expected: str) -> bool:
     """Whether two answers are the same words."""
-    return normalise(answer) == normalise(expected)
+    return normalize(answer) == normalize(expected)
 
 
 def score(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> dict[str, Any]:

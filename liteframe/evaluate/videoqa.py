@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.frame_sampling import uniform
-from liteframe.evaluate.answer import answer
+from liteframe.answer.generate import answer
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import uniform
 
 REQUIRED = ("video", "question", "answer")
 

@@ -49,13 +49,13 @@ def rendered_videos(scenes: list[Scene], progress: Progress) -> np.ndarray:
     return videos
 
 
-def normalised(frames: np.ndarray) -> Tensor:
+def normalized(frames: np.ndarray) -> Tensor:
     """uint8 `[N, H, W, 3]` to the ViT's input `[N, 3, H, W]`."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
-def _optimise(
+def _optimize(
     parameters: list[nn.Parameter],
     steps: int,
     peak: float,
@@ -96,11 +96,11 @@ def train_vision(
     def step(_: int) -> tuple[Tensor, str]:
         frames, *labels = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = vit(pixel_values=normalised(frames)).last_hidden_state
+            tokens = vit(pixel_values=normalized(frames)).last_hidden_state
         loss, figures = heads.losses(tokens.float(), *labels)
         return loss, ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
-    _optimise([*vit.parameters(), *heads.parameters()], steps, 1.5e-3, step, progress, "vision")
+    _optimize([*vit.parameters(), *heads.parameters()], steps, 1.5e-3, step, progress, "vision")
 
 
 @torch.inference_mode()
@@ -110,7 +110,7 @@ def stored_features(model: InternVLForConditionalGeneration, videos: np.ndarray,
     rows = []
     for video in progress.track(videos, description="features"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rows.append(vit(pixel_values=normalised(video)).last_hidden_state[:, 1:].half())
+            rows.append(vit(pixel_values=normalized(video)).last_hidden_state[:, 1:].half())
     return torch.stack(rows)
 
 
@@ -146,7 +146,7 @@ def train_language(
         return loss + 0.3 * read_out, f"{words}, right {float(right.float().mean()):.3f}"
 
     parameters = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters()]
-    _optimise(parameters, steps, peak, step, progress, "language")
+    _optimize(parameters, steps, peak, step, progress, "language")
 
 
 @torch.inference_mode()
@@ -173,7 +173,7 @@ library_name: transformers
 ---
 
 A tiny InternVL that answers questions about the moving shapes of LiteFrame's toyworld. Made from nothing by
-`python -m liteframe.toyworld.pretrain`; its videos and weights share the licence of the repository.
+`python -m liteframe.toyworld.pretrain`; its videos and weights share the license of the repository.
 """
 
 

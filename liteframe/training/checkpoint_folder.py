@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from liteframe.training.durable import durable_file, fsync_path
+from liteframe.files import durable_file, fsync_path
 
 
 @dataclass(frozen=True)

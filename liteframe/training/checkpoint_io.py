@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
-from liteframe.training.durable import durable_file
+from liteframe.files import durable_file
 
 
 class Written(NamedTuple):

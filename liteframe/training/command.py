@@ -1,4 +1,4 @@
-"""`train_*.py fit`: LightningCLI with a run folder, resume apart from initialisation, and precision by hardware."""
+"""`train_*.py fit`: LightningCLI with a run folder, resume apart from initialization, and precision by hardware."""
 
 import logging
 import sys
@@ -15,20 +15,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from liteframe.data.conversation_files import BadConversationsError
-from liteframe.data.failure_watch import FailureWatch
-from liteframe.data.failures import TooManyBadVideosError
+from liteframe.files import OUT_OF_SPACE, OutOfSpaceError
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_io import AtomicCheckpointIO
-from liteframe.training.durable import OUT_OF_SPACE, OutOfSpaceError
+from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
-from liteframe.training.processes import check_strategy, common_end, torchrun_devices
 from liteframe.training.profile_report import Circumstances
 from liteframe.training.profile_run import lasting, rehearse, write_profile
 from liteframe.training.profile_steps import Rehearsal
-from liteframe.training.requeue import slurm_plugins
 from liteframe.training.run_folder import Resume, RunFolder
-from liteframe.training.signals import STOP
+from liteframe.training.sharded import check_strategy, common_end, torchrun_devices
+from liteframe.training.signals import STOP, slurm_plugins
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
@@ -50,7 +47,7 @@ EXPECTED_WARNINGS = (
     ".*does not have many workers",  # workers is the user's choice
     ".*checkpoint that ended before the epoch ended",  # the stream continues from the global step
     ".*is smaller than the logging interval",  # log_every_n_steps counts over epochs
-    ".*sync_dist=True",  # held-out figures are synchronised where they are computed
+    ".*sync_dist=True",  # held-out figures are synchronized where they are computed
     ".*Total length of `list` across ranks is zero",  # nothing is held out
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own code
     ".*all_gather is deprecated",  # Lightning's own code

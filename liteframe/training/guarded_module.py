@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from liteframe.models.student import weight_misfits
+from liteframe.models.student.encoder import weight_misfits
 from liteframe.training.guard import (
     CAUSES,
     REMEDIES,

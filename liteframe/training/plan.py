@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from liteframe.data.datamodule import divide_batch
 from liteframe.training.command import TrainingCommand
 from liteframe.training.profile_report import sentence, shares
 from liteframe.training.profile_steps import Measurement
 from liteframe.training.report import environment
-from liteframe.training.schedule import bounded_steps
+from liteframe.training.schedule import bounded_steps, divide_batch
 
 ADAMW_MOMENTS = 2
 # A new checkpoint is complete before the one before the previous goes.

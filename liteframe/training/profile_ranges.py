@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: named ranges that add up to it, with no synchronisation in between.
+"""Where the time of training steps goes: named ranges that add up to it, with no synchronization in between.
 
 The time line is cut at every start and end of a range, and each piece belongs to the innermost range around it. On a
 GPU the cuts are events in its stream: a piece is then what the device spent, working or waiting, so waiting for data

@@ -6,11 +6,11 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from liteframe.files import write_json
 from liteframe.training.checkpoint import LastCheckpoint
 from liteframe.training.profile_report import Circumstances, as_record, sentence, table
 from liteframe.training.profile_steps import Measurement, Rehearsal
 from liteframe.training.report import environment
-from liteframe.training.run_folder import write_json
 
 
 def rehearse(config: Any) -> Rehearsal:

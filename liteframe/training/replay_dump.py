@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from liteframe.training.durable import fsync_path
-from liteframe.training.run_folder import write_json
+from liteframe.files import fsync_path, write_json
 from liteframe.training.sharded import whole_state
 from liteframe.training.skipped_steps import plain
 

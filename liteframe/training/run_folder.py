@@ -1,16 +1,14 @@
 """Where one training run lives, and the rule that nothing overwrites it."""
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from liteframe.training.checkpoint_folder import CheckpointFolder
-from liteframe.training.durable import durable_file
 
 TRACES = ("config.yaml", "report.json", "checkpoints", "encoder", "events.out.tfevents.*")
 # Written before the first step.
@@ -87,22 +85,3 @@ class RunFolder:
                 f"--run {self.path} already holds a run ({', '.join(found)}); choose another folder, delete it, "
                 f"or {remedy}"
             )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name in its own folder, flush it to the disk, then rename it."""
-    with durable_file(path, needed=len(data)) as file:
-        file.write(data)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write readable JSON atomically; numbers that are not finite, as in the loss of a skipped step, become null."""
-    write_atomically(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

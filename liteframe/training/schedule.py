@@ -10,6 +10,21 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 
+def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) -> tuple[int, int]:
+    """Clips per device and turn, and turns per optimizer step, whose product with the devices is the batch size.
+
+    Raises:
+        ValueError: they do not divide it.
+    """
+    micro = micro_batch_size or max(1, batch_size // devices)
+    if batch_size % (micro * devices):
+        raise ValueError(
+            f"data.batch_size={batch_size} is not a multiple of data.micro_batch_size={micro} times {devices} devices; "
+            f"the nearest that fits is {max(1, round(batch_size / (micro * devices))) * micro * devices}"
+        )
+    return micro, batch_size // (micro * devices)
+
+
 @dataclass
 class OptimizerSettings:
     """AdamW and its schedule.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from liteframe.training.run_folder import write_atomically
+from liteframe.files import write_atomically
 
 NAME = "skipped_steps.jsonl"
 

@@ -19,12 +19,12 @@ from worlds.published import (
     write_list,
 )
 
-from liteframe.data.adapters import ADAPTERS, Problem
-from liteframe.data.adapters.base import locate
-from liteframe.data.conversation_files import load_conversations
+from liteframe.align.conversation_files import load_conversations
+from liteframe.data.importers import ADAPTERS, Problem
+from liteframe.data.importers.base import locate
 from liteframe.data.manifest import load_manifest
 
-LICENCES = {
+LICENSES = {
     "sharegpt4video": ("CC-BY-NC-4.0", "no commercial use"),
     "llava-video-178k": ("Apache-2.0", "academic research and education", "OpenAI's terms"),
     "finevideo": ("CC-BY", "removal requests", "title and channel"),
@@ -46,14 +46,14 @@ def test_the_published_layout_gives_files_that_the_readers_accept(adapt, tmp_pat
         chats = load_conversations(done.chats_path)
         assert {chat.media[0].files[0] for chat in chats} <= {entry.video for entry in entries}
         assert len(chats) == len(done.chats)
-    for words in LICENCES[name]:
+    for words in LICENSES[name]:
         assert words in done.out
-    assert done.out.index("licence") < done.out.index("wrote")
+    assert done.out.index("license") < done.out.index("wrote")
 
 
 def test_the_registry_is_complete():
-    assert set(ADAPTERS) == set(PUBLISHED) == set(LICENCES)
-    assert all(adapter.licence.terms and adapter.licence.source for adapter in ADAPTERS.values())
+    assert set(ADAPTERS) == set(PUBLISHED) == set(LICENSES)
+    assert all(adapter.license.terms and adapter.license.source for adapter in ADAPTERS.values())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

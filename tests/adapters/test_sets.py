@@ -20,7 +20,7 @@ from worlds.published import (
     write_parquet,
 )
 
-from liteframe.data.adapters import finevideo as finevideo_module
+from liteframe.data.importers import finevideo as finevideo_module
 
 
 def turns(chat):

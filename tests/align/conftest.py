@@ -12,9 +12,9 @@ from worlds.students import make_student, student_config
 from worlds.vlms import make_internvl, stir
 
 import train_lma
-from liteframe.data.processor import LiteFrameInternVLProcessor
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.video_llm import attach_encoder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.attach import attach_encoder
+from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 QUESTION = "What colour is the circle?"

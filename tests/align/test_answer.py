@@ -2,8 +2,8 @@
 
 import pytest
 
-from liteframe.data.chat import question_prompt
-from liteframe.evaluate.answer import answer
+from liteframe.answer.generate import answer
+from liteframe.models.vlm.chat import question_prompt
 from liteframe.toyworld.model import build_processor
 
 QUESTIONS = ["What colour is the circle?", "Which way does the red object move?", "What shape is the object?"]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from liteframe.data.chat import encode_conversation, question_prompt, template_warning
-from liteframe.data.conversation_files import load_conversations
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.align.conversation_files import load_conversations
+from liteframe.models.vlm.chat import encode_conversation, question_prompt, template_warning
+from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 
 GOOD = [
     {"from": "human", "value": "<video>\nWhat colour is the circle?"},

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from worlds.ctd import write_video
 
+from liteframe.align.conversation_files import check_files, load_conversations
 from liteframe.align.dataset import ConversationDataset, collate_samples
-from liteframe.align.grouping import GroupedStream
 from liteframe.cli.main import main
-from liteframe.data.conversation_files import check_files, load_conversations
-from liteframe.data.sampler import ClipStream
-from liteframe.data.video_types import VideoError
+from liteframe.data.stream import ClipStream, GroupedStream
+from liteframe.data.video.errors import VideoError
 
 ASK, TELL = {"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "red"}
 
@@ -182,18 +181,18 @@ def test_mixed_media_are_what_the_processor_makes_of_them(files, processor, tmp_
         images=images, videos=[frames], padding_side="right",
     )  # fmt: skip
     assert batch.input_ids[2:, : inputs["input_ids"].shape[1]].tolist() == inputs["input_ids"].tolist()
-    pixels = processor.normalised(batch.pixels[8:])
+    pixels = processor.normalized(batch.pixels[8:])
     assert [torch.equal(a, b) for a, b in zip(pixels, inputs["pixel_values_videos"], strict=True)] == [True] * 5
 
 
 def test_bytes_on_the_way_give_the_very_pixels(processor, frames):
-    """Resize in the worker and normalise on the device, against the video processor in one go."""
+    """Resize in the worker and normalize on the device, against the video processor in one go."""
     video = frames(5, 50, 90)
     whole = processor.video_processor(
         videos=[torch.as_tensor(video).permute(0, 3, 1, 2).contiguous()], return_tensors="pt", do_sample_frames=False
     )["pixel_values_videos"][0]
     assert processor.resized(video).dtype == torch.uint8
-    assert torch.equal(processor.normalised(processor.resized(video)), whole)
+    assert torch.equal(processor.normalized(processor.resized(video)), whole)
 
 
 @pytest.mark.parametrize("name", ["none.png", "rows.png", "cut.png"])

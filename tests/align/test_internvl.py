@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from worlds.students import student_config
 
-from liteframe.models.internvl import LiteFrameInternVLForConditionalGeneration, pixel_shuffle
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.video_llm import attach_encoder
-from liteframe.pooling import weighted_average_pool
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.vlm.attach import attach_encoder
+from liteframe.models.vlm.internvl import LiteFrameInternVLForConditionalGeneration, pixel_shuffle
+from liteframe.reduce.wap import weighted_average_pool
 
 GRID = student_config(dim=8, depth=2, heads=1)
 

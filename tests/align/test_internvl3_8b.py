@@ -8,10 +8,10 @@ from transformers import InternVLForConditionalGeneration
 from worlds import ROOT
 
 from liteframe.align.lora import LoraSettings, adapted_layers, add_lora
-from liteframe.models.internvl3_8b import internvl3_8b_config
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.video_llm import attach_encoder
+from liteframe.bench.internvl3_8b import internvl3_8b_config
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.attach import attach_encoder
 
 # Qwen2.5-7B: input and output channels of each projection of a block.
 PROJECTIONS = {

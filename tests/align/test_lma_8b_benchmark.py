@@ -6,8 +6,8 @@ import pytest
 from safetensors import safe_open
 from worlds import ROOT
 
-from liteframe.models.internvl3_8b import internvl3_8b_config
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.bench.internvl3_8b import internvl3_8b_config
+from liteframe.models.student.config import LiteFrameConfig
 
 
 def small_config():

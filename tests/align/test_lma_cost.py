@@ -11,8 +11,8 @@ from worlds.students import make_student, student_config
 
 import train_lma
 from liteframe.cli.main import main
-from liteframe.models.cost import cost
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.cost import cost
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.toyworld.dataset import write_toyworld
 
 ENCODER = student_config(depth=2)

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from worlds import ROOT
 
+from liteframe.align.command import load_stages
 from liteframe.align.module import LMAModule
-from liteframe.align.stages import load_stages
 from liteframe.cli.main import main
-from liteframe.data.chat import question_prompt
-from liteframe.load_adapter import load_adapter
-from liteframe.load_vlm import load_video_llm, with_encoder
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.load import load_video_llm, with_encoder
 
 QUESTION = "What colour is the circle?"
 

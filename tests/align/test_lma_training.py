@@ -16,16 +16,16 @@ from worlds.lma import make_chats
 
 import train_lma
 from liteframe.align.callbacks import AdapterSaver
+from liteframe.align.conversation_files import load_conversations
 from liteframe.align.module import LMAModule
 from liteframe.cli.main import main as liteframe
-from liteframe.data.chat import encode_conversation
-from liteframe.data.conversation_files import load_conversations
-from liteframe.data.frame_sampling import at_fps
-from liteframe.data.sampler import ClipStream
-from liteframe.data.video_reader import read_frames
-from liteframe.load_adapter import load_adapter
-from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.data.stream import ClipStream
+from liteframe.data.video.reader import read_frames
+from liteframe.data.video.sampling import at_fps
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.chat import encode_conversation
+from liteframe.models.vlm.load import load_video_llm
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lma"
 SMALL = ["--data.frames", "[8,12]", "--data.workers", "0", "--data.micro_batch_size", "2", "--data.batch_size", "4"]

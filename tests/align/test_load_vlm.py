@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor, Qwen2Config
 
-from liteframe.data.processor import LiteFrameInternVLProcessor
-from liteframe.load_vlm import load_video_llm, processor_for, with_encoder
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.load import load_video_llm, processor_for, with_encoder
+from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 from liteframe.toyworld.model import build_processor
 
 

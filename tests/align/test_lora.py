@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from liteframe.align.lora import LoraSettings, adapted_layers, add_lora, describe, language_model_layers
-from liteframe.load_adapter import frozen_digest
+from liteframe.models.vlm.adapter import frozen_digest
 
 
 def test_every_layer_of_the_language_model_and_no_other(model):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import InternVLVideoProcessor
 
-from liteframe.data.processor import LiteFrameInternVLProcessor
+from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -4,10 +4,10 @@ import pytest
 from lightning.fabric import Fabric
 from worlds.cache import make_world
 
-from liteframe.data.cache import TargetCache
-from liteframe.distill.cache_build import build_cache
-from liteframe.distill.cache_job import CacheJob, Storage
-from liteframe.distill.run_settings import read_run
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.cache.build import build_cache
+from liteframe.distill.cache.job import CacheJob, Storage
+from liteframe.distill.command import read_run
 
 
 @pytest.fixture(scope="session")

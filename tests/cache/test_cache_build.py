@@ -13,16 +13,14 @@ from worlds.cache import contents
 
 import train_ctd
 from liteframe.cli.main import main
-from liteframe.data.cache import TargetCache
-from liteframe.data.clips import FrameFormat
-from liteframe.data.failures import TooManyBadVideosError
-from liteframe.data.manifest import load_manifest
-from liteframe.data.split import hold_out
-from liteframe.data.transforms import FrameTransform
-from liteframe.data.video_reader import read_frames
-from liteframe.data.video_types import VideoError
-from liteframe.distill.run_settings import read_run
-from liteframe.models.teacher import load_teacher
+from liteframe.data.manifest import hold_out, load_manifest
+from liteframe.data.preprocess import FrameFormat, FrameTransform
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.reader import read_frames
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.command import read_run
+from liteframe.models.teacher.load import load_teacher
+from liteframe.training.failures import TooManyBadVideosError
 
 
 def live_target(view, cache):

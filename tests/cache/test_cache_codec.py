@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from liteframe.data.cache.codec import TargetCodec, clip_bytes, scale_shape
-from liteframe.data.cache.jpeg import decode_jpeg, encode_jpeg
-from liteframe.data.cache.statistics import TargetStatistics
+from liteframe.distill.cache.codec import TargetCodec, clip_bytes, decode_jpeg, encode_jpeg, scale_shape
+from liteframe.distill.statistics import TargetStatistics
 
 SHAPE = (4, 8, 8, 256)
 
@@ -31,7 +30,7 @@ def codec_for(name, features):
 
 
 def whitened_error(features, decoded, codec):
-    """What a loss on standardised channels sees: root mean square error over root mean square of the features."""
+    """What a loss on standardized channels sees: root mean square error over root mean square of the features."""
     std = codec.std.double()
     error = (decoded.double() - features.double()) / std
     return float(

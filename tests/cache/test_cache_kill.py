@@ -10,7 +10,7 @@ import pytest
 from worlds import ROOT
 from worlds.cache import contents
 
-from liteframe.distill.cache_folder import sole_builder
+from liteframe.distill.cache.build import sole_builder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -10,9 +10,8 @@ from safetensors.torch import load, save
 from worlds.ctd import write_video
 
 from liteframe.cli.main import main
-from liteframe.data.cache import TargetCache
-from liteframe.data.cache.index import sha256
-from liteframe.data.cache.layout import all_parts
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.cache.layout import all_parts, sha256
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_the_messages_are_those_of_the_code():
         for room in ("liteframe", "export")
         for path in sorted((ROOT / room).rglob("*.py"))
     )
-    table = GUIDE.split("## What may go wrong")[1].split("## Licences")[0]
+    table = GUIDE.split("## What may go wrong")[1].split("## Licenses")[0]
     messages = [
         m
         for row in table.splitlines()[4:]

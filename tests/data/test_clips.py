@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from liteframe.data.augment import Augmentation, crop_box, draw_view
-from liteframe.data.clip_view import ClipView
-from liteframe.data.clips import ClipDataset, FrameFormat, collate_clips, decode_size, dress
-from liteframe.data.frame_sampling import dense_clip
 from liteframe.data.manifest import VideoEntry
-from liteframe.data.video_reader import read_frames
-from liteframe.data.video_types import VideoError
+from liteframe.data.preprocess import FrameFormat, decode_size
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.reader import read_frames
+from liteframe.data.video.sampling import dense_clip
+from liteframe.distill.clip_view import Augmentation, ClipView, crop_box, draw_view
+from liteframe.distill.clips import ClipDataset, collate_clips, dress
 
 FORMAT = FrameFormat((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "squash")
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from worlds.ctd import write_video
 
-from liteframe.data.augment import Augmentation
-from liteframe.data.clips import FrameFormat
-from liteframe.data.datamodule import ClipDataModule, divide_batch
+from liteframe.data.preprocess import FrameFormat
+from liteframe.distill.clip_view import Augmentation
+from liteframe.distill.datamodule import ClipDataModule
+from liteframe.training.schedule import divide_batch
 
 
 @pytest.fixture(scope="module")

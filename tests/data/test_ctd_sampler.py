@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from liteframe.data.sampler import ClipStream, FirstClips, FixedBatches
+from liteframe.data.stream import ClipStream, FirstClips, FixedBatches
 
 
 def take(stream, count):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from worlds.videos import BAD, number_of, numbers
 
-from liteframe.data import decode_process, reader_decord
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.video_reader import VideoError, probe, read_frames
+from liteframe.data.video import process as decode_process
+from liteframe.data.video import reader_decord
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.reader import VideoError, probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_works_over_pickle_and_fork(corpus, process):
 
 
 def test_the_child_imports_no_torch():
-    code = "import sys, liteframe.data.decode_child; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys, liteframe.data.video.process; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'av'" in loaded
     assert "'torch'" not in loaded
@@ -175,7 +176,7 @@ def test_the_childs_stdout_is_not_the_protocol(corpus, process):
 
 def test_the_child_dies_with_its_parent(corpus):
     code = (
-        "import sys, time; from liteframe.data.decode_process import DecodeProcess\n"
+        "import sys, time; from liteframe.data.video.process import DecodeProcess\n"
         "process = DecodeProcess(); process.probe(sys.argv[1]); print(process._child.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from liteframe.data.failures import FailureTally, TooManyBadVideosError
+from liteframe.training.failures import FailureTally, TooManyBadVideosError
 
 
 def record(tally, good, failures):

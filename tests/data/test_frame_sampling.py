@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liteframe.data.frame_sampling import at_fps, dense_clip, uniform
+from liteframe.data.video.sampling import at_fps, dense_clip, uniform
 
 lengths = st.integers(1, 5000)
 rates = st.floats(0.2, 240)

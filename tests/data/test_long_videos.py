@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from worlds.videos import draw, encode, ffmpeg, number_of, numbers
 
-from liteframe.data import reader_pyav, video_source
-from liteframe.data.clips import ClipDataset, FrameFormat, decode_size
-from liteframe.data.frame_sampling import dense_clip, uniform
 from liteframe.data.manifest import VideoEntry
-from liteframe.data.video_reader import probe, read_frames
+from liteframe.data.preprocess import FrameFormat, decode_size
+from liteframe.data.video import reader_pyav
+from liteframe.data.video import source as video_source
+from liteframe.data.video.reader import probe, read_frames
+from liteframe.data.video.sampling import dense_clip, uniform
+from liteframe.distill.clips import ClipDataset
 
 GROUP, HOUR, FPS = 100, 36_000, 10
 
@@ -81,7 +83,7 @@ def test_a_clip_of_an_hour_takes_little_time(hours):
 
 _MEASURE = """
 import resource, sys
-from liteframe.data.video_reader import probe, read_frames
+from liteframe.data.video.reader import probe, read_frames
 frames = probe(sys.argv[1]).frames
 read_frames(sys.argv[1], range(frames - 16, frames))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

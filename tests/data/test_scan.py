@@ -8,9 +8,9 @@ import pytest
 from worlds.videos import BAD, GOOD
 
 from liteframe.cli.main import main
-from liteframe.data import reader_decord
 from liteframe.data.manifest import VideoEntry, load_manifest
-from liteframe.data.scan import scan
+from liteframe.data.video import reader_decord
+from liteframe.data.video.scan import scan
 
 # decord gives wrong frames of these, or none at all (measured)
 DECORD_LIES = ["open_group.mp4", "edit_list.mp4", "intra_refresh.mp4", "one_group.ts", "av1.mp4", "hevc_open_group.mp4"]
@@ -86,7 +86,7 @@ def test_rows_keep_their_span_and_a_span_beyond_the_end_is_bad(corpus, tmp_path)
 
 
 def test_a_file_that_hangs_is_reported_at_the_deadline(corpus, monkeypatch):
-    from liteframe.data.decode_process import DecodeProcess
+    from liteframe.data.video.process import DecodeProcess
 
     start = DecodeProcess._running
 

@@ -2,8 +2,7 @@ import random
 
 import pytest
 
-from liteframe.data.manifest import VideoEntry
-from liteframe.data.split import hold_out
+from liteframe.data.manifest import VideoEntry, hold_out
 
 
 def entries(root, count=400):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as tv
 
-from liteframe.data.transforms import FrameTransform
+from liteframe.data.preprocess import FrameTransform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

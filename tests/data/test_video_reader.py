@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from worlds.videos import BAD, FFMPEG, GOOD, encode, ffmpeg, number_of, numbers
 
-from liteframe.data import frame_table, reader_decord, reader_pyav, video_source
-from liteframe.data.video_reader import VideoError, probe, read_frames
+from liteframe.data.video import frame_table, reader_decord, reader_pyav
+from liteframe.data.video import source as video_source
+from liteframe.data.video.reader import VideoError, probe, read_frames
 
 
 @pytest.mark.parametrize("name", GOOD)

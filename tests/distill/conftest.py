@@ -10,7 +10,7 @@ import torch
 from worlds.ctd import make_vlm_folder, write_ctd_config, write_video
 
 import train_ctd
-from liteframe.data.cache import CachedClip
+from liteframe.distill.cache import CachedClip
 from liteframe.distill.module import CTDModule
 
 

@@ -12,12 +12,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_ctd
-from liteframe.data.cache import CacheSettings, TargetCache
-from liteframe.data.cache.statistics import TargetStatistics
-from liteframe.data.transforms import FrameTransform
-from liteframe.data.video_reader import read_frames
-from liteframe.data.video_types import VideoError
+from liteframe.data.preprocess import FrameTransform
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.reader import read_frames
+from liteframe.distill.cache import CacheSettings, TargetCache
 from liteframe.distill.module import CTDModule
+from liteframe.distill.statistics import TargetStatistics
 
 
 class WrittenDown:
@@ -59,7 +59,7 @@ def live(seven_steps):
     report = json.loads((run / "report.json").read_text())
     settings = CacheSettings(
         **module.target_identity(module.student.config), **module.data().clip_identity(), teacher="vlm",
-        teacher_options={}, patch_size=8, licence=None, precision="32-true", views=4, codec="bf16", jpeg_quality=None,
+        teacher_options={}, patch_size=8, license=None, precision="32-true", views=4, codec="bf16", jpeg_quality=None,
         part_clips=2,
     )  # fmt: skip
     statistics = TargetStatistics(
@@ -110,7 +110,7 @@ def test_bfloat16_targets_and_stored_frames(live, use, tiny_config, tmp_path, mo
         return dataclasses.replace(clip, target=clip.target.bfloat16(), frames=frames)
 
     use(cache.changed(stored))
-    monkeypatch.setattr("liteframe.data.decode_process.DecodeProcess.read", None)
+    monkeypatch.setattr("liteframe.data.video.process.DecodeProcess.read", None)
     cached = train(tiny_config, tmp_path / "cached", "--data.cache", "CACHE", "--data.workers", 1)
     for name, value in report["figures"].items():
         if name.startswith("val/"):

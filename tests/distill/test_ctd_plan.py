@@ -10,9 +10,9 @@ from worlds.students import student_config
 
 from liteframe.cli.main import main
 from liteframe.distill.plan import teacher_cost
-from liteframe.models.cost import cost
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.teacher import load_teacher
+from liteframe.models.student.cost import cost
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.load import load_teacher
 
 EIGHT = ["--data.batch_size", "8", "--trainer.devices", "2", "--trainer.max_epochs", "9", "--trainer.max_steps", "-1"]
 

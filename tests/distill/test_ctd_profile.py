@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from liteframe.data.clips import ClipDataset
-from liteframe.models.teacher import Teacher
+from liteframe.distill.clips import ClipDataset
+from liteframe.models.teacher.base import Teacher
 
 NAP = 0.05
 

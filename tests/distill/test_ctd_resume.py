@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from liteframe.distill.module import CTDModule
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 
 def weights(run):

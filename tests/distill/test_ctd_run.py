@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from worlds import ROOT
 
 from liteframe.distill.module import CTDModule
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_saved_encoder_is_the_student_in_raw_space(finished):
     encoder = LiteFrameEncoder.from_pretrained(run / "encoder")
     video = torch.randn(2, 8, 3, 64, 64)
     with torch.no_grad():
-        expected = module.target.standardiser.inverse(module.student(video))
+        expected = module.target.standardizer.inverse(module.student(video))
         assert (encoder(video) - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert (encoder(video) - module.student(video)).abs().max() > 0.1
     assert encoder.config.image_mean == (0.5, 0.5, 0.5)
@@ -178,7 +178,7 @@ def test_init_from_starts_at_the_saved_encoder(finished, fit, tmp_path, monkeypa
 
     monkeypatch.setattr(CTDModule, "on_train_start", keep)
     fit("--run", tmp_path / "run", "--init_from", finished[0] / "encoder", "--trainer.max_steps", 1,
-        "--model.target.standardise", "phi_s")  # fmt: skip
+        "--model.target.standardize", "phi_s")  # fmt: skip
     video = torch.randn(1, 8, 3, 64, 64)
     with torch.no_grad():
         expected = LiteFrameEncoder.from_pretrained(finished[0] / "encoder")(video)
@@ -200,7 +200,7 @@ def test_init_from_a_larger_student_cuts_it(finished, fit, tmp_path, monkeypatch
     assert re.search(r"cut by weight selection from .*M to .*M .*dim 16 -> 8, heads 2 -> 1, mlp_dim 32 -> 16", said)
     large = LiteFrameEncoder.from_pretrained(finished[0] / "encoder").state_dict()
     small = start["encoder"].state_dict()
-    # The head is in raw space before and after; float32 rounds on its way through standardised space.
+    # The head is in raw space before and after; float32 rounds on its way through standardized space.
     torch.testing.assert_close(small["head.weight"], large["head.weight"][:, ::2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(small["head.bias"], large["head.bias"], rtol=1e-4, atol=1e-5)
     assert torch.equal(small["blocks.1.temporal.weight"], large["blocks.1.temporal.weight"][::2])
@@ -230,9 +230,9 @@ def test_misfits_are_found_before_training(fit, tmp_path, arguments, words):
     [
         ["--model.loss", "smooth_l1", "--model.target.clipping", "token_mask", "--model.target.scope", "frame"],
         ["--model.loss", "cosine+smooth_l1", "--model.target.clipping", "loss_clip", "--data.micro_batch_size", 1],
-        ["--model.target.clipping", "none", "--model.target.standardise", "none", "--model.init", "random",
+        ["--model.target.clipping", "none", "--model.target.standardize", "none", "--model.init", "random",
          "--data.val_fraction", 0],
-        ["--trainer.precision", "bf16-mixed", "--model.target.standardise", "phi_s", "--trainer.max_epochs", 1],
+        ["--trainer.precision", "bf16-mixed", "--model.target.standardize", "phi_s", "--trainer.max_epochs", 1],
     ],
 )  # fmt: skip
 def test_other_recipes_run(fit, tmp_path, arguments):

@@ -118,7 +118,7 @@ def test_run_validates_and_saves_the_average(fit, tmp_path, monkeypatch):
     close(validated[-1][1], final)
 
     encoder = load_file(run / "encoder" / "model.safetensors")
-    mean, std = (saved["state_dict"][f"target.standardiser.{name}"] for name in ("mean", "inverse_map"))
+    mean, std = (saved["state_dict"][f"target.standardizer.{name}"] for name in ("mean", "inverse_map"))
     averaged = {name.removeprefix("student."): tensor.float() for name, tensor in average_after(7).items()}
     averaged["head.weight"] *= std[:, None]
     averaged["head.bias"] = averaged["head.bias"] * std + mean

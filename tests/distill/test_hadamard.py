@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from liteframe.distill.hadamard import equalising_rotation, hadamard
+from liteframe.distill.standardize import equalizing_rotation, hadamard
 
 
 # Widths of teachers, and the smallest order of each construction (methods 18.1).
@@ -14,9 +14,9 @@ def test_hadamard_is_orthogonal_with_entries_of_one(size):
 
 @pytest.mark.parametrize("size", [3, 6, 50, 100, 92])
 def test_other_sizes_get_an_orthogonal_matrix(size):
-    rotation = equalising_rotation(size)
+    rotation = equalizing_rotation(size)
     assert torch.allclose(rotation @ rotation.T, torch.eye(size, dtype=torch.float64), atol=1e-12)
-    assert torch.equal(rotation, equalising_rotation(size))
+    assert torch.equal(rotation, equalizing_rotation(size))
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 7, 10, 14, 22])

@@ -1,7 +1,7 @@
 import torch
 
 from liteframe.distill.panel import clip_panel, pca_colours, saliency
-from liteframe.models.teacher import TeacherFeatures
+from liteframe.models.teacher.base import TeacherFeatures
 
 
 def test_layout_of_the_picture():

@@ -11,7 +11,7 @@ from worlds.students import make_student, student_config
 
 from liteframe.distill import speed
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
-from liteframe.models.teacher import load_teacher
+from liteframe.models.teacher.load import load_teacher
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import torch
 
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
-from liteframe.models.teacher import TeacherFeatures
+from liteframe.models.teacher.base import TeacherFeatures
 
 
 def builder(clipping, data, **kwargs):
     statistics = FeatureStatistics(data.shape[-1])
     statistics.update(data.flatten(0, -2))
-    made = TargetBuilder(data.shape[-1], TargetSettings(clipping=clipping, standardise="none", **kwargs))
+    made = TargetBuilder(data.shape[-1], TargetSettings(clipping=clipping, standardize="none", **kwargs))
     assert not made.ready
     made.fit(statistics)
     assert made.ready

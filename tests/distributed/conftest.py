@@ -7,7 +7,7 @@ from worlds import ROOT
 from worlds.ctd import make_vlm_folder, write_ctd_config, write_video
 from worlds.lma import make_chats
 
-from liteframe.data.sampler import ClipStream
+from liteframe.data.stream import ClipStream
 
 
 @pytest.fixture(scope="session")

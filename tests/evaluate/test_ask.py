@@ -8,12 +8,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from worlds import ROOT
 from worlds.ctd import write_video
 
+from liteframe.answer.ask import ask
+from liteframe.answer.generate import stream_answer
 from liteframe.cli.main import main
-from liteframe.data.chat import question_prompt
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.evaluate.answer import stream_answer
-from liteframe.evaluate.ask import ask
-from liteframe.load_vlm import load_video_llm
+from liteframe.data.video.process import DecodeProcess
+from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.load import load_video_llm
 
 TOY = ROOT / "liteframe/toyworld/checkpoint"
 QUESTION = "Which way does the red circle move?"

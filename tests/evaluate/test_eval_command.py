@@ -8,12 +8,12 @@ from worlds import benchmarks as samples
 from worlds.ctd import write_video
 from worlds.lettered import write_lettered_questions
 
+from liteframe.answer.generate import answer
 from liteframe.cli.main import main
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.video_types import VideoError
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate import asking
-from liteframe.evaluate.answer import answer
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
 VIDEOS = 3

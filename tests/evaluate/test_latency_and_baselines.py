@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from liteframe.evaluate.baselines import PooledTeacher
-from liteframe.evaluate.latency import measure
-from liteframe.models.teacher import load_teacher
+from liteframe.bench.stages import measure
+from liteframe.models.teacher.load import load_teacher
+from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 

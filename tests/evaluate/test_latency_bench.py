@@ -8,13 +8,13 @@ from worlds import ROOT
 from worlds.students import student_config
 from worlds.vlms import make_llava_onevision
 
+from liteframe.bench import latency as latency_bench
+from liteframe.bench.latency import BASELINE, PAPER, add_ratios
+from liteframe.bench.report import latency_table
+from liteframe.bench.stages import Latency
+from liteframe.bench.systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
 from liteframe.cli.main import main
-from liteframe.evaluate import latency_bench
-from liteframe.evaluate.latency import Latency
-from liteframe.evaluate.latency_bench import BASELINE, PAPER, add_ratios
-from liteframe.evaluate.latency_report import latency_table
-from liteframe.evaluate.latency_systems import LITEFRAME, POOLED, TEACHER, build_systems, load_pair, make_inputs
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
 

@@ -10,12 +10,12 @@ from worlds import ROOT
 from worlds.ctd import write_video
 from worlds.students import make_student, student_config
 
-from liteframe.data.chat import question_prompt
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.evaluate.answer import answer
-from liteframe.evaluate.ask import ask
-from liteframe.evaluate.overlap import prefill_overlapped
-from liteframe.load_vlm import load_video_llm
+from liteframe.answer.ask import ask
+from liteframe.answer.generate import answer
+from liteframe.answer.session import prefill_overlapped
+from liteframe.data.video.process import DecodeProcess
+from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.load import load_video_llm
 
 QUESTION = "Which way does the red circle move?"
 

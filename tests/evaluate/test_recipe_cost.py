@@ -25,7 +25,7 @@ def test_shares_follow_from_the_papers_flops():
 
 
 def test_recipe_at_45_percent():
-    result = recipe(Assumptions(utilisation=(0.45,)))
+    result = recipe(Assumptions(utilization=(0.45,)))
     (rate,) = result["rates"]
     per_frame = (TEACHER + TEACHER_ATTENTION + 3 * (STUDENT + STUDENT_ATTENTION)) * 1e12 / 256
     live = 8 * 989e12 * 0.45 / per_frame

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from liteframe.evaluate.scoring import is_right, normalise, score
+from liteframe.evaluate.scoring import is_right, normalize, score
 from liteframe.evaluate.videoqa import by_video, load_questions
 
 
-def test_normalise():
-    assert normalise("  The Red\n circle. ") == "the red circle"
+def test_normalize():
+    assert normalize("  The Red\n circle. ") == "the red circle"
     assert is_right("Red.", "red")
     assert not is_right("dark red", "red")
     assert not is_right("", "red")

@@ -10,12 +10,12 @@ from worlds.vlms import make_internvl
 
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.cli.main import main
-from liteframe.load_adapter import frozen_digest
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.adapter import frozen_digest
+from liteframe.models.vlm.load import load_video_llm
 
 REPORT = {
     "kind": "ctd",
-    "teacher": {"name": "a tiny teacher", "sha256": "feed" * 16, "licence": "cc-by-nc-4.0"},
+    "teacher": {"name": "a tiny teacher", "sha256": "feed" * 16, "license": "cc-by-nc-4.0"},
     "data": {"videos": "a folder | of videos", "train_videos": 3},
     "figures": {"val/cosine": 0.98765432},
     "command": ["python", "train_ctd.py", "fit", "--run", "a b"],

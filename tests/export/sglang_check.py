@@ -27,7 +27,7 @@ from PIL import Image
 from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from liteframe.data.frame_sampling import at_fps
+from liteframe.data.video.sampling import at_fps
 
 SHAPES = [(1, 48, 64), (4, 64, 64), (5, 90, 50), (8, 360, 640), (23, 64, 200), (64, 64, 64)]
 PROMPT = "<|im_start|>user\n{}Which way does the red circle move?<|im_end|>\n<|im_start|>assistant\n"

@@ -5,10 +5,10 @@ import pytest
 from liteframe_export import bundle as bundling
 from liteframe_export.bundle import bundle, flatten
 
-from liteframe.data.processor import LiteFrameInternVLProcessor
-from liteframe.models.internvl import LiteFrameInternVLForConditionalGeneration, LiteFrameInternVLModel
-from liteframe.models.student import Block, LiteFrameEncoder
-from liteframe.models.temporal import StridedConv
+from liteframe.models.student.encoder import Block, LiteFrameEncoder
+from liteframe.models.student.mixers import StridedConv
+from liteframe.models.vlm.internvl import LiteFrameInternVLForConditionalGeneration, LiteFrameInternVLModel
+from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 
 MODULE = "liteframe.models.made_up"
 
@@ -31,7 +31,7 @@ def sources(tmp_path, monkeypatch):
 
 
 def test_the_exported_code_is_the_code_of_the_library(tmp_path):
-    names = bundle(["liteframe.models.internvl", "liteframe.data.processor"], tmp_path)
+    names = bundle(["liteframe.models.vlm.internvl", "liteframe.models.vlm.processor"], tmp_path)
     texts = {name: (tmp_path / name).read_text() for name in names}
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     everything = "\n".join(texts.values())
@@ -48,15 +48,15 @@ def test_the_exported_code_is_the_code_of_the_library(tmp_path):
 
 def test_each_form_of_import_is_rewritten_in_its_place(sources):
     sources[MODULE] = (
-        "from liteframe.models.student import (\n    LiteFrameEncoder,\n    LiteFrameConfig as Config,\n)\n"
-        "from .temporal import StridedConv\nimport torch\n\n\n"
+        "from liteframe.models.student.encoder import (\n    LiteFrameEncoder,\n    LiteFrameConfig as Config,\n)\n"
+        "from .student.mixers import StridedConv\nimport torch\n\n\n"
         "def late():\n    from liteframe_kernels import temporal_conv as conv\n    return conv\n\n\n"
         "AutoModel.register(\n    Config,\n    LiteFrameEncoder,\n)\n"
     )
     text, needed = flatten(MODULE)
     assert text.splitlines()[1:] == [
-        "from .student import LiteFrameEncoder, LiteFrameConfig as Config",
-        "from .temporal import StridedConv",
+        "from .student_encoder import LiteFrameEncoder, LiteFrameConfig as Config",
+        "from .student_mixers import StridedConv",
         "import torch",
         "",
         "",
@@ -65,8 +65,8 @@ def test_each_form_of_import_is_rewritten_in_its_place(sources):
         "    return conv",
     ]
     assert sorted(needed) == [
-        "liteframe.models.student",
-        "liteframe.models.temporal",
+        "liteframe.models.student.encoder",
+        "liteframe.models.student.mixers",
         "liteframe_kernels.temporal_conv.reference",
     ]
 
@@ -74,12 +74,12 @@ def test_each_form_of_import_is_rewritten_in_its_place(sources):
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
-        ("import liteframe.models.student\n", "write `from"),
+        ("import liteframe.models.student.encoder\n", "write `from"),
         ("from liteframe.models import student\n", "names a package"),
         ("from . import student\n", "names a package"),
         ("from liteframe_kernels import no_such_kernel\n", "there is no module"),
         ("from liteframe.models.no_such_file import x\n", "there is no module"),
-        ("import importlib\nimportlib.import_module('liteframe.models.student')\n", "would still need"),
+        ("import importlib\nimportlib.import_module('liteframe.models.student.encoder')\n", "would still need"),
     ],
 )
 def test_an_import_that_an_export_cannot_have_is_an_error(sources, source, complaint):
@@ -89,15 +89,15 @@ def test_an_import_that_an_export_cannot_have_is_an_error(sources, source, compl
 
 
 def test_two_files_of_one_name_are_an_error(sources, tmp_path):
-    sources[MODULE] = "from liteframe.data.made_up import x\n"
-    sources["liteframe.data.made_up"] = "x = 1\n"
+    sources[MODULE] = "from liteframe.models.vlm.made_up import x\n"
+    sources["liteframe.models.vlm.made_up"] = "x = 1\n"
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=r"two modules .* made_up\.py"):
         bundle([MODULE], tmp_path / "out")
 
 
 def test_modules_that_import_each_other_are_copied_once(sources, tmp_path):
-    sources[MODULE] = "from liteframe.data.other import x\n"
-    sources["liteframe.data.other"] = "from liteframe.models.made_up import y\n"
+    sources[MODULE] = "from liteframe.models.vlm.other import x\n"
+    sources["liteframe.models.vlm.other"] = "from liteframe.models.made_up import y\n"
     (tmp_path / "out").mkdir()
     assert bundle([MODULE], tmp_path / "out") == ["made_up.py", "other.py"]

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from liteframe_export.hf_vlm import export_vlm
-from liteframe_export.parts import Parts
+from liteframe_export.provenance import Parts
 from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
-from liteframe.load_adapter import load_adapter
-from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.load import load_video_llm
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_parity_reports_say_what_was_compared(exported_encoder, exported_vlm):
     assert [case["frames"] for case in json.loads((exported_encoder / "parity.json").read_text())["cases"]] == [1, 5, 8]
 
 
-def test_cards_tell_teacher_licence_data_figures_and_command(exported_encoder, exported_vlm):
+def test_cards_tell_teacher_license_data_figures_and_command(exported_encoder, exported_vlm):
     encoder_card = (exported_encoder / "README.md").read_text()
     for fact in (
         'license: "cc-by-nc-4.0"',

@@ -13,8 +13,8 @@ from liteframe_export.traceable import check_shapes, traceable
 from worlds import ROOT
 
 from liteframe.cli.main import main
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 # [B,T,3,H,W] that the export itself does not try; every number is 1 somewhere.
 SIZES = [(1, 4, 3, 16, 16), (3, 8, 3, 48, 80), (2, 12, 3, 16, 96), (1, 16, 3, 64, 64)]
@@ -147,10 +147,10 @@ def test_traceable_is_the_encoder_at_its_own_size(encoder):
         assert torch.equal(traceable(encoder)(video), encoder(video))
 
 
-def test_licences(onnx_folder, torch_folder):
+def test_licenses(onnx_folder, torch_folder):
     for folder in (onnx_folder, torch_folder):
         assert (folder / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert "`LICENSE` (Apache-2.0) is that of the code above. It does not cover the weights" in card
-        assert "The teacher's licence (cc-by-nc-4.0) applies here too" in card
+        assert "The teacher's license (cc-by-nc-4.0) applies here too" in card
         assert "Python files" not in card  # there are none

@@ -15,17 +15,17 @@ from liteframe_export.card import TRANSFORMERS
 from liteframe_export.files import remove_left_behind, staged
 from liteframe_export.hf_encoder import export_encoder, video_processor_dict
 from liteframe_export.hf_vlm import export_vlm
-from liteframe_export.parts import Parts, parts_of_run
+from liteframe_export.provenance import Parts, parts_of_run
 from liteframe_export.video_processor import LiteFrameVideoProcessor
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import InternVLVideoProcessor
 
 from liteframe.cli.main import main
-from liteframe.data.transforms import FrameTransform
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
-from liteframe.models.vision import LiteFrameVisionModel
+from liteframe.data.preprocess import FrameTransform
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.vision import LiteFrameVisionModel
 
 
 @pytest.fixture

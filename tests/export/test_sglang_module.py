@@ -10,24 +10,25 @@ from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
-from liteframe_serving.placeholders import runs
-from liteframe_sglang import ARCHITECTURES
+from liteframe_serving.prompts import runs
+from liteframe_serving.sglang import ARCHITECTURES
 from worlds import ROOT
 
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
-PLUGIN = ROOT / "export" / "liteframe_sglang"
+PLUGIN = ROOT / "export" / "liteframe_serving.sglang"
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
 def test_entry_point_and_lazy_import():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    assert config["options.entry_points"]["sglang.srt.plugins"].strip() == "liteframe = liteframe_sglang:register"
+    entry = config["options.entry_points"]["sglang.srt.plugins"].strip()
+    assert entry == "liteframe = liteframe_serving.sglang:register"
     (found,) = entry_points(group="sglang.srt.plugins", name="liteframe")
-    assert found.value == "liteframe_sglang:register"
+    assert found.value == "liteframe_serving.sglang:register"
     assert callable(found.load())
-    code = "import sys, liteframe_sglang; print(sorted({'sglang', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, liteframe_serving.sglang; print(sorted({'sglang', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,12 +10,12 @@ from worlds.vlms import make_internvl, make_llava_onevision
 
 import train_ctd
 import train_lma
+from liteframe.answer.generate import answer
 from liteframe.cli.main import main
-from liteframe.data.chat import question_prompt
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.evaluate.answer import answer
-from liteframe.load_adapter import load_adapter, merge_adapter
-from liteframe.load_vlm import load_video_llm
+from liteframe.data.video.process import DecodeProcess
+from liteframe.models.vlm.adapter import load_adapter, merge_adapter
+from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.load import load_video_llm
 
 # family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video
 FAMILIES = {"internvl": (make_internvl, 64, 128, 4, 0), "llava_onevision": (make_llava_onevision, 80, 32, 25, 1)}

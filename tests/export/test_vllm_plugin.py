@@ -11,15 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from liteframe_serving.prompts import frames_of, frames_that_fit, image_ids, pixels, video_ids, video_ids_within
-from liteframe_serving.weight_names import served_name
-from liteframe_vllm import PLACES, register
+from liteframe_serving.prompts import (
+    frames_of,
+    frames_that_fit,
+    image_ids,
+    pixels,
+    served_name,
+    video_ids,
+    video_ids_within,
+)
+from liteframe_serving.vllm import PLACES, register
 from PIL import Image
 from safetensors import safe_open
 from worlds import ROOT
 from worlds.exports import FAMILIES, make_export
 
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -36,10 +43,10 @@ def test_entry_point_and_lazy_import():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     value = config["options.entry_points"]["vllm.general_plugins"].strip()
-    assert value == "liteframe = liteframe_vllm:register"
+    assert value == "liteframe = liteframe_serving.vllm:register"
     (found,) = entry_points(group="vllm.general_plugins", name="liteframe")
-    assert found.value == "liteframe_vllm:register"
-    code = "import sys, liteframe_vllm; print(sorted({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
+    assert found.value == "liteframe_serving.vllm:register"
+    code = "import sys, liteframe_serving.vllm; print(sorted({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -76,7 +83,7 @@ def registered(monkeypatch):
     register()
     register()
     yield models, loaders
-    del sys.modules["liteframe_vllm.video_loader"]
+    del sys.modules["liteframe_serving.vllm.video_loader"]
 
 
 def test_register_may_be_called_twice(registered, folder):

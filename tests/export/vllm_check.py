@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import numpy as np
 import transformers
 import vllm
-from liteframe_vllm import PLACES, register
+from liteframe_serving.vllm import PLACES, register
 from PIL import Image
 from transformers import AutoConfig
 from vllm.config import ModelConfig
@@ -39,9 +39,9 @@ from vllm_generation import QUESTION, compare_answers, noise
 from worlds.ctd import write_video
 from worlds.exports import FAMILIES, make_export
 
-from liteframe.data.decode_process import DecodeProcess
-from liteframe.data.frame_sampling import at_fps
-from liteframe.load_vlm import load_video_llm
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import at_fps
+from liteframe.models.vlm.load import load_video_llm
 
 SHAPES = [(1, 48, 64), (4, 64, 64), (5, 90, 50), (8, 360, 640), (23, 64, 200), (64, 64, 64)]
 CONTEXT = 8192

@@ -26,7 +26,7 @@ from vllm.distributed import (
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm_generation import noise
 
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
 
 def compare_features(folder: Path, config: ModelConfig, found: type) -> Iterator[tuple[str, Any]]:

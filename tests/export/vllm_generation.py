@@ -11,7 +11,7 @@ from liteframe_serving.prompts import video_ids
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 
 NEW_TOKENS = 16
 # Largest difference of two log probabilities of one token, where both see the same tokens before it.

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from liteframe_kernels.comparison import Comparison, compare
-from liteframe_kernels.timing import Contender, rotation, time_side_by_side
 
+from liteframe.bench.comparison import Comparison, compare
+from liteframe.bench.timing import Contender, rotation, time_side_by_side
 from liteframe.cli.main import main
 
 SMALL = ["--device", "cpu", "--tiny", "--frames", "8", "--size", "56", "--warmup", "0", "--runs", "2", "--no-compile"]

@@ -11,7 +11,7 @@ STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
 
 @torch.no_grad()
 def scramble(model, seed=0):
-    """Give every weight a random value, so that no zero or one of an initialisation hides a mistake."""
+    """Give every weight a random value, so that no zero or one of an initialization hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from worlds.students import student_config
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, cost
-from liteframe.models.cost import INTERNVIT_300M, VIT_BASE, VitShape
+from liteframe.models.student.cost import INTERNVIT_300M, VIT_BASE, VitShape
 
 TINY = student_config(heads=3, patch_size=4, image_size=32, teacher_dim=20, mlp_dim=40)
 

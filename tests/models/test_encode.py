@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, encode_video
-from liteframe.data.transforms import FrameTransform
-from liteframe.data.video_reader import VideoError, read_frames
+from liteframe.data.preprocess import FrameTransform
+from liteframe.data.video.reader import VideoError, read_frames
 
 CONFIG = LiteFrameConfig(
     dim=16, depth=2, heads=2, patch_size=4, image_size=16, teacher_dim=8, downsample={1: (2, 2, 2)}, clip_frames=4

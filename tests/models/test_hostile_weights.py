@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from worlds.ctd import make_vlm_folder
 from worlds.students import student_config
 
-from liteframe.load_vlm import load_video_llm
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.teacher import load_teacher
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.load import load_teacher
+from liteframe.models.vlm.load import load_video_llm
 
 
 class Trap:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liteframe.models.projector import pixel_shuffle, shuffle_factor
+from liteframe.models.teacher.projector import pixel_shuffle, shuffle_factor
 
 
 def test_channel_order_is_v2():

@@ -153,7 +153,7 @@ def test_bad_input_is_named(shape, words):
 
 
 def test_raw_pixels_are_refused():
-    with pytest.raises(ValueError, match=r"normalised.*uint8"):
+    with pytest.raises(ValueError, match=r"normalized.*uint8"):
         LiteFrameEncoder(LiteFrameConfig(**TINY))(torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8))
 
 

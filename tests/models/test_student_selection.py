@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
-from liteframe.models.weight_selection import select_from_student
+from liteframe.models.student.weight_selection import select_from_student
 
 LARGE = LiteFrameConfig(
     dim=32, depth=6, heads=4, mlp_dim=64, patch_size=8, image_size=32, teacher_dim=20, clip_frames=8,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from liteframe import load_teacher
-from liteframe.models.teacher import Teacher
+from liteframe.models.teacher.base import Teacher
 
 
 class Training(nn.Module):

@@ -46,7 +46,7 @@ def test_facts_come_from_the_checkpoint(vlm_folder):
     assert teacher.image_mean == (0.5, 0.4, 0.3)
     assert teacher.image_std == (0.2, 0.25, 0.3)
     assert teacher.resize == "squash"
-    assert teacher.licence is None
+    assert teacher.license is None
 
 
 def test_the_language_model_is_not_kept(vlm, vlm_folder):
@@ -144,10 +144,10 @@ def test_preprocessing_is_never_guessed(vlm, tmp_path):
     assert teacher.resize == "crop"
 
 
-def test_licence_is_the_model_cards(vlm, make, tmp_path):
+def test_license_is_the_model_cards(vlm, make, tmp_path):
     make.save(vlm, tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# a model\n")
-    assert load_teacher(tmp_path).licence == "mit"
+    assert load_teacher(tmp_path).license == "mit"
 
 
 def test_model_arguments_do_not_reach_the_hub(vlm_folder):
@@ -181,7 +181,7 @@ def test_bad_video_is_named(vlm_folder):
         teacher(torch.zeros(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r"36x32.*multiples of its patch size 8"):
         teacher(torch.zeros(1, 1, 3, 36, 32))
-    with pytest.raises(ValueError, match=r"normalised frames, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"normalized frames, got torch.uint8"):
         teacher(torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8))
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from liteframe import load_teacher
-from liteframe.models.teacher_base import head_mean_log_attention
+from liteframe.models.teacher.base import head_mean_log_attention
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 # name, its prefix tokens, saliency
@@ -67,7 +67,7 @@ def test_internvit_facts():
     teacher = load_teacher("timm/vit_intern300m_patch14_448", pretrained=False, depth=1)
     assert (teacher.dim, teacher.patch_size, teacher.image_size) == (1024, 14, 448)
     assert teacher.image_mean == pytest.approx((0.485, 0.456, 0.406))
-    assert teacher.licence is None  # random weights have none
+    assert teacher.license is None  # random weights have none
     assert isinstance(teacher.tower.model.norm, torch.nn.Identity)
 
 
@@ -97,7 +97,7 @@ def test_pretrained_weights_come_from_safetensors(tmp_path, monkeypatch):
     teacher = load_teacher("timm/vit_intern300m_patch14_448", **TINY)
     assert asked == [("timm/vit_intern300m_patch14_448.ogvl_dist", "model.safetensors")]
     assert teacher.identity == random.identity
-    assert teacher.licence == "mit"
+    assert teacher.license == "mit"
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"cannot be built: .*model.safetensors.*hub or its local cache"):
         load_teacher("timm/vit_intern300m_patch14_448", **TINY)

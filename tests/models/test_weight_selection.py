@@ -5,7 +5,7 @@ import timm
 import torch
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, load_teacher
-from liteframe.models.weight_selection import initialise_student, select_weights, uniform_indices
+from liteframe.models.student.weight_selection import initialize_student, select_weights, uniform_indices
 
 STATISTICS = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 # The size of conftest's tiny InternVL tower.
@@ -39,7 +39,7 @@ def test_index_sets_of_the_reference():
 def test_equal_student_repeats_the_teacher_exactly(vlm_folder):
     teacher = load_teacher(vlm_folder)
     student = filled_with_nan(LiteFrameConfig(**EQUAL, downsample={}))
-    assert initialise_student(student, teacher).random == ()
+    assert initialize_student(student, teacher).random == ()
     video = torch.randn(2, 3, 3, 32, 32)
     torch.testing.assert_close(student(video), teacher(video).patches, rtol=1e-5, atol=1e-5)
 
@@ -47,7 +47,7 @@ def test_equal_student_repeats_the_teacher_exactly(vlm_folder):
 def test_compressing_student_starts_as_the_mean_of_the_teacher(vlm_folder):
     teacher = load_teacher(vlm_folder)
     student = filled_with_nan(LiteFrameConfig(**EQUAL, downsample={3: (4, 2, 2)}))
-    initialise_student(student, teacher)
+    initialize_student(student, teacher)
     video = torch.randn(1, 4, 3, 32, 32)
     mean = teacher(video).patches.reshape(1, 1, 4, 2, 2, 2, 2, 32).mean((2, 4, 6))
     torch.testing.assert_close(student(video), mean, rtol=1e-5, atol=1e-5)
@@ -87,7 +87,7 @@ def test_timm_and_transformers_names_give_the_same_student(vlm, vlm_folder, make
 def test_every_tensor_is_set_from_consistent_indices(vlm, vlm_folder):
     config = LiteFrameConfig(**EQUAL | {"dim": 24, "heads": 3, "depth": 2, "mlp_dim": 40}, downsample={2: (2, 2, 2)})
     student = filled_with_nan(config)
-    initialise_student(student, load_teacher(vlm_folder))
+    initialize_student(student, load_teacher(vlm_folder))
     state = student.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
@@ -146,7 +146,7 @@ def test_other_families_start_a_student(name, random):
         dim=24, depth=2, heads=3, teacher_dim=32, patch_size=p, image_size=4 * p, downsample={1: (2, 2, 2)}
     )
     student = filled_with_nan(config)
-    assert initialise_student(student, teacher).random == random
+    assert initialize_student(student, teacher).random == random
     assert all(torch.isfinite(tensor).all() for tensor in student.state_dict().values())
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from liteframe.toyworld.demo import FRAMES, Settings, prepare_folder, run_demo
-from liteframe.toyworld.demo_report import SYSTEMS, TEACHER
+from liteframe.demo.demo import FRAMES, Settings, prepare_folder, run_demo
+from liteframe.demo.report import SYSTEMS, TEACHER
+from liteframe.demo.systems import CHECKPOINT
 from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES
-from liteframe.toyworld.systems import CHECKPOINT
 
 SMALLEST = Settings(train_videos=6, test_videos=4, ctd_steps=2, lma_steps=2, timing_runs=2)
 

@@ -4,7 +4,8 @@ import zipfile
 
 import pytest
 
-from liteframe.training.run_folder import RunFolder, write_atomically, write_json
+from liteframe.files import write_atomically, write_json
+from liteframe.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from worlds.students import student_config
 
-from liteframe.models.student import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, learning_rate_factor, parameter_groups
 
 CONFIG = student_config(dim=16, depth=2, image_size=32, teacher_dim=24, clip_frames=4)

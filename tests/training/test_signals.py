@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from liteframe.data.worker import serve_parent
+from liteframe.data.video.process import serve_parent
 from liteframe.training.signals import STOP_SIGNALS, StopRequest
 
 
@@ -92,7 +92,7 @@ def test_workers_and_decoders_outlive_the_signals_of_their_job():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     decoder = subprocess.Popen(
-        [sys.executable, "-m", "liteframe.data.decode_process", str(os.getpid())], stdin=subprocess.PIPE
+        [sys.executable, "-m", "liteframe.data.video.process", str(os.getpid())], stdin=subprocess.PIPE
     )
     status = f"/proc/{decoder.pid}/status"
     ignored = sum(1 << (number - 1) for number in STOP_SIGNALS)

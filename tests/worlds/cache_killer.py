@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from liteframe.distill.cache_build import build_cache
-from liteframe.distill.cache_job import CacheJob, Storage
-from liteframe.distill.run_settings import read_run
+from liteframe.distill.cache.build import build_cache
+from liteframe.distill.cache.job import CacheJob, Storage
+from liteframe.distill.command import read_run
 
 
 def die_at_rename(number, *, after):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from liteframe_export.hf_vlm import save_vlm
 
-from liteframe.load_vlm import load_video_llm
+from liteframe.models.vlm.load import load_video_llm
 from worlds.students import make_student, student_config
 from worlds.vlms import make_internvl, make_llava_onevision
 

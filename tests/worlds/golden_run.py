@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from liteframe.data.clips import ClipDataset
 from liteframe.distill import module as ctd
-from liteframe.distill import teacher_settings
+from liteframe.distill.clips import ClipDataset
 from liteframe.distill.command import CTDCommand
-from liteframe.models.student import LiteFrameConfig, LiteFrameEncoder
-from liteframe.models.teacher_base import Teacher, TeacherFeatures, Tower
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher import load as teacher_settings
+from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower
 
 GOLDEN = Path(__file__).parents[1] / "distill" / "golden" / "ctd_losses.json"
 STEPS = 100

@@ -2,8 +2,8 @@
 
 import torch
 
-from liteframe.models.student import LiteFrameEncoder
-from liteframe.models.student_config import LiteFrameConfig
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
 
 TINY = {
     "dim": 24, "depth": 3, "heads": 2, "patch_size": 8, "image_size": 64, "teacher_dim": 128,

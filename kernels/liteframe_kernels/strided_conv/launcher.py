@@ -6,7 +6,7 @@ from torch import Tensor
 
 from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
 from liteframe_kernels.precision import accumulator
-from liteframe_kernels.strided_conv.triton_kernels import strided_conv_backward_kernel, strided_conv_forward_kernel
+from liteframe_kernels.strided_conv.triton import strided_conv_backward_kernel, strided_conv_forward_kernel
 
 FORWARD = TunedKernel(
     strided_conv_forward_kernel,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
 from liteframe_kernels.precision import accumulator
-from liteframe_kernels.temporal_conv.triton_kernels import temporal_conv_backward_kernel, temporal_conv_forward_kernel
+from liteframe_kernels.temporal_conv.triton import temporal_conv_backward_kernel, temporal_conv_forward_kernel
 
 FORWARD = TunedKernel(
     temporal_conv_forward_kernel,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
 from liteframe_kernels.precision import accumulator
-from liteframe_kernels.weighted_average_pool.triton_kernels import (
+from liteframe_kernels.weighted_average_pool.triton import (
     query_gradient_kernel,
     weighted_average_pool_backward_kernel,
     weighted_average_pool_forward_kernel,

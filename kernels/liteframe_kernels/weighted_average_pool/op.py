@@ -129,7 +129,7 @@ def weighted_average_pool(
         query: cls token of each frame, `[B,T,C]`; logits are query . patch / sqrt(C).
         logits: given logits `[B,T,h,w]` for teachers without a cls token. Neither of both: the plain mean.
         kernel: block size (t, h, w); each divides its axis.
-        scope: "block" takes the softmax over the members of a block, "frame" over the frame, renormalised in the block.
+        scope: "block" takes the softmax over the members of a block, "frame" over the frame, renormalized in the block.
         frame_mask: `[B,T]` bool, False for padded frames, which weigh 0. A block without a frame is averaged uniformly.
         backend: None (Triton on CUDA, reference elsewhere), "triton" or "reference".
 

@@ -1,7 +1,7 @@
 """Weighted average pooling in plain PyTorch.
 
 logits[b,t,h,w] = query[b,t] . patches[b,t,h,w] / sqrt(C), or given; weights = softmax over the members of a block;
-out = sum over members of weights * patches. scope="frame" takes the softmax over the whole frame and renormalises it
+out = sum over members of weights * patches. scope="frame" takes the softmax over the whole frame and renormalizes it
 in the block, which is the block's softmax of the logits minus the frame's logsumexp: frames of a block no longer
 compete by the level of their logits. Members of masked frames, and logits of -inf, weigh 0; a block that has no other
 member is averaged uniformly.

@@ -13,7 +13,7 @@ from liteframe.evaluate.benchmarks.records import (
     seconds_field,
     text_field,
 )
-from liteframe.evaluate.scoring import normalise
+from liteframe.evaluate.scoring import normalize
 
 
 class MultipleChoice(Benchmark):
@@ -69,11 +69,11 @@ class FreeForm(Benchmark):
 
     def choice(self, question: Question, reply: str, seed: int) -> str:
         """The reply's words."""
-        return normalise(reply)
+        return normalize(reply)
 
     def right(self, question: Question, choice: str) -> bool:
         """Whether they are the expected ones."""
-        return choice == normalise(question.answer)
+        return choice == normalize(question.answer)
 
 
 def has_options(path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from liteframe.data.adapters.json_files import read_lines, read_list
+from liteframe.data.importers.base import read_lines, read_list
 from liteframe.evaluate.benchmarks.base import LETTERS, Question
 
 Row = dict[str, Any]

@@ -1,0 +1,198 @@
+"""Files of conversation data: JSONL and JSON lists of rows, InternVL's meta file, LLaVA-NeXT's mixture file."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from liteframe.align.conversation_rows import Conversation, parse_conversation
+from liteframe.data.paths import Containment, local_path
+
+FORMS = (
+    "a .jsonl or .json file of rows, an InternVL meta .json {name: {root, annotation}}, "
+    "or a LLaVA mixture .yaml {datasets: [{json_path}]}"
+)
+EXAMPLES = 5
+BAD_ROWS = 20  # shown of a file
+
+
+def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
+    """Read conversation data; files that it names are not opened here.
+
+    Relative paths start at the folder of the file that holds them, or at `root` where a meta or mixture file gives
+    one, and stay below it.
+
+    Args:
+        source: JSONL or a JSON list of rows (see conversation_rows); InternVL's meta JSON `{name: {root, annotation,
+            repeat_time?}}` (repeat_time below 1 takes that first part, above 1 repeats); or LLaVA-NeXT's mixture YAML
+            `datasets: [{json_path, sampling_strategy?: all | first:N | end:N | random:N, root?}]`, N a number or N%.
+
+    Raises:
+        ValueError: a file is missing, empty, or holds bad rows; the message names file, line and remedy of the first
+            of them.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; conversations come from {FORMS}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; conversations come from {FORMS}")
+    bad: list[str] = []
+    if path.suffix.lower() in (".yaml", ".yml"):
+        found = list(_mixture(path, bad))
+    elif path.suffix.lower() == ".jsonl":
+        found = _rows(_lines(path), path.parent, bad)
+    else:
+        content = _json(path)
+        found = (
+            list(_meta(path, content, bad)) if _is_meta(content) else _rows(_listed(path, content), path.parent, bad)
+        )
+    if len(bad) == 1:
+        raise ValueError(bad[0])
+    if bad:
+        rest = f"\n  and {len(bad) - BAD_ROWS} more" if len(bad) > BAD_ROWS else ""
+        raise ValueError("\n  ".join([f"{len(bad)} rows cannot be learned from:", *bad[:BAD_ROWS]]) + rest)
+    if not found:
+        raise ValueError(f"{path}: holds no conversation")
+    return found
+
+
+def check_files(conversations: list[Conversation], max_missing: float) -> None:
+    """Refuse a list most of whose files are not there, before anything expensive starts.
+
+    Raises:
+        ValueError: more than the part `max_missing` of the named files does not exist; names the first of them.
+    """
+    files = dict.fromkeys(file for c in conversations for medium in c.media for file in medium.files)
+    missing = [file for file in files if not os.path.exists(file)]
+    if len(missing) > max_missing * len(files):
+        shown = "\n".join(f"  {file}" for file in missing[:EXAMPLES])
+        raise ValueError(
+            f"{len(missing)} of the {len(files)} videos and images that the conversations name do not exist:\n{shown}\n"
+            "Correct the paths (relative ones start at the folder of the file, or at `root`), or remove their rows"
+        )
+
+
+def _rows(numbered: Iterator[tuple[str, Any]], root: Path, bad: list[str]) -> list[Conversation]:
+    """The conversations of a file; what is wrong with others is added to `bad`."""
+    inside = Containment(root)
+
+    def locate(value: Any, what: str) -> str:
+        return local_path(value, inside, what)
+
+    found = []
+    for where, row in numbered:
+        try:
+            found.append(parse_conversation(_object(row, where), where, locate))
+        except ValueError as error:
+            bad.append(str(error))
+    return found
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+    return _lines(path) if path.suffix.lower() == ".jsonl" else _listed(path, _json(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, and the row: as bytes where it still has to be parsed."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _listed(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: holds a {type(rows).__name__}; conversations come from {FORMS}")
+    return ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if isinstance(row, bytes):
+        try:
+            row = json.loads(row.decode())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row is a JSON object, not {type(row).__name__}")
+    return row
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); JSONL ends in .jsonl") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason})") from error
+
+
+def _is_meta(content: Any) -> bool:
+    return isinstance(content, dict) and any(isinstance(v, dict) and "annotation" in v for v in content.values())
+
+
+def _meta(path: Path, content: Any, bad: list[str]) -> Iterator[Conversation]:
+    for name, part in content.items():
+        where = f"{path}: {name!r}"
+        if not isinstance(part, dict) or "annotation" not in part:
+            raise ValueError(f"{where} is {part!r}; it must be an object with 'annotation' and 'root'")
+        annotation = _file(part["annotation"], path.parent, f"{where}: annotation")
+        found = _rows(_read(annotation), _root(part, annotation, path.parent, where), bad)
+        repeat = part.get("repeat_time", 1)
+        if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat < math.inf:
+            raise ValueError(f"{where}: repeat_time is {repeat!r}; it must be a positive number")
+        yield from found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
+
+
+def _mixture(path: Path, bad: list[str]) -> Iterator[Conversation]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({error})") from error
+    parts = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "json_path" in part for part in parts):
+        raise ValueError(f"{path}: a mixture is `datasets:` with a list of `json_path: ...`")
+    for number, part in enumerate(parts, 1):
+        where = f"{path}: dataset {number}"
+        rows = _file(part["json_path"], path.parent, f"{where}: json_path")
+        found = _rows(_read(rows), _root(part, rows, path.parent, where), bad)
+        yield from _sampled(found, part.get("sampling_strategy", "all"), where)
+
+
+def _sampled(found: list[Conversation], strategy: Any, where: str) -> list[Conversation]:
+    kind, _, amount = str(strategy).partition(":")
+    if kind == "all" and not amount:
+        return found
+    share = amount.endswith("%")
+    if kind not in ("first", "end", "random") or not amount.removesuffix("%").isdecimal():
+        raise ValueError(f"{where}: sampling_strategy is {strategy!r}; choose all, first:N, end:N or random:N, N or N%")
+    number = int(amount.removesuffix("%"))
+    count = min(len(found), math.ceil(len(found) * number / 100) if share else number)
+    if kind == "random":
+        return random.Random(0).sample(found, count)
+    return found[:count] if kind == "first" else found[len(found) - count :]
+
+
+def _file(value: Any, folder: Path, what: str) -> Path:
+    """A file that a meta or mixture file names: whoever wrote that file may name any of this machine's."""
+    if not isinstance(value, str) or not (path := folder / Path(value).expanduser()).is_file():
+        raise ValueError(f"{what} is {value!r}; there is no such file (relative paths start at {folder})")
+    return path
+
+
+def _root(part: dict[str, Any], rows: Path, folder: Path, where: str) -> Path:
+    root = part.get("root")
+    if root is None:
+        return rows.parent
+    if not isinstance(root, str) or not (path := folder / Path(root).expanduser()).is_dir():
+        raise ValueError(f"{where}: root is {root!r}; there is no such folder (relative paths start at {folder})")
+    return path

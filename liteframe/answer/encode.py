@@ -1,0 +1,68 @@
+"""A video file through an encoder, clip by clip."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from liteframe.data.preprocess import FrameTransform
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import at_fps
+from liteframe.models.student.encoder import LiteFrameEncoder
+
+
+@torch.no_grad()
+def encode_video(
+    encoder: LiteFrameEncoder,
+    path: str | os.PathLike[str],
+    *,
+    frames: int | None = None,
+    fps: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    reader: str | None = None,
+    deadline: float = 120.0,
+) -> Tensor:
+    """Encode a video file; memory stays bounded by one clip of `encoder.config.clip_frames` frames.
+
+    Args:
+        encoder: a student; its device and dtype are used.
+        path: a local video file.
+        frames: at most so many, spread evenly over the span.
+        fps: frames a second; with `frames` as well, as many of them as that budget allows. Neither: 1 frame a second,
+            the lowest rate that encoders are trained at.
+        size: pixels, one number or (height, width); None is the encoder's image_size.
+        start: start of the span in seconds; None is the video's.
+        end: end of the span in seconds; None is the video's.
+        reader: the reader that `liteframe scan` recorded for this file; None is PyAV.
+        deadline: seconds that decoding one clip may take.
+
+    Returns:
+        [1,ceil(T/t),h,w,C] for T frames read and compression (t,..): raw teacher-space features.
+
+    Raises:
+        VideoError: the file or a frame of it cannot be decoded.
+        ValueError: an argument is out of range or the size does not fit the encoder.
+    """
+    config = encoder.config
+    transform = FrameTransform(size or config.image_size, config.image_mean, config.image_std, config.resize)
+    weight = next(encoder.parameters())
+    features = []
+    with DecodeProcess(deadline) as decoder:
+        info = decoder.probe(path)
+        indices = at_fps(
+            info.frames,
+            info.fps,
+            target_fps=fps if fps is not None else info.fps if frames is not None else 1.0,
+            max_frames=frames if frames is not None else info.frames,
+            start=start or 0.0,
+            end=end,
+        )
+        for first in range(0, len(indices), config.clip_frames):
+            pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)
+            clip = transform(pixels).unsqueeze(0).to(weight.device, weight.dtype)
+            features.append(encoder(clip))
+    return torch.cat(features, dim=1)

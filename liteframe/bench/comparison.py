@@ -1,0 +1,151 @@
+"""One operation, several implementations: are they right, and then how fast, forward and backward."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from liteframe_kernels.backend import triton
+from torch import Tensor
+
+from liteframe.bench.timing import Contender, as_milliseconds, rotation, time_side_by_side
+
+# Largest error of an implementation, root mean square relative to float64: the rounding of inputs and outputs.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+NO_GPU = "not measured on a GPU"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An operation at one size.
+
+    Attributes:
+        kernel: the public function.
+        label: which use of it.
+        shape: of the large tensor.
+        inputs: makes one set of inputs; those that require gradients get them timed.
+        exact: the operation in float64, on inputs converted to it.
+        implementations: what to compare, by name; "triton" is ours.
+        tensor_bytes: size of one pass over the large tensor.
+        floor: passes that any implementation needs, {"forward": ..., "backward": ...}.
+        flops: operations of each direction.
+    """
+
+    kernel: str
+    label: str
+    shape: tuple[int, ...]
+    inputs: Callable[[], list[Tensor]]
+    exact: Callable[..., Tensor | tuple[Tensor, ...]]
+    implementations: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]
+    tensor_bytes: int
+    floor: dict[str, float]
+    flops: dict[str, int]
+
+
+def compare(
+    comparison: Comparison, device: torch.device, *, copy_bytes_per_s: float, warmup: int, runs: int
+) -> list[dict[str, Any]]:
+    """Rows of a record: a row for each implementation and direction, right and timed or with the reason why not."""
+    torch.compiler.reset()  # else the limit of recompilations makes later comparisons run eager
+    sets = [comparison.inputs() for _ in range(rotation(comparison.tensor_bytes, device))]
+    truth = _truth(comparison, sets[0])
+    rows = {
+        (name, direction): {
+            "kernel": comparison.kernel,
+            "label": comparison.label,
+            "direction": direction,
+            "implementation": name,
+            "shape": list(comparison.shape),
+            "dtype": str(sets[0][0].dtype).removeprefix("torch."),
+            "floor_passes": comparison.floor[direction],
+            **_checked(name, call, sets[0], truth, direction, device),
+        }
+        for direction in ("forward", "backward")
+        for name, call in comparison.implementations.items()
+    }
+    for direction in ("forward", "backward"):
+        right = {
+            name: _contender(comparison.implementations[name], sets, direction)
+            for name in comparison.implementations
+            if rows[name, direction]["status"] == "ok"
+        }
+        for name, timing in time_side_by_side(right, device, warmup=warmup, runs=runs).items():
+            seconds = timing.median_ms / 1000
+            moved = comparison.floor[direction] * comparison.tensor_bytes
+            rows[name, direction] |= {
+                **as_milliseconds(timing),
+                "gb_per_s": moved / seconds / 1e9,
+                "copy_share": moved / seconds / copy_bytes_per_s,
+                "passes": seconds * copy_bytes_per_s / comparison.tensor_bytes,
+                "intensity": comparison.flops[direction] / moved,
+                "flop_per_s": comparison.flops[direction] / seconds,
+            }
+    return list(rows.values())
+
+
+def _outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _gradients_like(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Incoming gradients that are the same for every implementation."""
+    generator = torch.Generator(outputs[0].device).manual_seed(0)
+    return [torch.randn(y.shape, generator=generator, device=y.device, dtype=torch.float32) for y in outputs]
+
+
+def _run(call: Callable, inputs: list[Tensor], direction: str) -> tuple[Tensor, ...]:
+    outputs = _outputs(call(*inputs))
+    if direction == "forward":
+        return tuple(y.detach() for y in outputs)
+    wanted = [x for x in inputs if x.requires_grad]
+    grads = [g.to(y.dtype) for g, y in zip(_gradients_like(outputs), outputs, strict=True)]
+    return torch.autograd.grad(outputs, wanted, grads)
+
+
+def _truth(comparison: Comparison, inputs: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    wide = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    return {direction: _run(comparison.exact, wide, direction) for direction in ("forward", "backward")}
+
+
+def _checked(
+    name: str,
+    call: Callable,
+    inputs: list[Tensor],
+    truth: dict[str, tuple[Tensor, ...]],
+    direction: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Status and error of one implementation."""
+    if name == "triton" and device.type != "cuda":
+        return {"status": NO_GPU}
+    if name == "triton" and triton is None:
+        return {"status": "triton is not installed"}
+    try:
+        results = _run(call, inputs, direction)
+    except RuntimeError as error:  # a missing cuDNN engine, a compiler that is not there, memory
+        return {"status": f"failed: {str(error).splitlines()[0][:200]}"}
+    errors = [
+        float((got.double() - true).norm() / true.norm().clamp_min(1e-30))
+        for got, true in zip(results, truth[direction], strict=True)
+    ]
+    worst = max(errors)
+    fine = worst <= TOLERANCE[inputs[0].dtype] and not math.isnan(worst)
+    return {"status": "ok" if fine else "wrong", "error": worst}
+
+
+def _contender(call: Callable, sets: list[list[Tensor]], direction: str) -> Contender:
+    if direction == "forward":
+
+        def forward(inputs: list[Tensor]) -> None:
+            with torch.no_grad():
+                call(*inputs)
+
+        return Contender(lambda run: sets[run % len(sets)], forward)
+
+    def prepare(run: int) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        inputs = sets[run % len(sets)]
+        outputs = _outputs(call(*inputs))
+        return outputs, [x for x in inputs if x.requires_grad], [torch.ones_like(y) for y in outputs]
+
+    return Contender(prepare, lambda prepared: torch.autograd.grad(*prepared))

@@ -1,0 +1,115 @@
+"""Decoded frames -> the tensor that a teacher wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as F
+
+# Frames larger than this many times the wanted size are shrunk inside the decoder: a 4K clip would fill the memory.
+OVERSIZE = 2
+
+
+@dataclass(frozen=True)
+class FrameFormat:
+    """How the teacher wants its frames: size in pixels, normalization, and how a frame reaches that size."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str
+
+    def transform(self) -> FrameTransform:
+        """Uint8 frames -> what the teacher wants."""
+        return FrameTransform(self.size, self.mean, self.std, resize=self.resize)
+
+
+def decode_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
+    """Size (height, width) to shrink to while decoding, or None to keep the file's own."""
+    scale = OVERSIZE * max(wanted) / min(height, width)
+    return None if scale >= 1 else (round(height * scale), round(width * scale))
+
+
+RESIZE_MODES = ("squash", "crop")
+
+
+class FrameTransform:
+    """Resizes (bicubic, antialias), scales to [0, 1] and normalizes, as image processors of ViTs do.
+
+    Resizing works on uint8, as PIL and torchvision-based processors do, so that teachers see the pixels they know. It
+    runs on the device that the frames are on. On CPU torchvision rounds after the rows and after the columns, on CUDA
+    once, after float32: on video frames 10-20 % of values then differ by one level of 255, hardly any by two.
+
+    Args:
+        size: pixels, one number for a square or `(height, width)`.
+        mean: per channel, on the scale [0, 1].
+        std: per channel, on the scale [0, 1].
+        resize: "squash" changes the aspect ratio (InternVL); "crop" scales until the frame covers the target, then
+            cuts the centre (most timm models).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        resize: str = "squash",
+    ):
+        height, width = (size, size) if isinstance(size, int) else size
+        if height < 1 or width < 1:
+            raise ValueError(f"size is {size}; it must be at least one pixel each way")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need three values each, std above 0")
+        if resize not in RESIZE_MODES:
+            raise ValueError(f"resize is {resize!r}; choose one of {', '.join(RESIZE_MODES)}")
+        self.size = (int(height), int(width))
+        self.mean, self.std, self.resize = tuple(map(float, mean)), tuple(map(float, std)), resize
+
+    def __call__(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Transforms uint8 `[T,H,W,3]` into float32 `[T,3,h,w]`.
+
+        Raises:
+            ValueError: not uint8, or not of that shape.
+        """
+        return self.normalized(self.resized(frames))
+
+    def resized(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Resizes uint8 `[T,H,W,3]` to uint8 `[T,3,h,w]`; frames that have the size already stay as they are.
+
+        Raises:
+            ValueError: not uint8, or not of that shape.
+        """
+        frames = torch.as_tensor(frames)
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames are {frames.dtype} {tuple(frames.shape)}; expected uint8 [T,H,W,3]")
+        video = frames.permute(0, 3, 1, 2)
+        return self._squash(video) if self.resize == "squash" else self._crop(video)
+
+    def normalized(self, video: torch.Tensor) -> torch.Tensor:
+        """Scales uint8 `[...,3,h,w]` to [0, 1] and normalizes it, float32."""
+        mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return video.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
+
+    def _squash(self, video: torch.Tensor) -> torch.Tensor:
+        return self._resize(video, self.size)
+
+    def _crop(self, video: torch.Tensor) -> torch.Tensor:
+        (height, width), (out_height, out_width) = video.shape[-2:], self.size
+        # The longer side is cut to whole pixels, not rounded, as torchvision's Resize does, and timm's with it.
+        if out_height * width >= out_width * height:
+            covered = (out_height, width * out_height // height)
+        else:
+            covered = (height * out_width // width, out_width)
+        return F.center_crop(self._resize(video, covered), list(self.size))
+
+    @staticmethod
+    def _resize(video: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if tuple(video.shape[-2:]) == size:
+            return video
+        return F.resize(video, list(size), interpolation=F.InterpolationMode.BICUBIC, antialias=True)

@@ -1,0 +1,138 @@
+"""Which clip comes when: a pure function of seed and position, so that a resumed run continues where it stopped."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+
+
+class ClipStream(Sampler[list[Key]]):
+    """Batches of keys `(epoch, index)` cut from one endless stream: a fresh permutation of the videos every epoch.
+
+    Nothing is dropped at the end of an epoch: a batch may hold the last videos of one and the first of the next, so a
+    folder of three videos can fill a batch of sixteen (with clips drawn differently each time, for the key differs).
+    Batch b of rank r is cut at place `(b * world_size + r) * batch_size`; nothing else is state.
+
+    Args:
+        videos: number of videos.
+        batch_size: keys in a batch, on each rank.
+        batches: batches that one pass of `iter()` ends after; the epoch that a training loop sees.
+        seed: seed of the order.
+        rank: number of this process.
+        world_size: number of processes.
+        position: called when a pass starts; number of batches that were taken before. A pass ends at the next
+            multiple of `batches`, so a pass that starts in the middle is shorter.
+    """
+
+    def __init__(
+        self,
+        videos: int,
+        batch_size: int,
+        batches: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], int] = lambda: 0,
+    ):
+        if min(videos, batch_size, batches, world_size) < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"videos={videos}, batch_size={batch_size}, batches={batches} and world_size={world_size} must be at "
+                f"least 1, and rank={rank} below world_size"
+            )
+        self.videos, self.batch_size, self.batches = videos, batch_size, batches
+        self.seed, self.rank, self.world_size, self.position = seed, rank, world_size, position
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Batches of a full pass."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        start = self.position()
+        return (self.batch(number) for number in range(start, start - start % self.batches + self.batches))
+
+    def batch(self, number: int) -> list[Key]:
+        """Keys of batch `number`, counted from the start of the run."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        return [self._key(place) for place in range(first, first + self.batch_size)]
+
+    def _key(self, place: int) -> Key:
+        epoch, offset = divmod(place, self.videos)
+        if epoch not in self._orders:
+            # A batch moves forward; only the newest epochs are asked for again.
+            old = {key: value for key, value in self._orders.items() if key == epoch - 1}
+            self._orders = old | {epoch: self.order(epoch)}
+        return epoch, int(self._orders[epoch][offset])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Numbers of the videos in the order in which an epoch shows them."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+
+
+class FirstClips(Sampler[list[Key]]):
+    """The first `clips` keys of a stream and no more, however it is cut: the last batches may be smaller or empty."""
+
+    def __init__(self, stream: ClipStream, clips: int):
+        self.stream, self.clips = stream, clips
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return -(-self.clips // (self.stream.batch_size * self.stream.world_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for number in range(len(self)):
+            first = (number * self.stream.world_size + self.stream.rank) * self.stream.batch_size
+            yield self.stream.batch(number)[: max(0, self.clips - first)]
+
+
+class FixedBatches(Sampler[list[Key]]):
+    """Every `world_size`-th of the videos, once, in order, with epoch 0: for validation.
+
+    All ranks get as many batches, since they synchronize; a rank with fewer videos ends with smaller or empty ones.
+    """
+
+    def __init__(self, videos: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
+        self.indices = list(range(rank, videos, world_size))
+        self.batch_size = batch_size
+        self.batches = -(-videos // (world_size * batch_size))
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for number in range(self.batches):
+            first = number * self.batch_size
+            yield [(0, index) for index in self.indices[first : first + self.batch_size]]
+
+
+class GroupedStream(ClipStream):
+    """A ClipStream whose steps are sorted by length.
+
+    Which samples make an optimizer step is the ClipStream's choice; within the step the shorter ones come first, so
+    that what the ranks take at the same time is about as long. It is still a pure function of seed and position, and
+    a step is the same however many ranks and turns share it.
+
+    Args:
+        *args: as ClipStream.
+        step: samples in an optimizer step, over all ranks and turns.
+        length: of the sample with a key, in tokens, roughly.
+        **kwargs: as ClipStream.
+    """
+
+    def __init__(self, *args: Any, step: int, length: Callable[[Key], float], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.step, self.length = step, length
+
+    def order(self, epoch: int) -> np.ndarray:
+        """See ClipStream. A step that two epochs share is sorted in two parts."""
+        order = super().order(epoch)
+        lengths = np.array([self.length((epoch, int(index))) for index in order])
+        # Steps begin at multiples of `step` in the stream of all epochs.
+        begun = epoch * self.videos // self.step
+        within = (epoch * self.videos + np.arange(self.videos)) // self.step - begun
+        return order[np.lexsort((lengths, within))]

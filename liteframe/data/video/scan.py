@@ -1,0 +1,179 @@
+"""Looks at every video before a run: which can be read, by which reader, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from liteframe.data.manifest import VideoEntry
+from liteframe.data.video import reader_decord
+from liteframe.data.video.errors import VideoError, VideoInfo
+from liteframe.data.video.process import DecodeProcess
+
+# Sequential decoding is compared on this many first frames: all of a clip, twenty seconds of a film.
+COMPARED_FRAMES = 600
+_COMPARED_PIXELS = 1920 * 1088  # larger frames are compared scaled down
+_DECORD_SECONDS = 10.0  # decord hangs on some files; one where it is slower than this gains nothing
+# Mean difference in levels of 255: readers of different FFmpegs round differently, more is another frame.
+_TOLERANCE = 3.0
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What became of one entry: `entry` completed with facts and reader, or `error`."""
+
+    entry: VideoEntry
+    error: VideoError | None = None
+
+
+def scan(
+    entries: Sequence[VideoEntry],
+    *,
+    workers: int = 2,
+    deadline: float = 60.0,
+    samples: int = 4,
+    done: Callable[[ScanResult], None] = lambda result: None,
+) -> list[ScanResult]:
+    """Checks all entries, each in a process that is killed at the deadline.
+
+    Args:
+        entries: what to look at.
+        workers: how many at a time.
+        deadline: seconds that one file may take.
+        samples: random frames that are compared, besides the first and the last.
+        done: called after each file, from this thread.
+
+    Returns:
+        One result an entry, in the order given.
+    """
+    if workers < 1 or samples < 0 or not deadline > 0:
+        raise ValueError(f"workers {workers}, samples {samples}, deadline {deadline}: from 1, from 0 and above 0")
+    results: dict[int, ScanResult] = {}
+    # decord gets processes of its own: one that it hangs in takes nothing with it
+    idle = queue.SimpleQueue[tuple[DecodeProcess, DecodeProcess]]()
+    pairs = [(DecodeProcess(deadline), DecodeProcess(min(_DECORD_SECONDS, deadline))) for _ in range(workers)]
+    for pair in pairs:
+        idle.put(pair)
+
+    def check(entry: VideoEntry) -> ScanResult:
+        pair = idle.get()
+        try:
+            return ScanResult(_Check(*pair, entry, deadline, samples).run())
+        except VideoError as error:
+            return ScanResult(entry, error)
+        finally:
+            idle.put(pair)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs = {pool.submit(check, entry): place for place, entry in enumerate(entries)}
+        for job in as_completed(jobs):
+            results[jobs[job]] = job.result()
+            done(results[jobs[job]])
+    finally:
+        processes = [process for pair in pairs for process in pair]
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.interrupt()  # after Ctrl-C a call may still be under way
+        pool.shutdown()
+        for process in processes:
+            process.close()
+    return [results[place] for place in range(len(entries))]
+
+
+class _Check:
+    """The steps for one file."""
+
+    def __init__(
+        self, process: DecodeProcess, decord_process: DecodeProcess, entry: VideoEntry, deadline: float, samples: int
+    ):
+        self.process, self.decord_process = process, decord_process
+        self.entry, self.samples, self.deadline = entry, samples, deadline
+        self.until = time.monotonic() + deadline
+
+    def run(self) -> VideoEntry:
+        path, self.process.deadline = self.entry.video, self.deadline
+        info = self.process.probe(path)
+        if (self.entry.start or 0.0) >= info.duration:
+            reason = f"start {self.entry.start} s lies beyond its end ({info.duration:.3f} s)"
+            raise VideoError(path, "index", reason, "correct start and end in the manifest")
+        wanted = self._choose(info)
+        size = _comparison_size(info)
+        frames = self._random_access(wanted, size)
+        early = [i for i in wanted if i < COMPARED_FRAMES or info.anchors == 0]
+        truth = self._read(early, reader="pyav-sequential", size=size)
+        for index, frame in zip(early, truth, strict=True):
+            if not np.array_equal(frame, frames[index]):
+                raise VideoError(path, "corrupt", f"frame {index} differs between sequential and random access")
+        reader = "decord" if self._decord_is_exact(info, wanted, frames, size) else "pyav"
+        return replace(
+            self.entry,
+            duration=round(info.duration, 6),
+            fps=round(info.fps, 6),
+            width=info.width,
+            height=info.height,
+            frames=info.frames,
+            reader=reader,
+        )
+
+    def _choose(self, info: VideoInfo) -> list[int]:
+        """First, last and random frames, each with its neighbours: a reader that is one off must show."""
+        draw = random.Random(f"{info.frames} {self.entry.video}")
+        head = min(info.frames, COMPARED_FRAMES)
+        centres = {0, info.frames - 1, *(draw.randrange(head) for _ in range(self.samples))}
+        centres |= {draw.randrange(info.frames) for _ in range(self.samples)} if info.frames > head else set()
+        return sorted({i for c in centres for i in (c - 1, c, c + 1) if 0 <= i < info.frames})
+
+    def _read(self, indices: Sequence[int], **options: object) -> np.ndarray:
+        self.process.deadline = self.until - time.monotonic()
+        if self.process.deadline <= 0:
+            raise VideoError(self.entry.video, "deadline", f"was not checked within {self.deadline:g} s")
+        return self.process.read(self.entry.video, indices, **options)  # type: ignore[arg-type]
+
+    def _random_access(self, wanted: list[int], size: tuple[int, int] | None) -> dict[int, np.ndarray]:
+        """Each frame by a call of its own, in random order."""
+        order = random.Random(0).sample(wanted, len(wanted))
+        return {index: self._read([index], size=size)[0] for index in order}
+
+    def _decord_is_exact(
+        self, info: VideoInfo, wanted: list[int], frames: dict[int, np.ndarray], size: tuple[int, int] | None
+    ) -> bool:
+        """Whether decord sees the same number of frames and the same pictures, in two orders."""
+        if not (info.closed_groups and reader_decord.available()):
+            return False
+        try:
+            for order in (wanted, random.Random(1).sample(wanted, len(wanted))):
+                seen = self.decord_process.read(self.entry.video, order, reader="decord", size=size)
+                if not all(_is_picture(image, index, frames) for index, image in zip(order, seen, strict=True)):
+                    return False
+        except VideoError:
+            return False
+        try:
+            self.decord_process.read(self.entry.video, [info.frames], reader="decord")
+        except VideoError as error:
+            return error.kind == "index"  # it must not see a frame more
+        return False
+
+
+def _comparison_size(info: VideoInfo) -> tuple[int, int] | None:
+    scale = math.sqrt(_COMPARED_PIXELS / (info.width * info.height))
+    return None if scale >= 1 else (max(1, int(info.height * scale)), max(1, int(info.width * scale)))
+
+
+def _is_picture(image: np.ndarray, index: int, frames: dict[int, np.ndarray]) -> bool:
+    """Whether `image` is frame `index`: close to it, and no further from it than from its neighbours."""
+    if image.shape != frames[index].shape:
+        return False
+    distances = {i: _distance(image, frames[i]) for i in (index - 1, index, index + 1) if i in frames}
+    return distances[index] <= _TOLERANCE and distances[index] <= min(distances.values())
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(np.int16) - b).mean())

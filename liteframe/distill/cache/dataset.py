@@ -1,0 +1,74 @@
+"""Clips and targets out of a target cache, as a dataset with the keys of the live one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from liteframe.data.stream import Key
+from liteframe.data.video.errors import VideoError
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.clips import Clip, ClipDataset
+
+
+class CachedClips(Dataset["Clip | VideoError"]):
+    """`dataset[(epoch, index)]` is view `epoch % K` of video `index`, as the cache has it; nothing is drawn anew.
+
+    A video that failed while the cache was built comes back as that failure.
+
+    Args:
+        cache: K views of each video.
+        part: "train" or "val".
+        clips: the same videos; decodes the frames of a stored view where the cache has none.
+    """
+
+    def __init__(self, cache: TargetCache, part: Literal["train", "val"], clips: ClipDataset):
+        self.cache, self.part, self.clips = cache, part, clips
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
+    def __getitem__(self, key: Key) -> Clip | VideoError:
+        """The clip and target of `key` = (epoch, index), or the reason why there is none."""
+        epoch, index = key
+        stored = self.cache.read(self.part, epoch % self.views, index)
+        path = self.clips.entries[index].video  # the videos may have moved since
+        if isinstance(stored, VideoError):
+            return VideoError(path, stored.kind, stored.reason, stored.remedy)
+        view = dataclasses.replace(stored.view, video=path)
+        try:
+            frames = self.clips.frames(view) if stored.frames is None else stored.frames
+        except VideoError as error:
+            return error
+        return Clip(torch.as_tensor(frames), view, key, stored.target)
+
+    @property
+    def views(self) -> int:
+        """K; held-out videos have one."""
+        return self.cache.settings.views if self.part == "train" else 1
+
+
+def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
+    """Refuse a cache whose targets are not those that a run would compute.
+
+    The run may have another seed: the views are those that the cache drew, and the run's seed orders them.
+
+    Args:
+        cache: the cache.
+        run: the run's values of fields of CacheSettings.
+
+    Raises:
+        ValueError: they differ.
+    """
+    here = dataclasses.replace(cache.settings, **{**run, "seed": cache.settings.seed})
+    differences = cache.settings.differences(here)
+    if differences:
+        raise ValueError(
+            f"--data.cache {cache.folder} holds other targets: {'; '.join(differences)}. Take the cache's values, or "
+            "build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
+        )

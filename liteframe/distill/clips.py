@@ -1,0 +1,190 @@
+"""Dense clips of videos as a map-style dataset: the key says which clip, so any clip can be had again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from liteframe.data.manifest import VideoEntry
+from liteframe.data.preprocess import FrameFormat, FrameTransform, decode_size
+from liteframe.data.stream import Key
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video.sampling import dense_clip
+from liteframe.distill.clip_view import Augmentation, ClipView, draw_view
+
+
+class Clip(NamedTuple):
+    """One clip, as a worker makes it.
+
+    Attributes:
+        frames: uint8 [T,h,w,3], cropped and flipped, not yet resized.
+        view: which clip it is.
+        key: (epoch, index).
+        target: what the student shall emit [T',h,w,C], where a cache holds it.
+    """
+
+    frames: Tensor
+    view: ClipView
+    key: Key
+    target: Tensor | None = None
+
+
+class RawBatch(NamedTuple):
+    """Clips on their way from the workers to the device, in bytes.
+
+    Attributes:
+        frames: uint8, all clips one after the other; one tensor, for each that a worker shares holds a file open.
+        shapes: of each clip: T, h, w, 3.
+        frame_mask: bool [B,T].
+        paths: B files.
+        failures: path, kind, reason and remedy of each clip that failed.
+        keys: B keys (epoch, index).
+        targets: [B,T',h,w,C] from a cache, or None.
+    """
+
+    frames: Tensor
+    shapes: list[tuple[int, ...]]
+    frame_mask: Tensor
+    paths: list[str]
+    failures: list[dict[str, str]]
+    keys: list[Key]
+    targets: Tensor | None
+
+
+class ClipBatch(NamedTuple):
+    """Clips that could be read, on the device, and a record of each that could not.
+
+    Attributes:
+        video: float32 [B,T,3,H,W], normalized; B may be 0 (then the tensor has no other size either).
+        frame_mask: bool [B,T]; False where a short video's last frame is repeated.
+        paths: B files.
+        failures: path, kind, reason and remedy of each clip that failed.
+        keys: B keys (epoch, index).
+        targets: [B,T',h,w,C] from a cache, or None.
+    """
+
+    video: Tensor
+    frame_mask: Tensor
+    paths: list[str]
+    failures: list[dict[str, str]]
+    keys: list[Key]
+    targets: Tensor | None
+
+
+class ClipDataset(Dataset["Clip | VideoError"]):
+    """`dataset[(epoch, index)]` is a dense clip of video `index`, placed and augmented by (seed, epoch, index) alone.
+
+    A video that cannot be read comes back as the `VideoError` itself, never as another video. Decoding runs in a child
+    process under a deadline.
+
+    Args:
+        entries: the videos.
+        frame_format: how the teacher wants frames; those far larger are shrunk while decoding.
+        clip_frames: T, frames of a clip.
+        min_fps: lowest rate of a clip in frames per second.
+        augment: None takes the middle clip of each video, unchanged.
+        seed: seed of positions and augmentation.
+        deadline: seconds that reading one file may take.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[VideoEntry],
+        frame_format: FrameFormat,
+        *,
+        clip_frames: int,
+        min_fps: float = 1.0,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        deadline: float = 30.0,
+    ):
+        self.entries = list(entries)
+        self.clip_frames, self.min_fps, self.augment, self.seed = clip_frames, min_fps, augment, seed
+        self.size = frame_format.size
+        self.decoder = DecodeProcess(deadline)
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.entries)
+
+    def __getitem__(self, key: Key) -> Clip | VideoError:
+        """The clip of `key` = (epoch, index), or the reason why there is none."""
+        try:
+            view = self.view(key)
+            return Clip(torch.from_numpy(self.frames(view)), view, key)
+        except VideoError as error:
+            return error
+
+    def view(self, key: Key) -> ClipView:
+        """Which frames, crop and flip `key` = (epoch, index) stands for; nothing is decoded.
+
+        Raises:
+            VideoError: the file cannot be probed, or the manifest's span holds no frame.
+        """
+        epoch, index = key
+        entry, rng = self._measured(index), np.random.default_rng([self.seed, epoch, index])
+        assert entry.frames is not None
+        assert entry.fps is not None
+        assert entry.height is not None
+        assert entry.width is not None
+        try:
+            indices = dense_clip(
+                entry.frames, entry.fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
+                end=entry.end, u=rng.random() if self.augment else 0.5,
+            )  # fmt: skip
+        except ValueError as error:
+            raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
+        shrunk = decode_size(entry.height, entry.width, self.size)
+        box, flip = None, False
+        if self.augment:
+            box, flip = draw_view(*(shrunk or (entry.height, entry.width)), self.augment, rng)
+        return ClipView(entry.video, tuple(indices), entry.reader, shrunk, box, flip)
+
+    def frames(self, view: ClipView) -> np.ndarray:
+        """Uint8 [T,h,w,3]: decoded, cropped and flipped, not yet resized.
+
+        Raises:
+            VideoError: the frames cannot be had exactly.
+        """
+        return view.cut(self.decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
+
+    def _measured(self, index: int) -> VideoEntry:
+        """The entry with frames, fps and size, probed once where the manifest does not tell."""
+        entry = self.entries[index]
+        if None in (entry.frames, entry.fps, entry.width, entry.height):
+            info = self.decoder.probe(entry.video)
+            entry = VideoEntry(
+                entry.video, entry.start, entry.end, info.duration, info.fps, info.width, info.height, info.frames,
+                entry.reader,
+            )  # fmt: skip
+            self.entries[index] = entry
+        return entry
+
+
+def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
+    """A batch of the clips that could be read; failures travel beside them."""
+    clips = [item for item in items if isinstance(item, Clip)]
+    targets = [clip.target for clip in clips if clip.target is not None]
+    return RawBatch(
+        torch.cat([clip.frames.flatten() for clip in clips]) if clips else torch.empty(0, dtype=torch.uint8),
+        [tuple(clip.frames.shape) for clip in clips],
+        torch.tensor([clip.view.frame_mask for clip in clips], dtype=torch.bool),
+        [clip.view.video for clip in clips],
+        [item.to_dict() for item in items if isinstance(item, VideoError)],
+        [clip.key for clip in clips],
+        torch.stack(targets) if targets else None,
+    )
+
+
+def dress(batch: RawBatch, transform: FrameTransform) -> ClipBatch:
+    """Resize and normalize the frames of a batch on the device that they are on."""
+    parts = batch.frames.split([math.prod(shape) for shape in batch.shapes])
+    videos = [transform(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
+    return ClipBatch(torch.stack(videos) if videos else torch.empty(0), *batch[2:])

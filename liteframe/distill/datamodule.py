@@ -1,0 +1,251 @@
+"""Clips for CTD: which videos train, which are held out, and a stream of batches that a resumed run continues."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Sampler
+
+from liteframe.data.manifest import VideoEntry, hold_out, list_digest, load_manifest
+from liteframe.data.preprocess import FrameFormat
+from liteframe.data.stream import ClipStream, FirstClips, FixedBatches, Key
+from liteframe.data.video.process import serve_parent
+from liteframe.distill.cache import TargetCache
+from liteframe.distill.cache.dataset import CachedClips
+from liteframe.distill.clip_view import Augmentation
+from liteframe.distill.clips import ClipBatch, ClipDataset, RawBatch, collate_clips, dress
+from liteframe.training.failures import FailureTally, agree_on_failures
+from liteframe.training.schedule import divide_batch
+
+
+class ClipDataModule(LightningDataModule):
+    """Videos -> batches of dense clips.
+
+    Args:
+        videos: folder of videos, or a manifest (JSONL, as `liteframe scan` writes it).
+        val_videos: the same for held-out videos; None holds out a part of `videos`.
+        val_fraction: that part, chosen by a hash of the file name; 0 trains on everything and validates on nothing.
+        batch_size: clips in an optimizer step, over all devices.
+        micro_batch_size: clips on a device at a time; None means batch_size / devices. Gradients are accumulated.
+        clip_frames: frames of a clip.
+        min_fps: lowest rate of a clip in frames per second.
+        size: frame size in pixels, one number or (height, width); None takes the student's.
+        augment: crop and flip of training clips.
+        workers: processes that decode; 0 decodes in the training process's own turn.
+        deadline: seconds that reading one file may take.
+        max_failure_rate: part of clips that may fail before the run stops.
+        seed: seed of order, positions and augmentation.
+        cache: folder of a target cache (`liteframe cache build`): clips and targets come from it and no teacher runs.
+    """
+
+    def __init__(
+        self,
+        videos: str,
+        val_videos: str | None = None,
+        val_fraction: float = 0.05,
+        batch_size: int = 16,
+        micro_batch_size: int | None = None,
+        clip_frames: int = 16,
+        min_fps: float = 1.0,
+        size: int | tuple[int, int] | None = None,
+        augment: Augmentation = Augmentation(),  # noqa: B008 - shown as the default in --help, never changed
+        workers: int = 4,
+        deadline: float = 30.0,
+        max_failure_rate: float = 0.05,
+        seed: int = 0,
+        cache: str | None = None,
+    ):
+        super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"data.batch_size={batch_size} must be at least 1 and data.workers={workers} at least 0")
+        self.videos, self.val_videos, self.val_fraction = videos, val_videos, val_fraction
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.clip_frames, self.min_fps, self.augment = clip_frames, min_fps, augment
+        self.size = (size, size) if isinstance(size, int) else size
+        self.workers, self.deadline, self.seed = workers, deadline, seed
+        self.max_failure_rate, self.cache = max_failure_rate, cache
+        self.target_cache: TargetCache | None = None
+        self.frame_format: FrameFormat | None = None
+        self.train_entries: list[VideoEntry] = []
+        self.val_entries: list[VideoEntry] = []
+        self.tally: FailureTally | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the lists, split them, and turn the global batch size into devices times accumulation."""
+        if self.tally is not None:
+            return
+        if self.cache is not None:
+            self.target_cache = TargetCache.open(self.cache)
+        self.read_lists()
+        trainer = self._trainer()
+        self.micro_batch_size, trainer.accumulate_grad_batches = divide_batch(
+            self.batch_size, self.micro_batch_size, trainer.world_size
+        )
+        if isinstance(trainer.val_check_interval, int):
+            # Lightning counts turns; a run's interval is in optimizer steps, however many turns one takes.
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
+        self.tally = FailureTally(
+            Path(trainer.default_root_dir) / "bad_videos.jsonl",
+            self.max_failure_rate,
+            remedy=f"Run `liteframe scan {self.videos} -o good.jsonl` and train on good.jsonl, "
+            "or allow more with --data.max_failure_rate.",
+        )
+
+    def read_lists(self) -> None:
+        """Read the lists of videos and hold out a part."""
+        entries = load_manifest(self.videos)
+        if self.val_videos is not None:
+            self.train_entries, self.val_entries = entries, load_manifest(self.val_videos)
+        else:
+            self.train_entries, self.val_entries = hold_out(entries, self.val_fraction)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see each training video about once."""
+        return -(-len(self.train_entries) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The stream, from the trainer's global step on."""
+        trainer = self._trainer()
+        stream = self._stream(
+            batches=self.steps_per_epoch() * trainer.accumulate_grad_batches,
+            position=lambda: trainer.global_step * trainer.accumulate_grad_batches,
+        )
+        return self._loader(self.train_clips(), stream)
+
+    def statistics_batches(self, clips: int, device: torch.device) -> Iterator[ClipBatch]:
+        """The first `clips` training clips (over all ranks), on the device; the same for any number of devices."""
+        trainer = self._trainer()
+        first = FirstClips(self._stream(batches=1), clips)
+        for batch in self._loader(self.train_clips(), first, persistent=False):
+            batch = self.on_before_batch_transfer(batch, 0)
+            assert self.tally is not None
+            agree_on_failures(trainer, self.tally)
+            yield self.on_after_batch_transfer(move_data_to_device(batch, device), 0)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The middle clip of every held-out video; no loader if there is none."""
+        if not self.val_entries:
+            return []
+        trainer = self._trainer()
+        assert self.micro_batch_size is not None
+        batches = FixedBatches(
+            len(self.val_entries), self.micro_batch_size, rank=trainer.global_rank, world_size=trainer.world_size
+        )
+        return self._loader(self.val_clips(), batches)
+
+    def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
+        """Count what failed before the batch is used."""
+        assert self.tally is not None
+        self.tally.record(len(batch.paths), batch.failures)
+        return batch
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ClipBatch:
+        """Resize and normalize on the device; workers only decode, crop and ship bytes."""
+        return dress(batch, self._format().transform())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which clip comes when, and the failures so far."""
+        assert self.tally is not None
+        return {"stream": self._identity(), "tally": self.tally.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the failures counted so far.
+
+        Raises:
+            ValueError: the stream of clips would not continue, because videos, seed or global batch size differ.
+        """
+        assert self.tally is not None
+        ours, theirs = self._identity(), state_dict["stream"]
+        changed = [
+            f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"--resume continues a run on the same stream of clips, but {'; '.join(changed)}. "
+                "Restore these values, or start a new run with --init_from RUN/encoder"
+            )
+        self.tally.load_state_dict(state_dict["tally"])
+
+    def _identity(self) -> dict[str, Any]:
+        cache = self.target_cache
+        return {
+            "cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
+            "videos": len(self.train_entries),
+            "list": list_digest(self.train_entries),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "clip_frames": self.clip_frames,
+            "min_fps": self.min_fps,
+            "augment": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.augment).items()},
+        }
+
+    def _stream(self, batches: int, **position: Any) -> ClipStream:
+        trainer = self._trainer()
+        assert self.micro_batch_size is not None
+        return ClipStream(
+            len(self.train_entries), self.micro_batch_size, batches, seed=self.seed,
+            rank=trainer.global_rank, world_size=trainer.world_size, **position,
+        )  # fmt: skip
+
+    def train_clips(self) -> ClipDataset | CachedClips:
+        """Clips of the training videos by key (epoch, index)."""
+        return self._dataset("train", self.train_entries, self.augment)
+
+    def val_clips(self) -> ClipDataset | CachedClips:
+        """The middle clips of the held-out videos by key (0, index)."""
+        return self._dataset("val", self.val_entries, None)
+
+    def clip_identity(self) -> dict[str, Any]:
+        """What clips and their frames depend on, under the names of CacheSettings."""
+        frames = self._format()
+        return {
+            **{"size": frames.size, "mean": frames.mean, "std": frames.std, "resize": frames.resize},
+            **{"clip_frames": self.clip_frames, "min_fps": self.min_fps, "seed": self.seed},
+            **asdict(self.augment),
+            **{"train_videos": len(self.train_entries), "train_list": list_digest(self.train_entries)},
+            **{"val_videos": len(self.val_entries), "val_list": list_digest(self.val_entries)},
+        }
+
+    def _dataset(
+        self, part: Literal["train", "val"], entries: list[VideoEntry], augment: Augmentation | None
+    ) -> ClipDataset | CachedClips:
+        clips = ClipDataset(
+            entries, self._format(), clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
+            seed=self.seed, deadline=self.deadline,
+        )  # fmt: skip
+        return clips if self.target_cache is None else CachedClips(self.target_cache, part, clips)
+
+    def _format(self) -> FrameFormat:
+        if self.frame_format is None:
+            raise ValueError("frame_format is not set: the training module gives it in configure_model")
+        return self.frame_format
+
+    def _loader(
+        self, dataset: ClipDataset | CachedClips, batches: Sampler[list[Key]], *, persistent: bool = True
+    ) -> DataLoader[Any]:
+        assert self.micro_batch_size is not None
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate_clips,
+            num_workers=self.workers,
+            persistent_workers=persistent and self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=serve_parent,
+            # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
+            timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
+            # The loader would draw from the global generator, and its state would depend on how often it was restarted.
+            generator=torch.Generator(),
+        )
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise ValueError("ClipDataModule works inside a Trainer: pass it as datamodule=")
+        return self.trainer

@@ -1,0 +1,112 @@
+"""From the options of an evaluation to the model, how questions are asked, and what determines the scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from liteframe.evaluate.asking import Asking
+from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.evaluate.provenance import files_digest, model_digest
+from liteframe.models.vlm.load import load_video_llm
+
+
+def find_device(name: str | None) -> torch.device:
+    """The named device ("cpu", "cuda", "cuda:1", ...), or the first GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    count = torch.cuda.device_count()
+    if name is None:
+        return torch.device("cuda" if count else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is no device; cpu, cuda, or cuda:1 for the second GPU") from error
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"only {count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
+        raise ValueError(f"--device {name}: PyTorch finds {found} here; use --device {'cuda:0' if count else 'cpu'}")
+    return device
+
+
+# Packages whose version can change a reply.
+PACKAGES = ("liteframe", "torch", "torchvision", "transformers", "peft", "av", "numpy")
+
+
+def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -> Asking:
+    """How questions are put, checked.
+
+    Raises:
+        ValueError: an option is out of range, the prompt lacks a place, or there are no subtitles to show.
+    """
+    for name, kind, least in (("frames", int, 1), ("max_new_tokens", int, 1), ("seed", int, 0)):
+        value = options[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or value < least):
+            raise ValueError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
+    for name in ("fps", "deadline"):
+        value = options[name]
+        wrong = isinstance(value, bool) or not isinstance(value, int | float | None)
+        if wrong or (value is not None and not (math.isfinite(value) and value > 0)):
+            raise ValueError(f"--{name} {value!r}: a positive number is needed")
+    subtitles = bool(options["subtitles"])
+    prompt = benchmark.prompt
+    if subtitles:
+        if benchmark.subtitle_prompt is None:
+            raise ValueError(f"--subtitles: {benchmark.title} has none")
+        if not any(q.subtitles and Path(q.subtitles).is_file() for q in dataset.questions):
+            raise ValueError(f"--subtitles: no subtitle file is there; expected {benchmark.layout}")
+        prompt = benchmark.subtitle_prompt
+    prompt = options["prompt"] or prompt
+    check_prompt(prompt, subtitles)
+    return Asking(
+        frames=options["frames"],
+        fps=options["fps"],
+        prompt=prompt,
+        subtitles=subtitles,
+        max_new_tokens=options["max_new_tokens"] or benchmark.max_new_tokens,
+        deadline=options["deadline"],
+    )
+
+
+def load_model(options: dict[str, Any]) -> tuple[Any, Any]:
+    """Model and processor, on the device asked for."""
+    device = find_device(options["device"])
+    logging.disable_progress_bar()
+    model, processor = load_video_llm(
+        options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
+    )
+    model.to(device)
+    return model, processor
+
+
+def determining(
+    benchmark: Benchmark, dataset: Dataset, asking: Asking, options: dict[str, Any], model: Any
+) -> dict[str, Any]:
+    """Everything that determines the scores: a run is continued only if all of it is the same."""
+    parts = {name: options[name] for name in ("vlm", "encoder", "adapter")}
+    asked = asdict(asking)
+    del asked["deadline"]  # changes no reply: a run whose videos were too slow may be continued with another
+    subtitles = {Path(q.subtitles) for q in dataset.questions if q.subtitles and Path(q.subtitles).is_file()}
+    return {
+        "benchmark": benchmark.name,
+        "questions": len(dataset.questions),
+        "annotations": {"files": [path.name for path in dataset.files], "sha256": files_digest(dataset.files)},
+        "subtitles_sha256": files_digest(subtitles) if asking.subtitles else None,
+        "model": {
+            "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "asking": {**asked, "option_format": benchmark.option_format},
+        "decoding": {"kind": "greedy", "batch": 1},
+        "rule": benchmark.rule,
+        "seed": options["seed"],
+        "device": model.device.type,
+        "versions": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,152 @@
+"""Shape and preprocessing of a LiteFrame encoder, checked where it is made.
+
+Travels inside exported models beside student.py, so it imports the standard library only.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+MODEL_TYPE = "liteframe_vision"
+MIXERS = ("conv", "none")
+Stride = tuple[int, int, int]
+
+
+def _check_int(name: str, value: Any, low: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"LiteFrameConfig: {name} must be an integer >= {low}, got {value!r}")
+
+
+@dataclass
+class LiteFrameConfig:
+    """Shape of a LiteFrame encoder and the preprocessing it was trained with.
+
+    Attributes:
+        downsample: {block: (t,h,w)}: after that many blocks (counted from 1), a strided conv with this stride.
+        teacher_dim: channels of the output, those of the teacher's patch features.
+        clip_frames: frames encoded together; longer videos are encoded clip after clip.
+        layer_scale_init: LayerScale of a student that starts without a teacher.
+        image_mean, image_std: statistics of RGB in [0,1] that the teacher's preprocessing subtracts and divides by.
+        resize: how frames reach image_size: "squash" (ignore the aspect ratio) or "crop" (short side, centre crop).
+
+    Raises:
+        ValueError: a field is out of range or contradicts another; the message names it.
+    """
+
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_dim: int | None = None  # None: 4 * dim
+    patch_size: int = 14
+    image_size: int = 448
+    teacher_dim: int = 1024
+    downsample: dict[int, Stride] = field(default_factory=lambda: {4: (2, 2, 2), 8: (2, 1, 1)})
+    temporal_kernel: int = 3
+    temporal_mixer: str = "conv"
+    clip_frames: int = 16
+    layer_scale_init: float = 0.1
+    layer_norm_eps: float = 1e-6
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: str = "squash"
+
+    def __post_init__(self) -> None:
+        """Normalize containers (JSON turns int keys and tuples into strings and lists) and check every field."""
+        if self.mlp_dim is None:
+            self.mlp_dim = 4 * self.dim
+        for name in ("dim", "depth", "heads", "mlp_dim", "patch_size", "image_size", "teacher_dim", "clip_frames"):
+            _check_int(name, getattr(self, name))
+        _check_int("temporal_kernel", self.temporal_kernel)
+        if self.temporal_kernel % 2 == 0:
+            raise ValueError(f"LiteFrameConfig: temporal_kernel must be odd, got {self.temporal_kernel}")
+        if self.dim % self.heads:
+            raise ValueError(f"LiteFrameConfig: heads={self.heads} does not divide dim={self.dim}")
+        if self.temporal_mixer not in MIXERS:
+            raise ValueError(
+                f"LiteFrameConfig: temporal_mixer={self.temporal_mixer!r} is unknown; choose one of {', '.join(MIXERS)}"
+            )
+        if self.resize not in ("squash", "crop"):
+            raise ValueError(f"LiteFrameConfig: resize must be 'squash' or 'crop', got {self.resize!r}")
+        self._check_floats()
+        self.downsample = self._checked_downsample()
+        t, h, w = self.compression
+        for name, stride in (("height", h), ("width", w)):
+            if self.image_size % (self.patch_size * stride):
+                raise ValueError(
+                    f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * {name} stride "
+                    f"= {self.patch_size} * {stride} = {self.patch_size * stride}"
+                )
+        if self.clip_frames % t:
+            raise ValueError(
+                f"LiteFrameConfig: clip_frames={self.clip_frames} is not a multiple of the temporal stride {t}"
+            )
+
+    def _check_floats(self) -> None:
+        for name in ("layer_scale_init", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"LiteFrameConfig: {name} must be a positive number, got {value!r}")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, list | tuple)
+                or len(value) != 3
+                or not all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+            ):
+                raise ValueError(f"LiteFrameConfig: {name} must be three numbers, got {value!r}")
+            setattr(self, name, tuple(float(v) for v in value))
+        if min(self.image_std) <= 0:
+            raise ValueError(f"LiteFrameConfig: image_std must be positive, got {self.image_std}")
+
+    def _checked_downsample(self) -> dict[int, Stride]:
+        if not isinstance(self.downsample, dict):
+            raise ValueError(f"LiteFrameConfig: downsample must map block -> (t,h,w), got {self.downsample!r}")
+        checked: dict[int, Stride] = {}
+        for block, stride in self.downsample.items():
+            if not str(block).isdecimal() or not 1 <= int(block) <= self.depth:
+                raise ValueError(f"LiteFrameConfig: downsample block {block!r} is not within 1..depth={self.depth}")
+            if not isinstance(stride, list | tuple) or len(stride) != 3:
+                raise ValueError(f"LiteFrameConfig: downsample[{block}] must be (t,h,w), got {stride!r}")
+            for value in stride:
+                _check_int(f"downsample[{block}]", value)
+            if math.prod(stride) == 1:
+                raise ValueError(f"LiteFrameConfig: downsample[{block}] = (1,1,1) compresses nothing; leave it out")
+            if int(block) in checked:
+                raise ValueError(f"LiteFrameConfig: downsample names block {int(block)} twice")
+            checked[int(block)] = (stride[0], stride[1], stride[2])
+        return dict(sorted(checked.items()))
+
+    @property
+    def compression(self) -> Stride:
+        """(t,h,w): input frames, patch rows and patch columns per output token; also WAP's window."""
+        t, h, w = 1, 1, 1  # plain arithmetic: torch.compile breaks its graph on math.prod over a generator
+        for stride in self.downsample.values():
+            t, h, w = t * stride[0], h * stride[1], w * stride[2]
+        return t, h, w
+
+    def require_compression(self, kernel: tuple[int, ...]) -> None:
+        """Raise ValueError unless a pooling window (t,h,w) equals what the student compresses by."""
+        if tuple(kernel) != self.compression:
+            raise ValueError(
+                f"pooling window {tuple(kernel)} differs from the student's compression {self.compression} "
+                f"(product of downsample={self.downsample}); make them equal"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with `model_type`."""
+        values = asdict(self)
+        values["downsample"] = {str(block): list(stride) for block, stride in self.downsample.items()}
+        values["image_mean"], values["image_std"] = list(self.image_mean), list(self.image_std)
+        return {"model_type": MODEL_TYPE, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LiteFrameConfig":
+        """Inverse of to_dict. Unknown fields and a foreign model_type raise ValueError."""
+        values = dict(values)
+        model_type = values.pop("model_type", MODEL_TYPE)
+        if model_type != MODEL_TYPE:
+            raise ValueError(f"model_type is {model_type!r}, not {MODEL_TYPE!r}: this is not a LiteFrame encoder")
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"LiteFrameConfig has no field named {', '.join(unknown)}")
+        return cls(**values)

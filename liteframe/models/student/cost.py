@@ -1,0 +1,126 @@
+"""Parameters and FLOPs from a configuration alone.
+
+FLOPs are two per multiply-add, counted in linear and convolution layers, as the paper's table does; the two attention
+products are counted apart. Norms, activations, LayerScale and additions are left out.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from liteframe.models.student.config import LiteFrameConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What encoding takes.
+
+    Attributes:
+        params: weights of the encoder.
+        flops: of linear and convolution layers, for all frames.
+        attention_flops: of the products QK and AV, for all frames, not contained in `flops`.
+        tokens_per_frame: tokens that a language model receives for one input frame, after the VLM's pixel shuffle.
+    """
+
+    params: int
+    flops: int
+    attention_flops: int
+    tokens_per_frame: float
+
+
+@dataclass(frozen=True)
+class VitShape:
+    """A plain ViT (cls token, learned positions, LayerScale, qkv bias, no final norm), frame by frame."""
+
+    dim: int
+    depth: int
+    mlp_dim: int
+    patch_size: int
+    image_size: int
+
+
+# Teacher of the paper, and its student before any compression.
+INTERNVIT_300M = VitShape(dim=1024, depth=24, mlp_dim=4096, patch_size=14, image_size=448)
+VIT_BASE = VitShape(dim=768, depth=12, mlp_dim=3072, patch_size=14, image_size=448)
+
+
+def cost(
+    config: LiteFrameConfig | VitShape,
+    frames: int = 256,
+    size: int | tuple[int, int] | None = None,
+    *,
+    shuffle: int = 2,
+) -> Cost:
+    """Count parameters and FLOPs of encoding `frames` frames.
+
+    Args:
+        config: a student (encoded in clips of clip_frames, each padded to the temporal stride) or a plain ViT.
+        frames: input frames.
+        size: input pixels, one number or (height, width); None is the config's image_size (448 by default).
+        shuffle: patches per side that the VLM's pixel shuffle folds into one token.
+
+    Raises:
+        ValueError: no frame, or a size that the strides do not divide.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    size = config.image_size if size is None else size
+    height, width = (size, size) if isinstance(size, int) else size
+    p = config.patch_size
+    t, h, w = config.compression if isinstance(config, LiteFrameConfig) else (1, 1, 1)
+    if height < 1 or width < 1 or height % (p * h) or width % (p * w):
+        raise ValueError(f"{height}x{width} pixels: height must be a multiple of {p * h}, width of {p * w}")
+    clip = config.clip_frames if isinstance(config, LiteFrameConfig) else frames
+    clips = [clip] * (frames // clip) + ([frames % clip] if frames % clip else [])
+    counts = {length: _clip(config, -(-length // t) * t, (height // p, width // p)) for length in set(clips)}
+    return Cost(
+        params=_params(config),
+        flops=sum(counts[length].flops for length in clips),
+        attention_flops=sum(counts[length].attention for length in clips),
+        tokens_per_frame=(height // p // h) * (width // p // w) / (shuffle * shuffle * t),
+    )
+
+
+@dataclass
+class _Count:
+    flops: int = 0
+    attention: int = 0
+    grid: tuple[int, int] = field(default=(0, 0))
+
+
+def _clip(config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int]) -> _Count:
+    """One clip; its frames are a multiple of the temporal stride."""
+    c, hidden = config.dim, _hidden(config)
+    student = config if isinstance(config, LiteFrameConfig) else None
+    count = _Count(flops=2 * frames * math.prod(grid) * 3 * config.patch_size**2 * c)
+    for block in range(1, config.depth + 1):
+        tokens = frames * (math.prod(grid) + 1)
+        count.flops += 2 * tokens * (4 * c * c + 2 * c * hidden)
+        count.attention += 4 * tokens * (math.prod(grid) + 1) * c
+        if student is None:
+            continue
+        if student.temporal_mixer == "conv" and frames > 1:
+            count.flops += 2 * tokens * student.temporal_kernel * c
+        if stride := student.downsample.get(block):
+            frames, grid = frames // stride[0], (grid[0] // stride[1], grid[1] // stride[2])
+            # cls sees the kernel already summed over its spatial taps: t products a channel.
+            count.flops += 2 * frames * c * (math.prod(grid) * math.prod(stride) + stride[0])
+    if student is not None:
+        count.flops += 2 * frames * math.prod(grid) * c * student.teacher_dim
+    return count
+
+
+def _params(config: LiteFrameConfig | VitShape) -> int:
+    c, hidden = config.dim, _hidden(config)
+    positions = 1 + (config.image_size // config.patch_size) ** 2
+    block = 2 * 2 * c + (3 * c * c + 3 * c) + (c * c + c) + (c * hidden + hidden) + (hidden * c + c) + 2 * c
+    total = (3 * config.patch_size**2 * c + c) + c + positions * c + config.depth * block
+    if isinstance(config, LiteFrameConfig):
+        if config.temporal_mixer == "conv":
+            total += config.depth * (config.temporal_kernel * c + c)
+        total += sum(math.prod(stride) * c + c for stride in config.downsample.values())
+        total += c * config.teacher_dim + config.teacher_dim
+    return total
+
+
+def _hidden(config: LiteFrameConfig | VitShape) -> int:
+    return config.mlp_dim or 4 * config.dim

@@ -1,0 +1,110 @@
+"""Teachers from timm: `timm/<model>`, any plain ViT (VisionTransformer or Eva)."""
+
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor
+
+from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
+from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
+
+
+class TimmTower(Tower):
+    """timm's `forward_features`, split into patches and prefix."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.patch_size: int = model.patch_embed.patch_size[0]
+        self.pool = model.attn_pool if hasattr(getattr(model, "attn_pool", None), "latent") else None
+
+    def forward(self, images: Tensor) -> TeacherFeatures:
+        """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
+        tokens = self.model.forward_features(images)
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        patches = tokens[:, self.model.num_prefix_tokens :].unflatten(1, grid)
+        if self.model.cls_token is not None:
+            return TeacherFeatures(patches, tokens[:, 0], None)
+        if self.pool is None:
+            return TeacherFeatures(patches, None, None)
+        return TeacherFeatures(patches, None, latent_logits(self.pool, tokens).unflatten(1, grid))
+
+    def vit_weights(self) -> VitWeights:
+        """See Tower."""
+        return vit_weights(
+            self.model.state_dict(),
+            heads=self.model.blocks[0].attn.num_heads,
+            prefix_tokens=self.model.num_prefix_tokens,
+            grid=tuple(self.model.patch_embed.grid_size),
+        )
+
+
+def latent_logits(pool: Any, tokens: Tensor) -> Tensor:
+    """Log of the attention that a pooling head's latent pays to each token, averaged over heads (methods 15).
+
+    Args:
+        pool: timm's AttentionPoolLatent with one latent.
+        tokens: [M,N,C], the normalized tokens that it pools.
+
+    Returns:
+        [M,N]; exp of it sums to one over N.
+    """
+    key, _ = pool.kv(tokens).unflatten(-1, (2, pool.num_heads, -1)).unbind(2)
+    query = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1))
+    query, key = pool.q_norm(query[0, 0]), pool.k_norm(key)
+    return head_mean_log_attention((query.float() * key.float()).sum(-1).movedim(-1, 1) * pool.scale)
+
+
+def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwargs: Any) -> Teacher:
+    """Build `timm/<model>`; keyword arguments go to timm.create_model.
+
+    Raises:
+        ValueError: timm does not know the model, or it is not a plain ViT.
+    """
+    model_name = name.removeprefix("timm/")
+    if not timm.is_model(model_name):
+        near = ", ".join(timm.list_models(f"*{model_name.split('.')[0][:12]}*")[:5])
+        raise ValueError(
+            f"timm {timm.__version__} has no model named {model_name!r}" + (f"; near: {near}" if near else "")
+        )
+    entry = timm.model_entrypoint(model_name)
+    if entry.__module__.rsplit(".", 1)[-1] not in ("vision_transformer", "eva"):
+        raise ValueError(f"{name} is not a plain ViT: a teacher must keep one patch grid through all its blocks")
+    if pretrained:
+        kwargs = {"pretrained_cfg_overlay": _safetensors_only(model_name), **kwargs}
+    try:
+        model: Any = timm.create_model(
+            model_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **kwargs
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be built: {error} (pretrained weights need the Hugging Face hub or its local cache)"
+        ) from error
+    data = resolve_data_config({}, model=model)
+    tower = TimmTower(model.to(dtype or torch.float32))
+    return Teacher(
+        tower,
+        name=name,
+        dim=model.embed_dim,
+        patch_size=tower.patch_size,
+        image_size=model.patch_embed.img_size[0],
+        image_mean=tuple(data["mean"]),
+        image_std=tuple(data["std"]),
+        resize="squash" if data["crop_mode"] == "squash" else "crop",
+        license=model.pretrained_cfg.get("license") if pretrained else None,
+    )
+
+
+def _safetensors_only(model_name: str) -> dict[str, str]:
+    """Name the weight file, or timm falls back to pickles where the hub has no safetensors under the usual names.
+
+    Raises:
+        ValueError: timm knows the model's weights only as a pickle.
+    """
+    config = timm.get_pretrained_cfg(model_name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has no weights in safetensors format for {model_name}")
+    given = config.hf_hub_filename or "model.safetensors"
+    return {"hf_hub_filename": given if given.endswith(".safetensors") else "open_clip_model.safetensors"}

@@ -1,0 +1,125 @@
+"""A LoRA adapter on a Video LLM: loaded whole and on the model that it was trained on, or refused; merged.
+
+Knows PEFT and models; it imports no training code, so that exports can use it too.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from liteframe.models.student.encoder import weight_misfits
+
+# In the names of the weights that PEFT saves with an adapter.
+ADAPTER_MARKS = (".lora_", ".modules_to_save.")
+# Beside PEFT's files: what the adapter was trained on.
+ORIGIN = "liteframe.json"
+
+
+def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
+    """Put a saved adapter on a model, unmerged and frozen.
+
+    Raises:
+        ValueError: the folder has no whole safetensors adapter (pickled ones are not read), or one that was trained on
+            another Video LLM or encoder.
+    """
+    check_origin(model, adapter)
+    with adapter_file(adapter) as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated")  # PEFT's own code
+        adapted = PeftModel.from_pretrained(model, adapter, ignore_mismatched_sizes=True)
+        # PEFT ignores what has no place, and leaves at its start what is missing.
+        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if problems := weight_misfits(load_file(path), wanted):
+            raise ValueError(f"the adapter {adapter} was not trained on this model, which it does not fit: {problems}")
+    return adapted
+
+
+def check_origin(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> None:
+    """Compare a model with what its adapter notes of the one it was trained on.
+
+    Weights are compared where they are held in the dtype of the training; other dtypes round them otherwise.
+
+    Raises:
+        ValueError: it is another. An adapter that LiteFrame did not make notes nothing.
+    """
+    path = Path(adapter) / ORIGIN
+    if not path.is_file():
+        return
+    noted, found = json.loads(path.read_text(encoding="utf-8")), origin(model)
+    same = found["base"] == noted["base"] or found["dtype"] != noted["dtype"]
+    if not (same and found["model_type"] == noted["model_type"]):
+        raise ValueError(
+            f"the adapter {adapter} was not trained on this model but on {noted['vlm']} with the encoder "
+            f"{noted['encoder']}; load it with these"
+        )
+
+
+def origin(model: PreTrainedModel) -> dict[str, str]:
+    """What an adapter recognizes its model by: family, dtype, and a hash of vision tower and language model's vectors.
+
+    Norms and biases tell language models of the same shape apart and are soon read.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "vision_tower" in name.split(".") or ("language_model" in name.split(".") and parameter.ndim == 1):
+            digest.update(name.encode())
+            digest.update(_bits(parameter))
+    return {"model_type": model.config.model_type, "dtype": str(model.dtype), "base": digest.hexdigest()}
+
+
+@contextmanager
+def adapter_file(adapter: str | os.PathLike[str]) -> Iterator[Path]:
+    """The weights of an adapter folder, for reading.
+
+    Raises:
+        ValueError: there are none in safetensors, or what is done inside finds them damaged.
+    """
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
+    try:
+        yield weights
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}); copy it again") from error
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Add the adapter's update to the weights and return the plain model, which save_pretrained can write.
+
+    Each sum is made in float32 and rounded once to the dtype of the weight.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            dtype, weight.data = weight.dtype, weight.data.float()
+            layer.merge(safe_merge=True)
+            weight.data = weight.data.to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")
+        return model.merge_and_unload()
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """A hash of all parameters that are not trained and belong to no adapter, by name and bits."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS):
+            digest.update(name.encode())
+            digest.update(_bits(parameter))
+    return digest.hexdigest()
+
+
+def _bits(parameter: torch.Tensor) -> memoryview:
+    return parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,85 @@
+"""Conversations about videos and images: turns, their ChatML, tokens and labels."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PLACEHOLDER = "<video>"
+IMAGE = "<image>"
+IGNORE = -100  # label of a token that is not learned, as in transformers
+# Text that the tokenizer would turn into control or image tokens.
+RESERVED = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>")
+_PLACEHOLDERS = re.compile(f"{PLACEHOLDER}|{IMAGE}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    text: str
+
+    def placeholders(self) -> list[str]:
+        """`<video>` and `<image>`, in the order in which the text holds them."""
+        return _PLACEHOLDERS.findall(self.text)
+
+
+def segments(turns: Sequence[Turn], shown: Sequence[str]) -> list[tuple[str, bool]]:
+    """ChatML of a conversation up to its last answer, cut into `(text, learned)`: answers and their `<|im_end|>` are.
+
+    Args:
+        turns: of one conversation.
+        shown: what stands for each medium, in order.
+
+    Raises:
+        ValueError: there are more or fewer of them than placeholders.
+    """
+    count = sum(len(turn.placeholders()) for turn in turns)
+    if count != len(shown):
+        raise ValueError(f"the conversation holds {count} placeholders, but {len(shown)} videos and images were given")
+    texts = iter(shown)
+    cut: list[tuple[str, bool]] = []
+    pending = ""
+    for turn in turns:
+        pending += f"<|im_start|>{turn.role}\n"
+        if turn.role == "assistant":
+            cut += [(pending, False), (f"{turn.text}<|im_end|>", True)]
+            pending = "\n"
+        else:
+            pending += f"{_PLACEHOLDERS.sub(lambda _: next(texts), turn.text)}<|im_end|>\n"
+    return cut
+
+
+def encode_conversation(turns: Sequence[Turn], shown: Sequence[str], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids [L] and labels [L], -100 everywhere but on answers and the `<|im_end|>` after each.
+
+    Segments are tokenized one by one, so that no token straddles the border of an answer, and the tokens before an
+    answer are those that generation starts from.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, learned in segments(turns, shown):
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += tokens
+        labels += tokens if learned else [IGNORE] * len(tokens)
+    return ids, labels
+
+
+def template_warning(processor: Any) -> str | None:
+    """A warning if the processor's own chat template writes a question otherwise than training does, else None."""
+    if not processor.chat_template:
+        return None
+    content = [{"type": "video"}, {"type": "text", "text": "Why?"}]
+    theirs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ours = question_prompt("Why?")
+    if theirs == ours:
+        return None
+    return f"warning: training writes {ours!r}, but the processor's chat template {theirs!r}; ask as training does"
+
+
+def question_prompt(question: str, system: str | None = None) -> str:
+    """The ChatML prompt of one question about one video, up to where the answer starts; holds `<video>` once."""
+    turns = [Turn("system", system)] if system else []
+    turns += [Turn("user", f"{PLACEHOLDER}\n{question}")]
+    return "".join(f"<|im_start|>{turn.role}\n{turn.text}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
