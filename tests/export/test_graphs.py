@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from liteframe_export import traceable as traceable_module
+from liteframe_export.graph_check import compare_graph
 from liteframe_export.traceable import check_shapes, traceable
 from worlds import ROOT
 
@@ -87,8 +88,47 @@ def test_parity_covers_one_slot_and_a_clip_at_three_sizes(onnx_folder, torch_fol
         assert [tuple(case["video"]) for case in parity["cases"]] == check_shapes(encoder.config)
         assert {case["video"][1] for case in parity["cases"]} == {4, 8}
         assert len({tuple(case["video"][3:]) for case in parity["cases"]}) == 3
-        assert 0 < parity["max_relative_difference"] <= 1e-5
+        assert parity["max_relative_difference"] == max(case["relative_difference"] for case in parity["cases"]) <= 1e-5
         assert min(min(case["torch_ms"], case["graph_ms"]) for case in parity["cases"]) > 0
+
+
+def test_parity_is_the_difference_that_is_there(onnx_folder, torch_folder, encoder):
+    """On the report's own videos, apart from a few roundings."""
+    session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
+    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
+    for folder, run in ((onnx_folder, lambda video: features(session, video)), (torch_folder, program)):
+        generator = torch.Generator().manual_seed(0)
+        for case in json.loads((folder / "parity.json").read_text())["cases"]:
+            video = torch.randn(case["video"], generator=generator)
+            with torch.inference_mode():
+                expected, found = encoder(video).double(), run(video).double()
+            largest = float(expected.abs().max())
+            assert case["largest_feature"] == pytest.approx(largest, rel=1e-5)
+            assert case["relative_difference"] == pytest.approx(
+                float((found - expected).abs().max()) / largest, abs=1e-6
+            )
+
+
+def test_parity_finds_one_wrong_number(encoder):
+    """One feature off by a share of the largest, another share at each size; 1e-4 is too much, and so is no number."""
+    shapes = check_shapes(encoder.config)
+    shares = {shape: 1e-5 * (i + 1) for i, shape in enumerate(shapes)}
+
+    def graph(video, off):
+        found = encoder(video)
+        found[-1, -1, -1, -1, -1] += off(tuple(video.shape)) * found.abs().max()
+        return found
+
+    def report(off):
+        with torch.inference_mode():
+            return compare_graph(encoder, lambda video: graph(video, off), torch.float32, {})
+
+    parity = report(shares.get)
+    assert [case["relative_difference"] for case in parity["cases"]] == pytest.approx(list(shares.values()), rel=0.02)
+    assert parity["max_relative_difference"] == pytest.approx(max(shares.values()), rel=0.02)
+    for wrong in (1.5e-4, float("nan")):
+        with pytest.raises(ValueError, match="nothing is written"):
+            report(lambda shape, wrong=wrong: wrong if shape == shapes[-1] else 0)
 
 
 @pytest.mark.parametrize("name", ["as-onnx", "as-torch"])
@@ -126,10 +166,11 @@ def test_compiled_package(smallest, tmp_path):
         torch.testing.assert_close(package(video), encoder(video), atol=1e-5, rtol=1e-4)
 
 
-def test_a_wrong_graph_is_refused_and_leaves_nothing(smallest, monkeypatch, capsys):
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_wrong_graph_is_refused_and_leaves_nothing(runtime, smallest, monkeypatch, capsys):
     right = traceable_module._resampled_positions
     monkeypatch.setattr(traceable_module, "_resampled_positions", lambda self, grid: 1.5 * right(self, grid))
-    assert main(["export", "torch", str(smallest), str(smallest.parent / "wrong")]) == 2
+    assert main(["export", runtime, str(smallest), str(smallest.parent / "wrong")]) == 2
     assert "nothing is written" in capsys.readouterr().err
     assert not list(smallest.parent.glob("wrong*"))
 
