@@ -2,21 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MADE := $(VENV)/.made
 READY := $(VENV)/.ready
+# Processes of `make test`, each with one thread. nproc would count OMP_NUM_THREADS.
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo auto)
 
-.PHONY: demo demo-full test lint clean
+.PHONY: demo demo-full test lint constraints clean
 
-$(READY): setup.cfg pyproject.toml
+$(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "LiteFrame needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@# Debian's python3 comes without ensurepip unless python3-venv is installed: then the pip in tools/ installs itself.
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null && $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(BIN)/python $(wildcard tools/pip-*.whl)/pip install --quiet pip; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(MADE)
+
+$(READY): $(MADE) setup.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
 	@# Its own requirements cannot be met beside ours (av <16); what it imports for a run is in the dev
 	@# extra. pip may list its other requirements as unmet: they are for models that are not ours.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms_eval==0.7.3"
 	@touch $(READY)
+
+# The newest releases within setup.cfg and constraints.in, one version of each for every Python from 3.11 on. Run the
+# tests on them before committing.
+constraints: $(MADE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile setup.cfg --extra dev --constraint constraints.in --upgrade --universal --python-version 3.11 \
+		--fork-strategy fewest --no-annotate --custom-compile-command "make constraints" \
+		--quiet --output-file constraints.txt
 
 demo: $(READY)
 	$(BIN)/liteframe demo
@@ -25,7 +39,7 @@ demo-full: $(READY)
 	$(BIN)/liteframe demo --full
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

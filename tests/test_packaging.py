@@ -4,6 +4,8 @@ import configparser
 import subprocess
 import sys
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from worlds import ROOT
 
 
@@ -22,6 +24,22 @@ def test_every_package_is_listed():
     ):
         found |= {".".join(p.parent.relative_to(root).parts) for p in (root / name).rglob("__init__.py")}
     assert listed == found
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    """`make constraints` has been run since setup.cfg last changed; one version of each, from no private place."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    wanted = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    assert len(pinned) == len(pins)
+    assert not [pin for pin in pins if pin.url or not str(pin.specifier).startswith("==")]
+    assert [line for line in lines if line.startswith("#")][1:] == ["#    make constraints"]
+    for requirement in (Requirement(line) for line in wanted.split("\n") if line):
+        version = pinned[canonicalize_name(requirement.name)].removeprefix("==")
+        assert requirement.specifier.contains(version), requirement
 
 
 def test_transformers_does_not_pick_up_our_kernels_folder(tmp_path):
