@@ -10,21 +10,13 @@ from torch import Tensor
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.vlm.adapter import merge_adapter
+from liteframe.models.vlm.family import family_of
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, save_weights, staged, write_json
 from liteframe_export.provenance import Parts, checkpoint_license, load_parts, run_report
 from liteframe_export.reload_child import ask
 
-# model_type -> the names of its classes begin with, modules of model and processor
-FAMILIES = {
-    "liteframe_internvl": ("LiteFrameInternVL", "liteframe.models.vlm.internvl", "liteframe.models.vlm.processor"),
-    "liteframe_llava_onevision": (
-        "LiteFrameLlavaOnevision",
-        "liteframe.models.vlm.llava_onevision",
-        "liteframe.models.vlm.processor",
-    ),
-}
 QUESTIONS = ["What happens in the video?", "How many objects are there, and which of them moves first?"]
 NEW_TOKENS = 16
 
@@ -96,15 +88,22 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
 
 def save_vlm(model: Any, processor: Any, folder: Path) -> None:
     """Write weights, configs, tokenizer, processor and code."""
-    name, model_module, processor_module = FAMILIES[model.config.model_type]
+    family = family_of(model.config.model_type)
     save_weights(model, folder)
     processor.save_pretrained(folder)
-    bundle([model_module, processor_module], folder)
-    stem = Path(file_name(model_module)).stem
-    classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
-    add_auto_map(folder / "config.json", {auto: f"{stem}.{name}{kind}" for auto, kind in classes.items()})
-    processor_class = f"{Path(file_name(processor_module)).stem}.{name}Processor"
-    add_auto_map(folder / "processor_config.json", {"AutoProcessor": processor_class})
+    bundle([family.config_class.__module__], folder)
+    classes = {
+        "AutoConfig": family.config_class,
+        "AutoModel": family.model_class,
+        "AutoModelForImageTextToText": family.generation_class,
+    }
+    add_auto_map(folder / "config.json", {auto: exported_name(cls) for auto, cls in classes.items()})
+    add_auto_map(folder / "processor_config.json", {"AutoProcessor": exported_name(family.processor_class)})
+
+
+def exported_name(cls: type) -> str:
+    """Where a class is in the export, as transformers' `auto_map` says it."""
+    return f"{Path(file_name(cls.__module__)).stem}.{cls.__name__}"
 
 
 def compare(

@@ -60,7 +60,7 @@ def runs(ids: list[int], token: int, counts: list[int]) -> list[list[tuple[int, 
 
 def video_ids(processor: Any, frames: int) -> list[int]:
     """What replaces the video token of a video of `frames` frames: a line for each slot."""
-    return _encode(processor, processor.slot_prompt(frames, *processor.frame_size))
+    return _encode(processor, processor.video_text(processor.slots(frames, *processor.frame_size)))
 
 
 def video_ids_within(processor: Any, frames: int, tokens: int) -> list[int]:
@@ -80,7 +80,7 @@ def video_ids_within(processor: Any, frames: int, tokens: int) -> list[int]:
 
 def image_ids(processor: Any) -> list[int]:
     """What replaces the image token of an image."""
-    return _encode(processor, processor.image_prompt(*processor.frame_size))
+    return _encode(processor, processor.image_text(processor.tokens_per_slot(*processor.frame_size)))
 
 
 def _encode(processor: Any, text: str) -> list[int]:

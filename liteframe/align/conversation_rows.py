@@ -13,7 +13,8 @@ from typing import Any
 
 from liteframe.data.manifest import entry_of_row
 from liteframe.data.media import Medium
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, RESERVED, Turn
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn
+from liteframe.models.vlm.family import CONTROL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _turn(message: Any, speaker: str, key: str, where: str) -> Turn:
     text = message.get(key)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: {key!r} must be a text that is not empty, got {text!r}")
-    for token in RESERVED:
+    for token in CONTROL_TOKENS:
         if token in text:
             raise ValueError(
                 f"{where}: the text holds {token!r}, which is a control token; placeholders are {PLACEHOLDER}, {IMAGE}"

@@ -42,7 +42,7 @@ def check_lengths(conversations: Sequence[Conversation], processor: Any, frames:
         BadConversationsError: names the first of them by their numbers.
     """
     size, shares = processor.frame_size, {}
-    image = processor.image_prompt(*size)
+    image = processor.image_text(processor.tokens_per_slot(*size))
 
     def count(text: str) -> int:
         return len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -52,7 +52,7 @@ def check_lengths(conversations: Sequence[Conversation], processor: Any, frames:
         videos = sum(medium.kind != "image" for medium in conversation.media)
         share = max(1, frames // max(1, videos))
         if share not in shares:
-            text = processor.slot_prompt(share, *size)
+            text = processor.video_text(processor.slots(share, *size))
             shares[share] = (text, count(text))
         video, tokens = shares[share]
         most = videos * tokens + (len(conversation.media) - videos) * images
@@ -212,7 +212,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         if medium.kind == "image":
             key: FramesKey = (medium.files[0], ())
             pixels = None if key in self.known else self.processor.resized(read_image(medium.files[0])[None])
-            return Shown(pixels, key, self.processor.image_prompt(*self.size))
+            return Shown(pixels, key, self.processor.image_text(self.processor.tokens_per_slot(*self.size)))
         if medium.entry is None:
             count = len(medium.files)
             chosen = list(range(count)) if count <= budget else uniform(count, budget)
@@ -223,7 +223,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             chosen = self._indices(medium.entry, budget, fps)
             key = (medium.entry.video, tuple(chosen))
             pixels = None if key in self.known else self._decoded(medium.entry, chosen)
-        return Shown(pixels, key, self.processor.slot_prompt(len(chosen), *self.size))
+        return Shown(pixels, key, self.processor.video_text(self.processor.slots(len(chosen), *self.size)))
 
     def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
         facts = self._measured(entry)

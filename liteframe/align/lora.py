@@ -9,10 +9,10 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from liteframe.models.student.encoder import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
-from liteframe.models.vlm.attach import LiteFrameVlm
 
 # Values that share a scale; rows are cut into blocks of so many.
 BLOCK = 64
@@ -72,7 +72,7 @@ class LoraSettings:
 
 
 def add_lora(
-    model: LiteFrameVlm,
+    model: PreTrainedModel,
     settings: LoraSettings,
     *,
     train_projector: bool = False,

@@ -200,7 +200,7 @@ class LMAModule(GuardedModule):
         """How long the longest video is in tokens, before the run finds out."""
         assert data.processor is not None
         frames = max(data.frames)
-        text = data.processor.slot_prompt(frames, *data.processor.frame_size)
+        text = data.processor.video_text(data.processor.slots(frames, *data.processor.frame_size))
         tokens = len(data.processor.tokenizer(text, verbose=False)["input_ids"])
         limit = self.model.get_base_model().config.text_config.max_position_embeddings
         if tokens >= limit:

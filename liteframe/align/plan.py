@@ -40,10 +40,9 @@ def plan_lma(arguments: list[str]) -> dict[str, Any]:
     frozen = [weight for weight in weights if not weight.requires_grad]
     steps = steps_section(command, len(data.conversations))
     found = command.measured()
+    processor, size = data.processor, data.processor.frame_size
     tokens = {
-        frames: len(
-            data.processor.tokenizer(data.processor.slot_prompt(frames, *data.processor.frame_size))["input_ids"]
-        )
+        frames: len(processor.tokenizer(processor.video_text(processor.slots(frames, *size)))["input_ids"])
         for frames in data.frames
     }
     vision, language = _flops(command, encoder, base.model.language_model, tokens)

@@ -12,7 +12,8 @@ from liteframe.answer.generate import plain_request, stream_answer
 from liteframe.answer.session import prefill_overlapped
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import at_fps
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, RESERVED
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
+from liteframe.models.vlm.family import CONTROL_TOKENS
 from liteframe.models.vlm.processor import LiteFrameProcessor
 
 
@@ -99,6 +100,6 @@ def check_text(question: str, system: str | None) -> None:
         ValueError: names the token.
     """
     for name, text in (("question", question), ("system message", system or "")):
-        for token in (*RESERVED, PLACEHOLDER, IMAGE):
+        for token in (*CONTROL_TOKENS, PLACEHOLDER, IMAGE):
             if token in text:
                 raise ValueError(f"the {name} holds {token!r}, which is a control token or placeholder; leave it out")

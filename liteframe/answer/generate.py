@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
+from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
 
 
@@ -139,18 +140,12 @@ def encode_pixels(model: Any, processor: Any, pixels: Tensor) -> EncodedVideo:
         pixels: float32 [T,3,h,w], of prepare_frames.
     """
     pixels = pixels.to(model.device)
-    token = model.config.image_token_id
     if isinstance(processor, LiteFrameProcessor):
-        text = processor.slot_prompt(len(pixels), *pixels.shape[-2:])
+        text = processor.video_text(processor.slots(len(pixels), *pixels.shape[-2:]))
         features = model.model.get_video_features(pixels).pooler_output[0]
-    elif model.config.model_type == "internvl":
-        text = processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
-        features = model.model.get_image_features(pixel_values=pixels).pooler_output.flatten(0, 1)
-    else:
-        token = model.config.video_token_id
-        features = model.model.get_video_features(pixels[None]).pooler_output[0]
-        text = processor.video_token * len(features)
-    return EncodedVideo(text, token, features, len(pixels))
+        return EncodedVideo(text, model.config.image_token_id, features, len(pixels))
+    video = family_of(model.config.model_type).encode_video(model, processor, pixels)
+    return EncodedVideo(*video, len(pixels))
 
 
 def prompt_request(

@@ -57,7 +57,7 @@ def prefill_overlapped(
     cache = DynamicCache(config=model.config.text_config)
     embed, language = model.get_input_embeddings(), model.model.language_model
     done = read = 0  # tokens in the cache; image tokens among them
-    ending = model.model.ending()
+    ending = model.model.end_embedding()
     most = len(places) - (0 if ending is None else 1)
     for features in _encoded(model, processor, clips):
         read += len(features)
@@ -85,7 +85,7 @@ def _prompt(
     model: Any, processor: Any, frames: int, question: str, system: str | None, max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Token ids [1,L] and where image tokens are, bool [1,L]."""
-    video = processor.slot_prompt(frames, *processor.frame_size)
+    video = processor.video_text(processor.slots(frames, *processor.frame_size))
     text = question_prompt(question, system).replace(PLACEHOLDER, video, 1)
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
     check_length(frames, ids.shape[1], max_new_tokens, model)
@@ -126,7 +126,7 @@ def _produce(model: Any, processor: Any, clips: Iterable[np.ndarray], queue: Que
         with torch.inference_mode(), torch.cuda.stream(stream):
             for frames in clips:
                 pixels = processor.pixels(frames).to(model.device)
-                features = model.model.get_video_features(pixels, whole=False).pooler_output[0]
+                features = model.model.get_video_features(pixels, final=False).pooler_output[0]
                 if not _put(queue, (features, None if stream is None else stream.record_event()), stop):
                     return
     except BaseException as error:  # raised again where the features are used

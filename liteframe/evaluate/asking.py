@@ -21,7 +21,8 @@ from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import at_fps
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, RESERVED
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
+from liteframe.models.vlm.family import CONTROL_TOKENS
 
 PART = 32  # frames held as they are in the file, before they are resized
 NO_SUBTITLES = "(none)"
@@ -148,7 +149,7 @@ def check_tokens(text: str) -> None:
     Raises:
         ValueError: the text holds one.
     """
-    if token := next((token for token in (*RESERVED, PLACEHOLDER, IMAGE) if token in text), None):
+    if token := next((token for token in (*CONTROL_TOKENS, PLACEHOLDER, IMAGE) if token in text), None):
         raise ValueError(f"the question's text holds {token!r}, which is a control token of the model: {text!r}")
 
 

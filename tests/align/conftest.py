@@ -14,7 +14,7 @@ from worlds.vlms import make_internvl, stir
 import train_lma
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.attach import attach_encoder
-from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
+from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
 from liteframe.toyworld.model import build_model, build_processor, build_tokenizer
 
 QUESTION = "What colour is the circle?"

@@ -6,7 +6,7 @@ import pytest
 
 from liteframe.align.conversation_files import load_conversations
 from liteframe.models.vlm.chat import encode_conversation, question_prompt, template_warning
-from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
+from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
 
 GOOD = [
     {"from": "human", "value": "<video>\nWhat colour is the circle?"},
@@ -80,7 +80,7 @@ def test_a_folder_or_a_missing_file_is_no_list_of_conversations(tmp_path):
 def test_labels_are_the_answers_and_their_ends(tmp_path, tokenizer, processor):
     row = {"video": "a.mp4", "conversations": [{"from": "system", "value": "What colour?"}, *GOOD]}
     (conversation,) = load_conversations(write(tmp_path / "rows.jsonl", row))
-    video = processor.slot_prompt(5, 64, 64)
+    video = processor.video_text(processor.slots(5, 64, 64))
     ids, labels = encode_conversation(conversation.turns, [video], tokenizer)
     text = (
         "<|im_start|>system\nWhat colour?<|im_end|>\n"

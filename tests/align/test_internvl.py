@@ -206,7 +206,8 @@ def test_pixel_shuffle_order_and_rectangles(vlm):
 
 
 def test_rectangular_frames_keep_rows_and_columns_apart(model, processor, prompt):
-    ids = processor.tokenizer(prompt.replace("<video>", processor.slot_prompt(4, 64, 128)), return_tensors="pt")
+    video = processor.video_text(processor.slots(4, 64, 128))
+    ids = processor.tokenizer(prompt.replace("<video>", video), return_tensors="pt")
     assert (ids["input_ids"] == model.config.image_token_id).sum() == 8
     pixels = torch.randn(4, 3, 64, 128)
     with torch.no_grad():

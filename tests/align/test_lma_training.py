@@ -109,7 +109,8 @@ def test_the_loss_is_the_mean_over_the_answer_tokens_of_the_global_batch(train, 
     for index in order:
         conversation = conversations[index]
         frames = read_frames(conversation.media[0].files[0], at_fps(64, 8, target_fps=8, max_frames=8))
-        ids, labels = encode_conversation(conversation.turns, [processor.slot_prompt(8, 64, 64)], processor.tokenizer)
+        video = processor.video_text(processor.slots(8, 64, 64))
+        ids, labels = encode_conversation(conversation.turns, [video], processor.tokenizer)
         with torch.no_grad():
             pixels = processor.pixels(frames)
             logits = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels).logits[0].double()

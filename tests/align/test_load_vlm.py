@@ -5,8 +5,8 @@ import torch
 from transformers import AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor, Qwen2Config
 
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
 from liteframe.models.vlm.load import load_video_llm, processor_for, with_encoder
-from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
 from liteframe.toyworld.model import build_processor
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import InternVLVideoProcessor
 
-from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
+from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -29,13 +29,22 @@ def test_64_tokens_per_slot_at_448(tokenizer, frames, count):
 
 def test_one_line_per_slot_with_true_frame_numbers(processor):
     image = "<img>" + 4 * "<IMG_CONTEXT>" + "</img>"
-    assert processor.slot_prompt(9, 64, 64) == f"Frame1-4: {image}\nFrame5-8: {image}\nFrame9-9: {image}"
+    slots = processor.slots(9, 64, 64)
+    assert slots == [(0, 3, 4), (4, 7, 4), (8, 8, 4)]
+    assert processor.video_text(slots) == f"Frame1-4: {image}\nFrame5-8: {image}\nFrame9-9: {image}"
+
+
+def test_slots_of_any_length_and_none(processor):
+    slots = [(0, 2, 1), (3, 3, 0), (4, 9, 2)]
+    expected = "Frame1-3: <img><IMG_CONTEXT></img>\nFrame5-10: <img><IMG_CONTEXT><IMG_CONTEXT></img>"
+    assert processor.video_text(slots) == expected
 
 
 def test_prompt_reaches_the_tokens_unchanged(processor, frames):
     text = "before <video>\nafter <video>\n"
     inputs = processor(text=text, videos=[frames(4), frames(8, seed=1)])
-    expanded = f"before {processor.slot_prompt(4, 64, 64)}\nafter {processor.slot_prompt(8, 64, 64)}\n"
+    first, second = (processor.video_text(processor.slots(count, 64, 64)) for count in (4, 8))
+    expanded = f"before {first}\nafter {second}\n"
     assert inputs["input_ids"][0].tolist() == processor.tokenizer(expanded)["input_ids"]
 
 

@@ -7,8 +7,11 @@ from liteframe_export.bundle import bundle, flatten
 
 from liteframe.models.student.encoder import Block, LiteFrameEncoder
 from liteframe.models.student.mixers import StridedConv
-from liteframe.models.vlm.internvl import LiteFrameInternVLForConditionalGeneration, LiteFrameInternVLModel
-from liteframe.models.vlm.processor import LiteFrameInternVLProcessor
+from liteframe.models.vlm.internvl import (
+    LiteFrameInternVLForConditionalGeneration,
+    LiteFrameInternVLModel,
+    LiteFrameInternVLProcessor,
+)
 
 MODULE = "liteframe.models.made_up"
 

@@ -37,14 +37,14 @@ def language_model_class(text_config: Any) -> type[nn.Module]:
 
 
 class LiteFrameVideoLLM(nn.Module):
-    """What both families do. A family names its projector and brings `fold` and, where it has one, `ending`."""
+    """What all families do; one names its projector and brings `merge_patches` and perhaps `end_embedding`."""
 
     projector: ClassVar[type[nn.Module]]
 
     # Clips and what surrounds the projector are computed by the very functions that trained the model.
     get_video_features: Any = VideoModel.get_video_features
     _encode = VideoModel._encode
-    ending = VideoModel.ending
+    end_embedding = VideoModel.end_embedding
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = ""):
         super().__init__()
@@ -108,15 +108,15 @@ class LiteFrameInternVLForConditionalGeneration(LiteFrameVideoLLM):
     """InternVL with a LiteFrame encoder."""
 
     projector = InternVLMultiModalProjector
-    fold = LiteFrameInternVLModel.fold
+    merge_patches = LiteFrameInternVLModel.merge_patches
 
 
 class LiteFrameLlavaOnevisionForConditionalGeneration(LiteFrameVideoLLM):
     """LLaVA-OneVision with a LiteFrame encoder, whose videos end with a vector of their own."""
 
     projector = LlavaOnevisionMultiModalProjector
-    fold = LiteFrameLlavaOnevisionModel.fold
-    ending = LiteFrameLlavaOnevisionModel.ending
+    merge_patches = LiteFrameLlavaOnevisionModel.merge_patches
+    end_embedding = LiteFrameLlavaOnevisionModel.end_embedding
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = ""):
         super().__init__(config, quant_config=quant_config, prefix=prefix)

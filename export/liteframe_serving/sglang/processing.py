@@ -95,5 +95,7 @@ def features(processor: Any, modality: Modality, frames: torch.Tensor) -> int:
     """Image tokens that frames [T,3,h,w] take."""
     height, width = frames.shape[-2:]
     if modality == Modality.IMAGE:
-        return processor.image_prompt(height, width).count(processor.image_token)
-    return processor.slot_prompt(len(frames), height, width).count(processor.image_token)
+        text = processor.image_text(processor.tokens_per_slot(height, width))
+    else:
+        text = processor.video_text(processor.slots(len(frames), height, width))
+    return text.count(processor.image_token)

@@ -13,10 +13,10 @@ PLACES = {name: f"liteframe_serving.vllm.model:{name}" for name in ARCHITECTURES
 def register() -> None:
     """Make configs and models known to transformers and vLLM; a second call changes nothing."""
     # The models register their configs, so that no remote code is needed; the loader registers itself.
-    import liteframe.models.internvl
-    import liteframe.models.llava_onevision  # noqa: F401
-    import liteframe_vllm.video_loader  # noqa: F401
     from vllm import ModelRegistry
+
+    import liteframe.models.vlm.family  # noqa: F401
+    import liteframe_serving.vllm.video_loader  # noqa: F401
 
     known = ModelRegistry.get_supported_archs()
     for architecture, place in PLACES.items():

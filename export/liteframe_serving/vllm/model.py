@@ -31,7 +31,7 @@ as_registered = MULTIMODAL_REGISTRY.register_processor(
 
 
 class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
-    """What both families do; a family names its projector and image token, and brings `fold` and perhaps `ending`."""
+    """What all families do; one names projector and image token and brings `merge_patches`, perhaps `end_embedding`."""
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=PREFIXES)
     projector: ClassVar[type[nn.Module]]
@@ -42,7 +42,7 @@ class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
     # Clips and what surrounds the projector are computed by the very functions that trained the model.
     get_video_features = VideoModel.get_video_features
     _encode = VideoModel._encode
-    ending = VideoModel.ending
+    end_embedding = VideoModel.end_embedding
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
@@ -114,7 +114,7 @@ class LiteFrameInternVLForConditionalGeneration(LiteFrameVideoLLM):
 
     projector = InternVLMultiModalProjector
     image_token = "<IMG_CONTEXT>"
-    fold = LiteFrameInternVLModel.fold
+    merge_patches = LiteFrameInternVLModel.merge_patches
 
 
 @as_registered
@@ -123,8 +123,8 @@ class LiteFrameLlavaOnevisionForConditionalGeneration(LiteFrameVideoLLM):
 
     projector = LlavaOnevisionMultiModalProjector
     image_token = "<image>"
-    fold = LiteFrameLlavaOnevisionModel.fold
-    ending = LiteFrameLlavaOnevisionModel.ending
+    merge_patches = LiteFrameLlavaOnevisionModel.merge_patches
+    end_embedding = LiteFrameLlavaOnevisionModel.end_embedding
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

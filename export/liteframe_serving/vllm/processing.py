@@ -14,17 +14,9 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from liteframe.models.vlm.processor import (
-    LiteFrameInternVLProcessor,
-    LiteFrameLlavaOnevisionProcessor,
-    LiteFrameProcessor,
-)
+from liteframe.models.vlm.family import family_of
+from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe_serving.prompts import frames_that_fit, image_ids, pixels, video_ids, video_ids_within
-
-PROCESSORS = {
-    "liteframe_internvl": LiteFrameInternVLProcessor,
-    "liteframe_llava_onevision": LiteFrameLlavaOnevisionProcessor,
-}
 
 
 class LiteFrameProcessingInfo(BaseProcessingInfo):
@@ -32,7 +24,7 @@ class LiteFrameProcessingInfo(BaseProcessingInfo):
 
     def get_hf_processor(self, **kwargs: object) -> LiteFrameProcessor:
         """The exported model's processor."""
-        return self.ctx.get_hf_processor(PROCESSORS[self.get_hf_config().model_type], **kwargs)
+        return self.ctx.get_hf_processor(family_of(self.get_hf_config().model_type).processor_class, **kwargs)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Any number of videos and images in a prompt."""

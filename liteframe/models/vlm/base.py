@@ -23,7 +23,7 @@ CLIPS_PER_FORWARD = 8
 class VideoModel:
     """Mix-in of a model without head; it has `vision_tower`, `multi_modal_projector` and `language_model`.
 
-    A family says how its projector reads a grid, `fold`: [T',h,w,C] -> [tokens, what the projector takes].
+    A family brings `add_projector`, `merge_patches` and, where something ends its videos, `end_embedding`.
     """
 
     input_modalities = ("video", "text")
@@ -32,9 +32,16 @@ class VideoModel:
     vision_tower: Any
     multi_modal_projector: Any
     language_model: Any
-    fold: Any
 
-    def ending(self) -> Tensor | None:
+    def add_projector(self, config: Any) -> None:
+        """Set `multi_modal_projector` and what else lies between vision tower and language model."""
+        raise NotImplementedError
+
+    def merge_patches(self, grid: Tensor) -> Tensor:
+        """What the projector takes of a grid: [T',h,w,C] -> [T',h',w',C'], a token each."""
+        raise NotImplementedError
+
+    def end_embedding(self) -> Tensor | None:
         """What ends a video for the language model [1, text hidden size], if anything does."""
         return None
 
@@ -50,7 +57,7 @@ class VideoModel:
         self,
         pixel_values_videos: Tensor,
         video_frames: Tensor | list[int] | None = None,
-        whole: bool = True,
+        final: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode videos into the language model's space.
@@ -58,7 +65,7 @@ class VideoModel:
         Args:
             pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another.
             video_frames: [V], frames of each video; None: all belong to one video.
-            whole: False for clips of a video that are encoded one by one: leaves out what ends a video.
+            final: False for clips of a video that are encoded one by one: leaves out what ends it.
             **kwargs: ignored; transformers' generate adds some.
 
         Returns:
@@ -70,11 +77,12 @@ class VideoModel:
             raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
         weight = self.multi_modal_projector.linear_1.weight
         frames = pixel_values_videos.to(next(self.vision_tower.parameters(), weight).dtype)
-        tokens = [self.fold(grid.to(weight.dtype)) for grid in self._encode(frames, counts)]
-        features = self.multi_modal_projector(torch.cat(tokens)).split([len(t) for t in tokens])
-        ending = self.ending() if whole else None
-        if ending is not None:
-            features = [torch.cat([video, ending.to(video)]) for video in features]
+        grids = self._encode(frames, counts)  # V x [T',h,w,C]
+        tokens = [self.merge_patches(grid.to(weight.dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
+        features = self.multi_modal_projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
+        end = self.end_embedding() if final else None
+        if end is not None:
+            features = [torch.cat([video, end.to(video)]) for video in features]  # V x [N+1,D]
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
     def _encode(self, frames: Tensor, counts: list[int]) -> list[Tensor]:
@@ -163,7 +171,7 @@ def check_placeholders(input_ids: Tensor, image_token_id: int, video_tokens: lis
     if sum(per_row) != sum(video_tokens):
         raise ValueError(
             f"the prompt holds {sum(per_row)} image tokens, but the videos give {sum(video_tokens)} features; "
-            "build both with LiteFrameInternVLProcessor at the encoder's frame size, and do not truncate the prompt"
+            "build both with the model's own processor, and do not truncate the prompt"
         )
     ends = list(accumulate(video_tokens))
     videos_up_to = [0]

@@ -8,8 +8,6 @@ from typing import Any
 PLACEHOLDER = "<video>"
 IMAGE = "<image>"
 IGNORE = -100  # label of a token that is not learned, as in transformers
-# Text that the tokenizer would turn into control or image tokens.
-RESERVED = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>")
 _PLACEHOLDERS = re.compile(f"{PLACEHOLDER}|{IMAGE}")
 
 

@@ -11,40 +11,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    InternVLForConditionalGeneration,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from liteframe.files import check_weight_index
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
-from liteframe.models.vlm.attach import LiteFrameVlm, Vlm, attach_encoder
-from liteframe.models.vlm.internvl import LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration
-from liteframe.models.vlm.llava_onevision import (
-    LiteFrameLlavaOnevisionConfig,
-    LiteFrameLlavaOnevisionForConditionalGeneration,
-)
-from liteframe.models.vlm.processor import (
-    LiteFrameInternVLProcessor,
-    LiteFrameLlavaOnevisionProcessor,
-    LiteFrameProcessor,
-)
-
-CLASSES = {
-    "internvl": InternVLForConditionalGeneration,
-    "llava_onevision": LlavaOnevisionForConditionalGeneration,
-    "liteframe_internvl": LiteFrameInternVLForConditionalGeneration,
-    "liteframe_llava_onevision": LiteFrameLlavaOnevisionForConditionalGeneration,
-}
-
-AutoProcessor.register(LiteFrameInternVLConfig, LiteFrameInternVLProcessor, exist_ok=True)
-AutoProcessor.register(LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionProcessor, exist_ok=True)
+from liteframe.models.vlm.attach import attach_encoder
+from liteframe.models.vlm.family import OURS, family_of
+from liteframe.models.vlm.processor import LiteFrameProcessor
 
 
 def load_video_llm(
@@ -57,8 +32,8 @@ def load_video_llm(
     """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
 
     Args:
-        source: a folder or Hugging Face id of an InternVL or LLaVA-OneVision in transformers' own format, or of one
-            that already has a LiteFrame encoder.
+        source: a folder or Hugging Face id of a Video LLM of a known family (see family.py) in transformers' own
+            format, or of one that already has a LiteFrame encoder.
         encoder: an encoder folder, or the encoder itself, to put in place of the vision tower.
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
@@ -73,13 +48,12 @@ def load_video_llm(
     check_weight_index(source)
     # Left unsaid, transformers would ask on the terminal whether to run a checkpoint's code.
     kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
-    if kind not in CLASSES:
-        raise ValueError(f"{source} is a {kind!r} model; expected one of {', '.join(CLASSES)}")
-    if kind.startswith("liteframe_") and encoder is not None:
+    cls = model_class(source, kind)
+    if kind.startswith(OURS) and encoder is not None:
         raise ValueError(f"{source} already has a LiteFrame encoder; give the Video LLM it was made from")
     model: Any
     try:
-        model, info = CLASSES[kind].from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, info = cls.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except SafetensorError as error:
         raise ValueError(f"the weights of {source} are damaged ({error}); copy or download them again") from error
     if lacking := sorted(info["missing_keys"]):
@@ -96,7 +70,20 @@ def load_video_llm(
     return model.eval(), processor
 
 
-def with_encoder(vlm: Vlm, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> LiteFrameVlm:
+def model_class(source: str | os.PathLike[str], model_type: str) -> Any:
+    """The class of a checkpoint, which need not have an encoder of ours.
+
+    Raises:
+        ValueError: source is of another family.
+    """
+    try:
+        family = family_of(model_type)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return family.generation_class if model_type.startswith(OURS) else family.hf_class
+
+
+def with_encoder(vlm: Any, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> Any:
     """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
     if isinstance(encoder, nn.Module):
         encoder = copy.deepcopy(encoder)  # the caller's keeps its precision
@@ -106,7 +93,7 @@ def with_encoder(vlm: Vlm, encoder: str | os.PathLike[str] | LiteFrameEncoder) -
 
 
 def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
-    """The processor of an InternVL or LLaVA-OneVision, made to fit the encoder that the model now has.
+    """A transformers processor made to fit the encoder that its model now has.
 
     Args:
         base: transformers' processor of the model.
@@ -115,26 +102,22 @@ def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
     Raises:
         ValueError: the two disagree on frame size, mean or std.
     """
-    encoder = config.vision_config.encoder_config
+    family, encoder = family_of(config.model_type), config.vision_config.encoder_config
     t, h, w = encoder.compression
     if h != w:
         raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
-    processor: LiteFrameProcessor
-    if isinstance(config, LiteFrameInternVLConfig):
-        processor = LiteFrameInternVLProcessor(
-            base.tokenizer,
-            base.video_processor,
-            chat_template=base.chat_template,
-            frames_per_slot=t,
-            pixels_per_token=encoder.patch_size * h * round(1 / config.downsample_ratio),
-        )
-    else:
-        # SigLIP's 384 pixels are no multiple of two patches: such a student is distilled at a size of its own.
-        video_processor = copy.deepcopy(base.video_processor)
+    video_processor = base.video_processor
+    if not family.keeps_frame_size:
+        video_processor = copy.deepcopy(video_processor)
         video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
-        processor = LiteFrameLlavaOnevisionProcessor(
-            base.tokenizer, video_processor, frames_per_slot=t, pixels_per_token=encoder.patch_size * h
-        )
+    template = {"chat_template": base.chat_template} if family.keeps_chat_template else {}
+    processor: LiteFrameProcessor = family.processor_class(
+        base.tokenizer,
+        video_processor,
+        frames_per_slot=t,
+        pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
+        **template,
+    )
     _check_preprocessing(processor, encoder)
     return processor
 
@@ -146,10 +129,11 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
         ValueError: source is of another family or has an encoder already, or does not fit the encoder.
     """
     config = AutoConfig.from_pretrained(source)
-    if config.model_type not in ("internvl", "llava_onevision"):
-        raise ValueError(f"{source} is a {config.model_type!r} model; expected internvl or llava_onevision")
+    cls = model_class(source, config.model_type)
+    if config.model_type.startswith(OURS):
+        raise ValueError(f"{source} already has a LiteFrame encoder; give the Video LLM it was made from")
     with torch.device("meta"):
-        vlm = CLASSES[config.model_type](config)
+        vlm = cls(config)
         model = attach_encoder(vlm, LiteFrameEncoder(read_config(Path(encoder))))
     return processor_for(AutoProcessor.from_pretrained(source), model.config)
 

@@ -1,15 +1,13 @@
-"""Prompts and pixels for a Video LLM with a LiteFrame encoder; here what all families share, and InternVL.
+"""Prompts and pixels for a Video LLM with a LiteFrame encoder: what all families share.
 
-A *slot* is the few frames that become one token grid. Where InternVL's processor writes one line
-`Frame{i}: <img>..</img>` a frame, this one writes one line a slot: `Frame{a}-{b}: <img>` + n image tokens + `</img>`,
-n = 64 at 448 pixels.
+A *slot* is the few frames whose tokens stand together in the prompt, such as the 4 that become one token grid.
 This file travels inside exported models: it imports torch, transformers and numpy, nothing else.
 """
 
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +15,20 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 Frames = np.ndarray | torch.Tensor
+
+
+class Slot(NamedTuple):
+    """Frames `first_frame` to `last_frame` of a video, both included, from 0 on, and how many tokens they have."""
+
+    first_frame: int
+    last_frame: int
+    tokens: int
+
+
+def grid_slots(frames: int, frames_per_slot: int, tokens: int) -> list[Slot]:
+    """The slots of a video of which each `frames_per_slot` frames, or what is left at the end, have `tokens` tokens."""
+    starts = range(0, frames, frames_per_slot)
+    return [Slot(start, min(start + frames_per_slot, frames) - 1, tokens) for start in starts]
 
 
 class LiteFrameProcessor(ProcessorMixin):
@@ -35,13 +47,17 @@ class LiteFrameProcessor(ProcessorMixin):
     frames_per_slot: int
     pixels_per_token: int
 
-    def slot_prompt(self, frames: int, height: int, width: int) -> str:
-        """What stands for a video of `frames` frames of height x width pixels (after resizing)."""
-        raise TypeError(f"{type(self).__name__} does not say what stands for a video")
+    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+        """What stands for a video in a prompt, given its slots (see Slot); slots without tokens leave no trace."""
+        raise NotImplementedError
 
-    def image_prompt(self, height: int, width: int) -> str:
-        """What stands for an image of height x width pixels (after resizing)."""
-        raise TypeError(f"{type(self).__name__} does not say what stands for an image")
+    def image_text(self, tokens: int) -> str:
+        """What stands for an image of so many tokens in a prompt."""
+        raise NotImplementedError
+
+    def slots(self, frames: int, height: int, width: int) -> list[Slot]:
+        """Those of a video of `frames` frames of height x width pixels (after resizing) whose tokens form a grid."""
+        return grid_slots(frames, self.frames_per_slot, self.tokens_per_slot(height, width))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -74,8 +90,8 @@ class LiteFrameProcessor(ProcessorMixin):
         """Tokenize prompts and prepare their frames.
 
         Args:
-            images: [H,W,3] uint8 each, or of PIL in RGB; an image is a video of one frame. Placeholder `<IMG_CONTEXT>`.
-            text: prompts, with one `<video>` a video and one `<IMG_CONTEXT>` an image.
+            images: [H,W,3] uint8 each, or of PIL in RGB; an image is a video of one frame.
+            text: prompts, with one `video_token` a video and one `image_token` an image.
             videos: [T,H,W,3] uint8 each, in the order of the placeholders.
             return_tensors: "pt" only.
             padding: as the tokenizer's; default pads to the longest prompt.
@@ -90,7 +106,7 @@ class LiteFrameProcessor(ProcessorMixin):
             ValueError: no text, wrong frames, or another number of placeholders than of videos and images.
         """
         if text is None:
-            raise ValueError("LiteFrameInternVLProcessor: text is missing")
+            raise ValueError(f"{type(self).__name__}: text is missing")
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' is supported")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -152,51 +168,10 @@ class LiteFrameProcessor(ProcessorMixin):
             frames = next(sources[match.group()])
             ordered.append(frames)
             if match.group() == self.image_token:
-                return self.image_prompt(*frames.shape[-2:])
-            return self.slot_prompt(len(frames), *frames.shape[-2:])
+                return self.image_text(self.tokens_per_slot(*frames.shape[-2:]))
+            return self.video_text(self.slots(len(frames), *frames.shape[-2:]))
 
         return [pattern.sub(replace, prompt) for prompt in prompts], ordered
-
-
-class LiteFrameInternVLProcessor(LiteFrameProcessor):
-    """Prompts of an InternVL with a LiteFrame encoder.
-
-    Args:
-        tokenizer: InternVL's, with its named image and video tokens.
-        video_processor: InternVL's; its own size, mean and std are used, never class defaults.
-        chat_template: ChatML, where a video of a turn is `<video>`.
-        frames_per_slot: frames that the encoder merges into one token grid.
-        pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2,
-            pixel shuffle 2).
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = None,
-        frames_per_slot: int = 4,
-        pixels_per_token: int = 56,
-    ):
-        super().__init__(tokenizer, video_processor, chat_template=chat_template)
-        self.frames_per_slot = frames_per_slot
-        self.pixels_per_token = pixels_per_token
-        self.image_token = tokenizer.context_image_token
-        self.image_token_id = tokenizer.context_image_token_id
-        self.video_token = tokenizer.video_token
-        self.start_image_token = tokenizer.start_image_token
-        self.end_image_token = tokenizer.end_image_token
-
-    def slot_prompt(self, frames: int, height: int, width: int) -> str:
-        """A line for each slot, with the numbers of its frames from 1 on."""
-        image, size = self.image_prompt(height, width), self.frames_per_slot
-        bounds = [(start + 1, min(start + size, frames)) for start in range(0, frames, size)]
-        return "\n".join(f"Frame{a}-{b}: {image}" for a, b in bounds)
-
-    def image_prompt(self, height: int, width: int) -> str:
-        """The image tokens of one slot between InternVL's marks."""
-        tokens = self.image_token * self.tokens_per_slot(height, width)
-        return f"{self.start_image_token}{tokens}{self.end_image_token}"
 
 
 def _listed(value: Any, ndim: int) -> list[Any]:
@@ -210,48 +185,3 @@ def _listed(value: Any, ndim: int) -> list[Any]:
     if not hasattr(value, "ndim"):  # an image of PIL
         return [np.array(value)]
     return [value] if value.ndim == ndim else list(value)
-
-
-# As the conversations that LLaVA-OneVision was trained on, and as LMA writes them.
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<video>\n{% elif part['type'] == 'image' %}<image>\n"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
-    """Prompts of a LLaVA-OneVision with a LiteFrame encoder.
-
-    Args:
-        tokenizer: LLaVA-OneVision's, which knows the tokens `<image>` and `<video>`.
-        video_processor: LLaVA-OneVision's, resizing to the encoder's frame size.
-        chat_template: ChatML, where a video of a turn is `<video>`.
-        frames_per_slot: frames that the encoder merges into one token grid.
-        pixels_per_token: side in pixels of the square that one image token stands for (28 = patch 14, stride 2).
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: str | None = CHATML,
-        frames_per_slot: int = 4,
-        pixels_per_token: int = 28,
-    ):
-        super().__init__(tokenizer, video_processor, chat_template=chat_template)
-        self.frames_per_slot = frames_per_slot
-        self.pixels_per_token = pixels_per_token
-        self.image_token, self.video_token = "<image>", "<video>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-
-    def slot_prompt(self, frames: int, height: int, width: int) -> str:
-        """Image tokens of all slots, and one for the newline vector."""
-        slots = -(-frames // self.frames_per_slot)
-        return self.image_token * (slots * self.tokens_per_slot(height, width) + 1)
-
-    def image_prompt(self, height: int, width: int) -> str:
-        """An image is a video of one frame."""
-        return self.slot_prompt(1, height, width)

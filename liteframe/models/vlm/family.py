@@ -1,0 +1,208 @@
+"""The families of Video LLMs: one record each, and nothing else in LiteFrame asks of which family a model is.
+
+A family is added by one file (config, model, head and processor with a LiteFrame encoder) and one record here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    InternVLForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionPreTrainedModel,
+)
+from transformers.models.internvl.modeling_internvl import InternVLPreTrainedModel
+
+from liteframe.models.vlm.internvl import (
+    LiteFrameInternVLConfig,
+    LiteFrameInternVLForConditionalGeneration,
+    LiteFrameInternVLModel,
+    LiteFrameInternVLProcessor,
+    shuffle_factor,
+)
+from liteframe.models.vlm.llava_onevision import (
+    LiteFrameLlavaOnevisionConfig,
+    LiteFrameLlavaOnevisionForConditionalGeneration,
+    LiteFrameLlavaOnevisionModel,
+    LiteFrameLlavaOnevisionProcessor,
+)
+
+OURS = "liteframe_"  # what our model types begin with
+QWEN2_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+class VlmParts(NamedTuple):
+    """The parts of a transformers Video LLM.
+
+    Attributes:
+        tower: the vision tower.
+        projector: from the tower's features to the language model's input.
+        language_model: without its head.
+        head: of the language model.
+        own: what else the model without head has, by its name in ours.
+    """
+
+    tower: nn.Module
+    projector: nn.Module
+    language_model: nn.Module
+    head: nn.Module
+    own: dict[str, nn.Parameter]
+
+
+class VideoPrompt(NamedTuple):
+    """A video in a prompt.
+
+    Attributes:
+        text: what stands for it, with as many placeholder tokens as there are features.
+        token_id: of the placeholder.
+        features: [tokens, text hidden size].
+    """
+
+    text: str
+    token_id: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """What LiteFrame knows of a family of Video LLMs.
+
+    Attributes:
+        model_type: of transformers' own config; ours is `liteframe_` + model_type.
+        hf_class: transformers' model with head.
+        config_class, model_class, generation_class, processor_class: ours, with a LiteFrame encoder; model_class says
+            `add_projector`, `merge_patches` and `end_embedding`, processor_class `video_text` and `image_text`.
+        parts: of a transformers model.
+        merge_factor: patches per side that a config's projector merges into one token.
+        encode_video: (transformers' model, its processor, pixels [T,3,H,W]) -> the video in a prompt.
+        image_token: the placeholder of one feature in our prompts.
+        control_tokens: text that the tokenizer turns into control or image tokens.
+        keeps_chat_template: whether the checkpoint's own chat template writes `<video>` as training does; else
+            processor_class brings its own.
+        keeps_frame_size: whether students are distilled at the frame size that the checkpoint's processor has.
+        lora_layers: linear layers of the language model's blocks that LoRA adapts.
+        teacher_half: transformers' model without language model: `model.vision_tower`, `model.multi_modal_projector`.
+        feature_layer: hidden state of the tower that the projector reads; None is its output, normalized at last.
+        feature_strategy: the `vision_feature_select_strategy` that this amounts to.
+    """
+
+    model_type: str
+    hf_class: Any
+    config_class: Any
+    model_class: Any
+    generation_class: Any
+    processor_class: Any
+    parts: Callable[[Any], VlmParts]
+    merge_factor: Callable[[Any], int]
+    encode_video: Callable[[Any, Any, Tensor], VideoPrompt]
+    image_token: str
+    control_tokens: tuple[str, ...]
+    keeps_chat_template: bool
+    keeps_frame_size: bool
+    lora_layers: tuple[str, ...]
+    teacher_half: Any
+    feature_layer: int | None
+    feature_strategy: str
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model, by the `model_type` of its config: transformers' own or ours.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    family = FAMILIES.get(model_type.removeprefix(OURS))
+    if family is None:
+        raise ValueError(f"a {model_type!r} model is of no known family; expected one of {', '.join(FAMILIES)}")
+    return family
+
+
+def vision_half(base: Any, model_class: Any) -> Any:
+    """The part of a transformers Video LLM that sees, as a class whose from_pretrained reads nothing of the rest.
+
+    Args:
+        base: the family's PreTrainedModel, so that transformers' conversion of weight names applies.
+        model_class: ours, which adds the projector.
+    """
+
+    class VisionHalf(base):
+        _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head"]
+
+        def __init__(self, config: Any):
+            super().__init__(config)
+            self.model = nn.Module()
+            self.model.vision_tower = AutoModel.from_config(config.vision_config)
+            model_class.add_projector(self.model, config)
+            self.post_init()
+
+    return VisionHalf
+
+
+def _internvl_parts(vlm: Any) -> VlmParts:
+    model = vlm.model
+    return VlmParts(model.vision_tower, model.multi_modal_projector, model.language_model, vlm.lm_head, {})
+
+
+def _internvl_video(model: Any, processor: Any, pixels: Tensor) -> VideoPrompt:
+    text = processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
+    features = model.model.get_image_features(pixel_values=pixels).pooler_output  # [T,n,D]
+    return VideoPrompt(text, model.config.image_token_id, features.flatten(0, 1))
+
+
+def _llava_onevision_parts(vlm: Any) -> VlmParts:
+    model = vlm.model
+    own = {"image_newline": model.image_newline}
+    return VlmParts(model.vision_tower, model.multi_modal_projector, model.language_model, vlm.lm_head, own)
+
+
+def _llava_onevision_video(model: Any, processor: Any, pixels: Tensor) -> VideoPrompt:
+    features = model.model.get_video_features(pixels[None]).pooler_output[0]  # [tokens,D]
+    return VideoPrompt(processor.video_token * len(features), model.config.video_token_id, features)
+
+
+INTERNVL = Family(
+    model_type="internvl",
+    hf_class=InternVLForConditionalGeneration,
+    config_class=LiteFrameInternVLConfig,
+    model_class=LiteFrameInternVLModel,
+    generation_class=LiteFrameInternVLForConditionalGeneration,
+    processor_class=LiteFrameInternVLProcessor,
+    parts=_internvl_parts,
+    merge_factor=lambda config: shuffle_factor(config.downsample_ratio),
+    encode_video=_internvl_video,
+    image_token="<IMG_CONTEXT>",
+    control_tokens=(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>"),
+    keeps_chat_template=True,
+    keeps_frame_size=True,
+    lora_layers=QWEN2_LAYERS,
+    teacher_half=vision_half(InternVLPreTrainedModel, LiteFrameInternVLModel),
+    feature_layer=None,
+    feature_strategy="default",
+)
+
+LLAVA_ONEVISION = Family(
+    model_type="llava_onevision",
+    hf_class=LlavaOnevisionForConditionalGeneration,
+    config_class=LiteFrameLlavaOnevisionConfig,
+    model_class=LiteFrameLlavaOnevisionModel,
+    generation_class=LiteFrameLlavaOnevisionForConditionalGeneration,
+    processor_class=LiteFrameLlavaOnevisionProcessor,
+    parts=_llava_onevision_parts,
+    merge_factor=lambda config: 1,
+    encode_video=_llava_onevision_video,
+    image_token="<image>",
+    control_tokens=CHATML,
+    keeps_chat_template=False,  # which writes turns otherwise than the conversations it was trained on
+    keeps_frame_size=False,  # SigLIP's 384 pixels are no multiple of two patches
+    lora_layers=QWEN2_LAYERS,
+    teacher_half=vision_half(LlavaOnevisionPreTrainedModel, LiteFrameLlavaOnevisionModel),
+    feature_layer=-1,
+    feature_strategy="full",
+)
+
+FAMILIES = {family.model_type: family for family in (INTERNVL, LLAVA_ONEVISION)}
+CONTROL_TOKENS = tuple(dict.fromkeys(token for family in FAMILIES.values() for token in family.control_tokens))
