@@ -24,7 +24,7 @@ from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.verify import check_sample
 from liteframe.distill.command import CTDCommand
 from liteframe.files import write_atomically, write_json
-from liteframe.toyworld.dataset import ToyFolder, write_toyworld
+from liteframe.toyworld.questions import ToyFolder, write_toyworld
 from liteframe.training.report import environment
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ctd" / "toy.yaml"

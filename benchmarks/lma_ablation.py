@@ -18,11 +18,9 @@ import torch
 from liteframe.bench.timing import machine
 from liteframe.demo.demo import train
 from liteframe.demo.report import CTD, LMA
-from liteframe.demo.systems import build
-from liteframe.evaluate.scoring import score
-from liteframe.evaluate.videoqa import answer_rows, load_questions
+from liteframe.demo.systems import BENCHMARK, answer_questions, build, score
 from liteframe.files import write_atomically, write_json
-from liteframe.toyworld.dataset import ToyFolder, write_toyworld
+from liteframe.toyworld.questions import ToyFolder, write_toyworld
 
 FRAMES = 64
 TYPES = ("colour", "shape", "direction", "order", "event")
@@ -66,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folder = args.work.resolve()
     world = toyworld(folder / "videos", args.videos, args.test_videos)
-    rows = load_questions(world.test_rows)
+    questions = BENCHMARK.load(world.test_rows).questions
     scores: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
     for seed in args.seeds:
         encoder = distil(folder / f"ctd_{seed}", world, args.ctd_steps, seed)
@@ -77,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 adapter = align(run, world, encoder, variant, args.lma_steps, seed)
             torch.manual_seed(0)
             model, processor = build(LMA if adapter else CTD, encoder, adapter or encoder)
-            answers = answer_rows(model, processor, rows, frames=FRAMES, max_new_tokens=3)
-            scores[variant.name].append({"seed": seed, **score(rows, answers)})
+            results = answer_questions(model, processor, questions, FRAMES)
+            scores[variant.name].append({"seed": seed, **score(results).to_dict()})
             print(f"seed {seed}, {variant.name}: {100 * scores[variant.name][-1]['accuracy']:.1f} %", flush=True)
     settings = {key: getattr(args, key) for key in ("videos", "test_videos", "ctd_steps", "lma_steps", "seeds")}
     record = {"machine": machine(torch.device("cpu")), "frames": FRAMES, "settings": settings, "scores": scores}

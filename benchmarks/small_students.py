@@ -30,7 +30,7 @@ from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_featur
 from liteframe.files import write_atomically
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
 from liteframe.models.teacher.base import Teacher
-from liteframe.toyworld.dataset import TEST_WORLD
+from liteframe.toyworld.questions import TEST_WORLD
 from liteframe.toyworld.scenes import render, scene_for
 from liteframe.training.ema import WeightAverage
 from liteframe.training.report import environment

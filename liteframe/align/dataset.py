@@ -16,7 +16,7 @@ from liteframe.data.preprocess import decode_size
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.data.video.sampling import at_fps, uniform
+from liteframe.data.video.sampling import choose_frames, uniform
 from liteframe.models.vlm.base import VideoModel
 from liteframe.models.vlm.chat import IGNORE, encode_conversation
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -228,8 +228,8 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
     def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
         facts = self._measured(entry)
         try:
-            return at_fps(
-                facts.frames, facts.fps, target_fps=fps, max_frames=budget, start=entry.start or 0.0, end=entry.end
+            return choose_frames(
+                facts.frames, facts.fps, frames=budget, target_fps=fps, start=entry.start, end=entry.end
             )
         except ValueError as error:
             remedy = "correct start and end of the row"

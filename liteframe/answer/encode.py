@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liteframe.data.preprocess import FrameTransform
 from liteframe.data.video.process import DecodeProcess
-from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.sampling import choose_frames
 from liteframe.models.student.encoder import LiteFrameEncoder
 
 
@@ -53,14 +53,7 @@ def encode_video(
     features = []
     with DecodeProcess(deadline) as decoder:
         info = decoder.probe(path)
-        indices = at_fps(
-            info.frames,
-            info.fps,
-            target_fps=fps if fps is not None else info.fps if frames is not None else 1.0,
-            max_frames=frames if frames is not None else info.frames,
-            start=start or 0.0,
-            end=end,
-        )
+        indices = choose_frames(info.frames, info.fps, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
             pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)
             clip = transform(pixels).unsqueeze(0).to(weight.device, weight.dtype)

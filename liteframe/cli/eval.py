@@ -117,7 +117,7 @@ def _row(benchmark: Any, reply: Any, seed: int) -> dict[str, Any]:
         return {**row, "reply": None, "right": False, "error": reply.error.to_dict()}
     choice = benchmark.choice(question, reply.text, seed)
     right = benchmark.right(question, choice)
-    return {**row, "reply": reply.text, "choice": choice, "right": right, "frames": reply.shown}
+    return {**row, "reply": reply.text, "choice": choice, "right": right, "frames": reply.frames}
 
 
 def _progress(console: Any) -> Any:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -26,13 +26,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import liteframe
-from liteframe.data.video.process import DecodeProcess
-from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, Result, as_markdown, as_table, plot
-from liteframe.demo.systems import build, evaluate
-from liteframe.evaluate.videoqa import load_questions, read_uniformly
+from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult, as_markdown, as_table, plot
+from liteframe.demo.systems import BENCHMARK, build, evaluate, read_evenly
+from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.files import write_json
-from liteframe.toyworld.dataset import ToyFolder, write_toyworld
-from liteframe.toyworld.questions import CHANCE
+from liteframe.toyworld.questions import CHANCE, write_toyworld
 
 REPOSITORY = Path(liteframe.__file__).parents[1]
 FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (32, 64)}
@@ -111,48 +109,47 @@ def train(script: str, *arguments: str) -> None:
 
 
 def compare_systems(
-    world: ToyFolder, encoder: Path, adapter: Path, runs: int, console: Console
-) -> tuple[list[Result], dict]:
+    questions: Sequence[Question], encoder: Path, adapter: Path, runs: int, console: Console
+) -> tuple[list[SystemResult], dict[str, list[Result]]]:
     """Score and time every system; also the answers by system and frames."""
-    rows = load_questions(world.test_rows)
-    results, answers = [], {}
+    table, answers = [], {}
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for system, counts in FRAMES.items():
             built = build(system, encoder, adapter)
             for frames in counts:
-                task = progress.add_task(f"{system}, {frames} frames", total=len(rows))
-                result, replies = evaluate(
+                task = progress.add_task(f"{system}, {frames} frames", total=len(questions))
+                row, results = evaluate(
                     system,
                     built,
-                    rows,
+                    questions,
                     frames=frames,
                     runs=runs,
                     progress=lambda n, task=task: progress.update(task, advance=n),  # type: ignore[misc]
                 )
-                results.append(result)
-                answers[f"{system}, {frames} frames"] = replies
-    return results, answers
+                table.append(row)
+                answers[f"{system}, {frames} frames"] = results
+    return table, answers
 
 
-def check_export(world: ToyFolder, encoder: Path, adapter: Path, exported: Path, frames: int) -> dict[str, Any]:
+def check_export(
+    questions: Sequence[Question], encoder: Path, adapter: Path, exported: Path, frames: int
+) -> dict[str, Any]:
     """Ask every held-out question of the model before export and of the export in a process without liteframe.
 
     Raises:
         ValueError: logits differ by more than the export's tolerance.
     """
-    rows = load_questions(world.test_rows)
-    with DecodeProcess() as decoder:
-        shown = {row["video"]: read_uniformly(decoder, Path(row["video"]), frames) for row in rows}
-    videos = [shown[row["video"]] for row in rows]
-    questions = [row["question"] for row in rows]
+    clips = read_evenly([question.video for question in questions], frames)
+    videos = [clips[question.video] for question in questions]
+    texts = [question.text for question in questions]
     model, processor = build(LMA, encoder, adapter)
-    before = ask(model, processor, videos, questions, 3)
+    before = ask(model, processor, videos, texts, 3)
     tensors = [torch.from_numpy(video).clone() for video in videos]  # the file wants each its own memory
-    after = reload(exported, "vlm", tensors, questions=questions, new_tokens=3)
+    after = reload(exported, "vlm", tensors, questions=texts, new_tokens=3)
     same = (before["answers"] == after.outputs["answers"]).all(-1)
     return {
-        "questions": len(rows),
+        "questions": len(questions),
         "same answers": int(same.sum()),
         "largest logit difference": difference("logits", before["logits"], after.outputs["logits"]),
         "reloaded with": after.environment,
@@ -184,6 +181,7 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
             f"--trainer.max_steps={settings.ctd_steps}",
             f"--seed_everything={seed}",
         )
+    questions = BENCHMARK.load(world.test_rows).questions
     encoder = folder / "ctd" / "encoder"
     with watch.stage("Align: LMA, LoRA teaches the language model to read the student"):
         train(
@@ -197,11 +195,11 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
         )
     adapter = folder / "lma" / "adapter"
     with watch.stage("Evaluate on videos that nobody has seen"):
-        results, answers = compare_systems(world, encoder, adapter, settings.timing_runs, console)
+        results, answers = compare_systems(questions, encoder, adapter, settings.timing_runs, console)
     with watch.stage("Export, and reload where liteframe is not installed"):
         export_encoder(encoder, folder / "hf-encoder")
         export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
-        parity = check_export(world, encoder, adapter, folder / "hf-vlm", max(FRAMES[LMA]))
+        parity = check_export(questions, encoder, adapter, folder / "hf-vlm", max(FRAMES[LMA]))
         console.print(
             f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
             f"logits differ by at most {parity['largest logit difference']:.1e}"
@@ -217,23 +215,24 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
         "export": parity,
     }
     write_json(folder / "report.json", report)
-    write_json(folder / "answers.json", answers)
+    write_json(folder / "answers.json", {name: [result.reply for result in part] for name, part in answers.items()})
     (folder / "results.md").write_text(as_markdown(results), encoding="utf-8")
     plot(results, folder / "accuracy_against_time.png")
-    show(world, results, answers, console)
+    show(results, answers, console)
     return report
 
 
-def show(world: ToyFolder, results: list[Result], answers: dict[str, list[str]], console: Console) -> None:
+def show(table: list[SystemResult], answers: dict[str, list[Result]], console: Console) -> None:
     """The end of the demo: a few answers, the table, and the comparison that the project is about."""
-    rows = load_questions(world.test_rows)
     frames = max(FRAMES[LMA])
+    results = answers[f"{LMA}, {frames} frames"]
     console.rule("[bold]Ask about a video")
-    console.print(f"{rows[0]['video']}, {frames} frames")
-    for row, reply in list(zip(rows, answers[f"{LMA}, {frames} frames"], strict=True))[:5]:
-        console.print(f"  {row['question']}  ->  [bold]{reply}[/bold]  (right: {row['answer']})")
-    console.print(as_table(results, console.width))
-    by = {(r.system, r.frames): r for r in results}
+    console.print(f"{results[0].question.video}, {frames} frames")
+    for result in results[:5]:
+        question = result.question
+        console.print(f"  {question.text}  ->  [bold]{result.reply}[/bold]  (right: {question.answer})")
+    console.print(as_table(table, console.width))
+    by = {(r.system, r.frames): r for r in table}
     teacher, student = by[TEACHER, frames // 8], by[LMA, frames]
     console.print(
         f"At 8x the frames ({frames} against {frames // 8}) the aligned student takes "

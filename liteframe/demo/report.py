@@ -26,7 +26,7 @@ STYLE = {TEACHER: ("o", "C0"), POOLED: ("s", "C2"), UNTRAINED: ("x", "C7"), CTD:
 
 
 @dataclass(frozen=True)
-class Result:
+class SystemResult:
     """One row: a system at a number of frames; times in milliseconds, accuracy as a share."""
 
     system: str
@@ -49,14 +49,14 @@ class Result:
         return {**asdict(self), "total_ms": self.total_ms}
 
 
-def _cells(r: Result, types: Sequence[str]) -> list[str]:
+def _cells(r: SystemResult, types: Sequence[str]) -> list[str]:
     """One row of either table."""
     cells = [r.system, str(r.frames), f"{r.tokens_per_frame:g}", f"{r.encoder_ms:.1f}", f"{r.prefill_ms:.1f}"]
     cells += [f"{r.total_ms:.1f}", f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}"]
     return cells + [f"{100 * r.types[kind]:.0f}" for kind in types]
 
 
-def as_table(results: Sequence[Result], width: int) -> Table:
+def as_table(results: Sequence[SystemResult], width: int) -> Table:
     """The results as a table for a terminal of `width` columns; a narrow one goes without the question types."""
     types = QUESTION_TYPES if width >= WIDE else ()
     table = Table(title="Held-out questions about videos that were never seen")
@@ -72,7 +72,7 @@ def as_table(results: Sequence[Result], width: int) -> Table:
     return table
 
 
-def as_markdown(results: Sequence[Result]) -> str:
+def as_markdown(results: Sequence[SystemResult]) -> str:
     """The same table in Markdown, for the README."""
     head = ["system", "frames", "tokens/frame", "encoder ms", "prefill ms", "total ms", "accuracy %", *QUESTION_TYPES]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
@@ -81,7 +81,7 @@ def as_markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
+def plot(results: Sequence[SystemResult], path: Path) -> None:
     """Accuracy (± one standard error) against encoder + prefill time; the number at a point is its frames."""
     figure, axes = plt.subplots(figsize=(7.5, 5), constrained_layout=True)
     for system in SYSTEMS:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import InternVLForConditionalGeneration
 
 from liteframe.bench.stages import Latency, measure
 from liteframe.data.video.process import DecodeProcess
-from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, Result
-from liteframe.evaluate.scoring import score
-from liteframe.evaluate.videoqa import answer_rows, read_uniformly
+from liteframe.data.video.sampling import choose_frames
+from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult
+from liteframe.evaluate.asking import Asking, ask_all
+from liteframe.evaluate.benchmarks.base import Question, Result, by_group, share_of
+from liteframe.evaluate.benchmarks.own_questions import FreeForm
+from liteframe.evaluate.intervals import Share
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.load import load_video_llm, processor_for
 from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.toyworld.model import CHECKPOINT
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+BENCHMARK = FreeForm()
+LONGEST_ANSWER = 3  # tokens; toyworld's answers are single words
+DEADLINE = 120.0  # seconds for one video
 
 
 def build(system: str, encoder: Path, adapter: Path) -> tuple[Any, Any]:
     """One of the compared systems and its processor.
 
     Args:
-        system: a name of `demo_report.SYSTEMS`.
+        system: a name of `demo.report.SYSTEMS`.
         encoder: folder of the student after CTD.
         adapter: folder of the LoRA adapter after LMA.
     """
@@ -53,47 +61,104 @@ def build(system: str, encoder: Path, adapter: Path) -> tuple[Any, Any]:
     return model.eval(), processor_for(processor, model.config)
 
 
-def prompt_inputs(model: Any, processor: Any, shown: Any, question: str) -> dict[str, Any]:
-    """What the model is called with for one question about frames uint8 `[T, H, W, 3]`."""
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy over all questions and over those of each type."""
+
+    whole: Share
+    types: dict[str, Share]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**_numbers(self.whole), "types": {kind: _numbers(part) for kind, part in self.types.items()}}
+
+
+def _numbers(share: Share) -> dict[str, Any]:
+    return {"accuracy": share.accuracy, "error": share.standard_error, "count": share.count}
+
+
+def answer_questions(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    frames: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Result]:
+    """Ask each question on its own about `frames` frames of its video, spread evenly.
+
+    Raises:
+        VideoError: a video cannot be read: an accuracy over the rest would be another benchmark.
+    """
+    asking = Asking(frames, None, BENCHMARK.prompt, False, LONGEST_ANSWER, DEADLINE)
+    results = []
+    for reply in ask_all(model, processor, BENCHMARK, questions, asking):
+        if reply.error is not None:
+            raise reply.error
+        results.append(Result(reply.question, reply.text))
+        progress(1)
+    return results
+
+
+def score(results: Sequence[Result]) -> Scores:
+    """Exact match, whole and by question type.
+
+    Raises:
+        ValueError: there are no results.
+    """
+    parts = by_group(results, "type")
+    right = BENCHMARK.reply_is_right
+    return Scores(share_of(results, right), {kind: share_of(part, right) for kind, part in parts.items()})
+
+
+def read_evenly(videos: Iterable[str], frames: int) -> dict[str, np.ndarray]:
+    """`frames` frames of each video, spread evenly (fewer where it has fewer), uint8 `[T,H,W,3]`, by its path."""
+    clips: dict[str, np.ndarray] = {}
+    with DecodeProcess(DEADLINE) as decoder:
+        for video in dict.fromkeys(videos):
+            info = decoder.probe(video)
+            clips[video] = decoder.read(video, choose_frames(info.frames, info.fps, frames=frames))
+    return clips
+
+
+def prompt_inputs(model: Any, processor: Any, frames: np.ndarray, question: str) -> dict[str, Any]:
+    """What the model is called with for one question about frames uint8 `[T,H,W,3]`."""
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return dict(processor(text=[prompt], videos=[shown], return_tensors="pt").to(model.device))
+    return dict(processor(text=[prompt], videos=[frames], return_tensors="pt").to(model.device))
 
 
-def latency_of(model: Any, processor: Any, rows: list[dict[str, Any]], frames: int, runs: int) -> tuple[Latency, float]:
-    """Median encoder and prefill time of the first question, and image tokens a frame."""
-    with DecodeProcess() as decoder:
-        shown = read_uniformly(decoder, Path(rows[0]["video"]), frames)
-    inputs = prompt_inputs(model, processor, shown, rows[0]["question"])
+def latency_of(model: Any, processor: Any, question: Question, frames: int, runs: int) -> tuple[Latency, float]:
+    """Median encoder and prefill time of a question, and image tokens a frame."""
+    clip = read_evenly([question.video], frames)[question.video]
+    inputs = prompt_inputs(model, processor, clip, question.text)
     tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    return measure(model, inputs, warmup=max(3, runs // 4), runs=runs), tokens / len(shown)
+    return measure(model, inputs, warmup=max(3, runs // 4), runs=runs), tokens / len(clip)
 
 
 def evaluate(
     system: str,
     built: tuple[Any, Any],
-    rows: list[dict[str, Any]],
+    questions: Sequence[Question],
     *,
     frames: int,
     runs: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> tuple[Result, list[str]]:
+) -> tuple[SystemResult, list[Result]]:
     """Score and time one system at one number of frames; also its answers."""
     model, processor = built
     torch.manual_seed(0)
-    answers = answer_rows(model, processor, rows, frames=frames, max_new_tokens=3, progress=progress)
-    scores = score(rows, answers)
-    latency, tokens = latency_of(model, processor, rows, frames, runs)
-    types = {kind: part["accuracy"] for kind, part in scores["types"].items()}
-    result = Result(
+    results = answer_questions(model, processor, questions, frames, progress)
+    scores = score(results)
+    latency, tokens = latency_of(model, processor, questions[0], frames, runs)
+    row = SystemResult(
         system,
         frames,
         tokens,
         latency.encoder_ms,
         latency.prefill_ms,
-        scores["accuracy"],
-        scores["error"],
-        scores["count"],
-        types,
+        scores.whole.accuracy,
+        scores.whole.standard_error,
+        scores.whole.count,
+        {kind: part.accuracy for kind, part in scores.types.items()},
     )
-    return result, answers
+    return row, results

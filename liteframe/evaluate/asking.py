@@ -18,7 +18,7 @@ from torch import Tensor
 from liteframe.answer.generate import encode_pixels, prepare_frames, prompt_request
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.sampling import choose_frames
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
 from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
@@ -50,7 +50,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Shown:
+class VideoFrames:
     """Prepared frames [T,3,h,w] of a video, when they are (seconds), and the video's length (seconds)."""
 
     pixels: Tensor
@@ -60,11 +60,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a question: a text, or the reason why its video could not be read."""
+    """What came of a question: a text about so many frames, or the reason why its video could not be read."""
 
     question: Question
     text: str | None
-    shown: int
+    frames: int
     error: VideoError | None = None
 
 
@@ -86,7 +86,7 @@ def ask_all(
     groups = _by_video(questions)
     with DecodeProcess(asking.deadline) as decoder, ThreadPoolExecutor(1) as reader:
 
-        def read(group: list[Question]) -> Shown | VideoError:
+        def read(group: list[Question]) -> VideoFrames | VideoError:
             try:
                 return read_video(decoder, processor, group[0], asking)
             except VideoError as error:
@@ -95,15 +95,15 @@ def ask_all(
         coming = reader.submit(read, groups[0]) if groups else None
         for number, group in enumerate(groups, 1):
             assert coming is not None
-            shown = coming.result()
+            video = coming.result()
             coming = reader.submit(read, groups[number]) if number < len(groups) else None
-            if isinstance(shown, VideoError):
-                yield from (Reply(question, None, 0, shown) for question in group)
+            if isinstance(video, VideoError):
+                yield from (Reply(question, None, 0, video) for question in group)
             else:
-                yield from _answers(model, processor, benchmark, group, shown, asking)
+                yield from _answers(model, processor, benchmark, group, video, asking)
 
 
-def read_video(decoder: DecodeProcess, processor: Any, question: Question, asking: Asking) -> Shown:
+def read_video(decoder: DecodeProcess, processor: Any, question: Question, asking: Asking) -> VideoFrames:
     """Read, resize and normalize the frames that a question is about.
 
     Raises:
@@ -112,22 +112,22 @@ def read_video(decoder: DecodeProcess, processor: Any, question: Question, askin
     path = Path(question.video)
     info = decoder.probe(path)
     try:
-        indices = at_fps(
+        indices = choose_frames(
             info.frames,
             info.fps,
-            target_fps=info.fps if asking.fps is None else asking.fps,
-            max_frames=asking.frames,
-            start=question.start or 0.0,
+            frames=asking.frames,
+            target_fps=asking.fps,
+            start=question.start,
             end=question.end,
         )
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
     # Part by part, since hundreds of 4K frames do not fit into memory.
     parts = [prepare_frames(processor, decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
-    return Shown(torch.cat(parts), tuple(i / info.fps for i in indices), info.duration)
+    return VideoFrames(torch.cat(parts), tuple(i / info.fps for i in indices), info.duration)
 
 
-def question_text(benchmark: Benchmark, question: Question, shown: Shown, asking: Asking) -> str:
+def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, asking: Asking) -> str:
     """The words put to the model, without the video.
 
     Raises:
@@ -135,9 +135,9 @@ def question_text(benchmark: Benchmark, question: Question, shown: Shown, asking
     """
     lines: list[str] = []
     if asking.subtitles and question.subtitles and Path(question.subtitles).is_file():
-        read = read_subtitles(Path(question.subtitles), question.subtitle_shift, shown.duration)
+        read = read_subtitles(Path(question.subtitles), question.subtitle_shift, video.duration)
         rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
-        lines = rule(read, shown.times)
+        lines = rule(read, video.times)
     text = ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
     check_tokens(text)
     return text
@@ -161,16 +161,16 @@ def generate_text(model: Any, processor: Any, request: dict[str, Any]) -> str:
 
 
 def _answers(
-    model: Any, processor: Any, benchmark: Benchmark, group: Sequence[Question], shown: Shown, asking: Asking
+    model: Any, processor: Any, benchmark: Benchmark, group: Sequence[Question], video: VideoFrames, asking: Asking
 ) -> Iterator[Reply]:
-    video = encode_pixels(model, processor, shown.pixels)
+    encoded = encode_pixels(model, processor, video.pixels)
     for question in group:
         try:
-            text = question_text(benchmark, question, shown, asking)
-            request = prompt_request(model, processor, video, [text], max_new_tokens=asking.max_new_tokens)
+            text = question_text(benchmark, question, video, asking)
+            request = prompt_request(model, processor, encoded, [text], max_new_tokens=asking.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"question {question.id}: {error}") from error
-        yield Reply(question, generate_text(model, processor, request), len(shown.times))
+        yield Reply(question, generate_text(model, processor, request), len(video.times))
 
 
 def _by_video(questions: Sequence[Question]) -> list[list[Question]]:

@@ -34,6 +34,11 @@ class Share:
     count: int
     videos: int
 
+    @property
+    def standard_error(self) -> float:
+        """The binomial one, of questions that are independent."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.count)
+
 
 def share(right: Sequence[bool], clusters: Sequence[Hashable]) -> Share:
     """Accuracy of questions, each of which belongs to a cluster (its video).

@@ -33,7 +33,7 @@ def score_report(
     read = [result for result in results if result.reply is not None]
 
     def right(question: Question, reply: str) -> bool:
-        return benchmark.right(question, benchmark.choice(question, reply, seed))
+        return benchmark.reply_is_right(question, reply, seed)
 
     names = dict.fromkeys(name for question in questions for name in question.groups)
     kinds = Counter(rows[r.question.id]["error"]["kind"] for r in results if r.reply is None)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from liteframe.toyworld.model import TOKENS_PER_FRAME
-from liteframe.toyworld.questions import Question, all_questions
+from liteframe.toyworld.questions import SceneQuestion, all_questions
 from liteframe.toyworld.scenes import COLOURS, DIRECTIONS, FRAMES, SHAPES, Scene
 
 
@@ -61,7 +61,7 @@ class Packer:
         self.pool = [[self._encode(question) for question in questions] for questions in self.questions]
         self.length = max(len(ids) for pool in self.pool for ids, _ in pool)
 
-    def _encode(self, question: Question) -> tuple[list[int], int]:
+    def _encode(self, question: SceneQuestion) -> tuple[list[int], int]:
         asked = self.tokenizer(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
         answer = self.tokenizer(f"{question.answer}<|im_end|>")["input_ids"]
         return asked + answer, len(answer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GotOcr2ImageProcessor,
@@ -15,6 +17,7 @@ from transformers import (
 from liteframe.toyworld.questions import vocabulary_texts
 from liteframe.toyworld.scenes import SIZE
 
+CHECKPOINT = Path(__file__).parent / "checkpoint"  # the trained one, shipped with the package
 PATCH = 8
 TOKENS_PER_FRAME = (SIZE // PATCH // 2) ** 2
 MAX_FRAME_NUMBER = 512

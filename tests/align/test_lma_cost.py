@@ -13,7 +13,7 @@ import train_lma
 from liteframe.cli.main import main
 from liteframe.models.student.cost import cost
 from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.toyworld.dataset import write_toyworld
+from liteframe.toyworld.questions import write_toyworld
 
 ENCODER = student_config(depth=2)
 

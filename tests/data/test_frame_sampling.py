@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liteframe.data.video.sampling import at_fps, dense_clip, uniform
+from liteframe.data.video.sampling import at_fps, choose_frames, dense_clip, uniform
 
 lengths = st.integers(1, 5000)
 rates = st.floats(0.2, 240)
@@ -86,6 +86,15 @@ def test_at_fps_by_hand():
     assert at_fps(300, 30, target_fps=2, max_frames=99, start=1.0, end=2.0) == [37, 52]
     assert at_fps(4, 10, target_fps=60, max_frames=99) == [0, 1, 2, 3]
     assert at_fps(9, 30, target_fps=1, max_frames=99) == [8]
+
+
+def test_choose_frames_reads_what_is_left_out():
+    assert choose_frames(300, 30, frames=4) == uniform(300, 4)
+    assert choose_frames(300, 30) == at_fps(300, 30, target_fps=1, max_frames=300)
+    assert choose_frames(300, 30, target_fps=2) == at_fps(300, 30, target_fps=2, max_frames=300)
+    assert choose_frames(300, 30, frames=5, target_fps=2) == uniform(300, 5)
+    assert choose_frames(300, 30, frames=99, target_fps=2, start=1.0, end=2.0) == [37, 52]
+    assert choose_frames(300, 30, frames=400) == list(range(300))
 
 
 @pytest.mark.parametrize(

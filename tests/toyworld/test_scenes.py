@@ -4,8 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from liteframe.toyworld.dataset import write_toyworld
-from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES, all_questions, one_of_each
+from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES, all_questions, one_of_each, write_toyworld
 from liteframe.toyworld.scenes import COLOURS, FLASH_FRAMES, FRAMES, SIZE, render, scene_for, write_video
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from liteframe.toyworld.dataset import write_toyworld
+from liteframe.toyworld.questions import write_toyworld
 from worlds import ROOT
 
 

@@ -133,3 +133,32 @@ def at_fps(
     if count > max_frames:
         return uniform(num_frames, max_frames, first=first, last=stop - 1)
     return [min(stop - 1, first + math.floor((k + 0.5) * step)) for k in range(count)]
+
+
+def choose_frames(
+    num_frames: int,
+    fps: float,
+    *,
+    frames: int | None = None,
+    target_fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[int]:
+    """Indices of the frames that a user asks for: at most `frames`, at most `target_fps` a second.
+
+    Args:
+        num_frames: frames in the video.
+        fps: its frame rate.
+        frames: at most so many, spread evenly over the span; None sets no limit.
+        target_fps: frames a second, as many of them as `frames` allows. None takes `frames` whatever the rate; with
+            neither, 1 frame a second, the lowest rate that encoders are trained at.
+        start: start of the span in seconds; None is the video's.
+        end: its end in seconds; None is the video's.
+
+    Raises:
+        ValueError: an argument is out of range or the span is empty.
+    """
+    if target_fps is None:
+        target_fps = 1.0 if frames is None else fps
+    budget = num_frames if frames is None else frames
+    return at_fps(num_frames, fps, target_fps=target_fps, max_frames=budget, start=start or 0.0, end=end)

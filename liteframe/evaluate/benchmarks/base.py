@@ -115,6 +115,10 @@ class Benchmark(ABC):
         """Whether a choice is the right one."""
         return choice == question.answer
 
+    def reply_is_right(self, question: Question, reply: str, seed: int = 0) -> bool:
+        """Whether what a reply answers is right."""
+        return self.right(question, self.choice(question, reply, seed))
+
     def metrics(self, results: Sequence[Result], seed: int) -> dict[str, Metric]:
         """Further ways to score the same replies."""
         return {}

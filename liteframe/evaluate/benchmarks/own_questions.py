@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 from liteframe.evaluate.benchmarks.base import LETTERS, Benchmark, Dataset, Question
@@ -13,7 +14,6 @@ from liteframe.evaluate.benchmarks.records import (
     seconds_field,
     text_field,
 )
-from liteframe.evaluate.scoring import normalize
 
 
 class MultipleChoice(Benchmark):
@@ -74,6 +74,11 @@ class FreeForm(Benchmark):
     def right(self, question: Question, choice: str) -> bool:
         """Whether they are the expected ones."""
         return choice == normalize(question.answer)
+
+
+def normalize(words: str) -> str:
+    """Lower case, without punctuation at the ends and without doubled spaces."""
+    return " ".join(words.lower().split()).strip(string.punctuation + " ")
 
 
 def has_options(path: Path) -> bool:

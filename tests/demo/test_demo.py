@@ -1,15 +1,19 @@
 """The demo from end to end at its smallest, and the shipped teacher's figures."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from liteframe.demo.demo import FRAMES, Settings, prepare_folder, run_demo
 from liteframe.demo.report import SYSTEMS, TEACHER
-from liteframe.demo.systems import CHECKPOINT
-from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES
+from liteframe.demo.systems import BENCHMARK, answer_questions, score
+from liteframe.models.vlm.load import load_video_llm
+from liteframe.toyworld.model import CHECKPOINT
+from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES, write_toyworld
 
 SMALLEST = Settings(train_videos=6, test_videos=4, ctd_steps=2, lma_steps=2, timing_runs=2)
 
@@ -67,8 +71,43 @@ def test_an_earlier_demo_is_replaced_and_anything_else_refused(tmp_path):
     assert (other / "thesis.tex").exists()
 
 
-def test_shipped_teacher_answers_its_held_out_questions():
-    """What the pretraining command recorded: 95 % where the frames suffice (three types), more with more frames."""
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """Sixty questions about twelve videos that nobody was trained on."""
+    world = write_toyworld(tmp_path_factory.mktemp("held_out"), train=0, test=12, seed=11)
+    return BENCHMARK.load(world.test_rows).questions
+
+
+def check_record(model, processor, questions):
+    """Whether a model is as often right as the pretraining command recorded, within the error of so few questions."""
+    record = json.loads((CHECKPOINT / "pretraining.json").read_text())["held-out accuracy by frames and question type"]
+    for frames, kinds in ((16, QUESTION_TYPES), (32, ("event",))):
+        asked = [question for question in questions if question.groups["type"] in kinds]
+        found = score(answer_questions(model, processor, asked, frames)).types
+        for kind in kinds:
+            count, p = found[kind].count, min(record[str(frames)][kind], 0.99)
+            right = round(found[kind].accuracy * count)
+            at_most = sum(math.comb(count, n) * p**n * (1 - p) ** (count - n) for n in range(right + 1))
+            assert at_most > 0.001, f"{kind}, {frames} frames: {right} of {count} right, recorded {p}"
+
+
+def test_shipped_teacher_answers_as_often_as_its_record_says(held_out):
+    check_record(*load_video_llm(CHECKPOINT), held_out)
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector", "language_model.layers.2"])
+def test_a_damaged_teacher_does_not(held_out, part):
+    model, processor = load_video_llm(CHECKPOINT)
+    damaged = model.model.get_submodule(part)
+    with torch.no_grad():
+        for parameter in damaged.parameters():
+            parameter.copy_(parameter.flatten().roll(1).reshape(parameter.shape))
+    with pytest.raises(AssertionError, match="frames: "):
+        check_record(model, processor, held_out[:30])
+
+
+def test_the_record_of_the_shipped_teacher():
+    """95 % where the frames suffice (three types), more with more frames."""
     record = json.loads((CHECKPOINT / "pretraining.json").read_text())
     table = record["held-out accuracy by frames and question type"]
     assert record["chance"] == pytest.approx(CHANCE)
