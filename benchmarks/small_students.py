@@ -33,9 +33,9 @@ from liteframe.models.teacher.base import Teacher
 from liteframe.toyworld.questions import TEST_WORLD
 from liteframe.toyworld.scenes import render, scene_for
 from liteframe.training.ema import WeightAverage
+from liteframe.training.guard import json_number
 from liteframe.training.report import environment
 from liteframe.training.schedule import OptimizerSettings, configure_adamw
-from liteframe.training.skipped_steps import plain
 
 TEACHER = Path(__file__).parents[1] / "liteframe" / "toyworld" / "checkpoint"
 FRAMES = 16
@@ -235,7 +235,7 @@ def measure(setup: Setup) -> dict[str, Any]:
 
 def as_row(outcome: Outcome) -> dict[str, Any]:
     """Plain JSON; "nan" and "inf" are words there."""
-    return {name: plain(value) if isinstance(value, float) else value for name, value in asdict(outcome).items()}
+    return {name: json_number(value) if isinstance(value, float) else value for name, value in asdict(outcome).items()}
 
 
 def table(record: dict[str, Any]) -> str:

@@ -291,12 +291,6 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._features)
 
-    def __getitem__(self, key: FramesKey) -> Tensor:
-        return self._features[key]
-
-    def __setitem__(self, key: FramesKey, features: Tensor) -> None:
-        self._features[key] = features
-
     @torch.no_grad()
     def features(self, model: VideoModel, batch: ChatBatch) -> BaseModelOutputWithPooling:
         """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""

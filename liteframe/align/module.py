@@ -109,7 +109,7 @@ class LMAModule(GuardedModule):
 
     def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
-        place = [self.data().seed, self.global_step, len(self.turns), self.global_rank]
+        place = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,24 +140,7 @@ class LMAModule(GuardedModule):
         shown = [[next(paths) for _ in range(count)] for count in batch.shown]
         return [{"key": list(key), "path": ", ".join(p)} for key, p in zip(batch.keys, shown, strict=True)]
 
-    def batch_from(self, fields: dict[str, Any]) -> ChatBatch:
-        """See GuardedModule."""
-        frames = [(path, tuple(indices)) for path, indices in fields["frames"]]
-        return ChatBatch(**{**fields, "frames": frames})
-
-    def extra_tensors(self, batch: ChatBatch) -> dict[str, Tensor]:
-        """Features of the videos that the batch holds no pixels of."""
-        assert self.cache is not None or not any(batch.known)
-        keys = [(place, key) for place, key in enumerate(batch.frames) if batch.known[place]]
-        return {str(place): self.cache[key] for place, key in keys} if self.cache is not None else {}
-
-    def take_extra_tensors(self, batch: ChatBatch, tensors: dict[str, Tensor]) -> None:
-        """See GuardedModule."""
-        for place, features in tensors.items():
-            assert self.cache is not None
-            self.cache[batch.frames[int(place)]] = features
-
-    def finish_gradients(self, parameters: Sequence[Tensor], turns: int) -> dict[str, float]:
+    def finish_gradients(self, parameters: Sequence[Tensor], micro_batches: int) -> dict[str, float]:
         """Normalize by the answer tokens of the global batch."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for loss in self._window:
@@ -167,7 +150,7 @@ class LMAModule(GuardedModule):
         if not tokens:
             return {}
         # Lightning has divided by the accumulation steps, and distributed training by the devices.
-        scale_gradients(parameters, turns / tokens)
+        scale_gradients(parameters, micro_batches / tokens)
         return {"train/loss": total / tokens, "train/answer_accuracy": correct / tokens}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -15,7 +15,6 @@ COMMANDS = {
     "scan": "check a folder of videos and write a manifest of the usable ones",
     "cache": "store a teacher's targets once, check them, describe them",
     "plan": "what a training run will take: memory, time and disk, from a short warm-up",
-    "replay": "do again a step that stopped a training run, and say where its numbers went wrong",
     "export": "write an encoder or a Video LLM for other software",
     "preview": "show a conversation as it will be learned",
     "eval": "answer a file of questions about videos and report accuracy",

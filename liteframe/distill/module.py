@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from liteframe.distill.announce import opening_line, tell
 from liteframe.distill.cache.dataset import check_cache
@@ -55,8 +55,6 @@ class CTDModule(GuardedModule):
         compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
         activation_checkpointing: compute the student's activations twice instead of keeping them.
     """
-
-    replayed = ("nominal",)
 
     def __init__(
         self,
@@ -179,15 +177,6 @@ class CTDModule(GuardedModule):
     def clips(self, batch: ClipBatch) -> list[dict[str, Any]]:
         """See GuardedModule."""
         return [{"key": list(key), "path": path} for key, path in zip(batch.keys, batch.paths, strict=True)]
-
-    def batch_from(self, fields: dict[str, Any]) -> ClipBatch:
-        """See GuardedModule."""
-        return ClipBatch(**{"targets": None, **fields})
-
-    def watched_modules(self) -> dict[str, nn.Module]:
-        """See GuardedModule; the teacher hides its modules."""
-        teacher = {} if self.data().target_cache else {"teacher": self.teacher.tower}
-        return {**teacher, "student": self.student}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means of the global batch."""

@@ -1,15 +1,22 @@
-"""Which optimizer steps are taken and which are skipped: logic over gradient norms, with a state that resumes.
+"""Which optimizer steps are taken and which are skipped, with a state that resumes, and the record of the skipped.
 
 A step whose loss or gradient is not finite, or whose gradient norm is far above the running median, must not reach the
 weights (performance notes: torchtitan stops, PaLM and ZClip skip). Clipping alone does not help: Adam divides by the
 root of its second moment, which one spike leaves too large for a thousand steps.
 """
 
+import json
 import math
+import os
 import statistics
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from liteframe.files import write_atomically
+
+SKIPPED_STEPS = "skipped_steps.jsonl"
 
 # What may be not finite, in the order in which a step computes it: the first is the cause of the others.
 WATCHED = ("frames", "target", "prediction", "loss")
@@ -40,7 +47,7 @@ class GuardSettings:
             and its step is skipped. Healthy runs on toyworld reach 5.
         window: taken steps that the median is over.
         warmup: taken steps before spikes are looked for; norms fall fast at the start.
-        max_skipped: skipped steps allowed among the last `within`; one more stops the run with a dump to replay.
+        max_skipped: skipped steps allowed among the last `within`; one more stops the run with a dump.
         within: steps, see max_skipped.
     """
 
@@ -116,3 +123,31 @@ def describe(cause: str, norm: float, guard: GradientGuard) -> str:
         return f"the {cause} is not finite, {others}"
     what = {"frames": "a frame of the batch", "target": "the target", "prediction": "the model's prediction"}[cause]
     return f"the loss is not finite because {what} is not"
+
+
+def append_row(run: Path, row: dict[str, Any]) -> None:
+    """Add a skipped step to RUN/skipped_steps.jsonl, whole or not at all as long as the machine stands."""
+    data = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    descriptor = os.open(run / SKIPPED_STEPS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def drop_rows_from(run: Path, step: int) -> None:
+    """Forget skipped steps that a resumed run is about to do again, from number `step` on."""
+    path = run / SKIPPED_STEPS
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        # A machine that went down may leave part of the last row.
+        if line.endswith("\n") and json.loads(line)["step"] < step:
+            kept.append(line)
+    write_atomically(path, "".join(kept).encode())
+
+
+def json_number(value: float) -> float | str:
+    """A number that JSON can hold, or the name of one that it cannot."""
+    return value if math.isfinite(value) else str(value)

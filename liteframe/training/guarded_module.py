@@ -1,31 +1,55 @@
-"""The part that both training modules share: one loss a turn, and a judgement of the gradients before each step."""
+"""What both training modules share: one loss a micro-batch, and a judgement of the gradients before each step."""
 
+import json
 import math
+import os
+import shutil
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
+from liteframe.files import fsync_path, write_json
 from liteframe.models.student.encoder import weight_misfits
 from liteframe.training.guard import (
     CAUSES,
     REMEDIES,
+    SKIPPED_STEPS,
     WATCHED,
     GradientGuard,
     GuardSettings,
     TrainingDivergedError,
+    append_row,
     describe,
+    drop_rows_from,
+    json_number,
 )
-from liteframe.training.replay_dump import Turn, write_dump
-from liteframe.training.rng import torch_states
-from liteframe.training.sharded import whole
-from liteframe.training.skipped_steps import append_row, drop_rows_from, plain
+from liteframe.training.sharded import whole, whole_state
+
+
+@dataclass
+class MicroBatch:
+    """One batch of the step under way; a step has several where gradients are accumulated.
+
+    Attributes:
+        batch: what the loss came from, or None where it was not kept.
+        clips: rows of key and path.
+        loss: what was differentiated.
+        finite: bool [4], by the names in guard.WATCHED.
+    """
+
+    batch: Any
+    clips: list[dict[str, Any]]
+    loss: Tensor
+    finite: Tensor
 
 
 class GuardedModule(LightningModule):
@@ -38,13 +62,10 @@ class GuardedModule(LightningModule):
         guard: when to skip and when to stop.
     """
 
-    # Plain attributes that the loss depends on, kept in a dump.
-    replayed: ClassVar[tuple[str, ...]] = ()
-
     def __init__(self, guard: GuardSettings):
         super().__init__()
         self.guard = GradientGuard(guard)
-        self.turns: list[Turn] = []
+        self.micro_batches: list[MicroBatch] = []
 
     @abstractmethod
     def data(self) -> Any:
@@ -61,36 +82,20 @@ class GuardedModule(LightningModule):
     def clips(self, batch: Any) -> list[dict[str, Any]]:
         """`key` (epoch, index) and `path` of each sample of a batch."""
 
-    def finish_gradients(self, parameters: Sequence[Tensor], turns: int) -> dict[str, float]:
-        """Called with the mean gradients of `turns` batches, before they are judged; returns figures to log."""
+    def finish_gradients(self, parameters: Sequence[Tensor], micro_batches: int) -> dict[str, float]:
+        """Called with the mean gradients of so many batches, before they are judged; returns figures to log."""
         return {}
-
-    @abstractmethod
-    def batch_from(self, fields: dict[str, Any]) -> Any:
-        """A batch from its fields, after JSON has turned their tuples into lists."""
-
-    def watched_modules(self) -> dict[str, nn.Module]:
-        """Modules whose outputs a replay looks at, by name."""
-        return {"": self}
-
-    def extra_tensors(self, batch: Any) -> dict[str, Tensor]:
-        """What `step_loss` needs beside the batch and the weights, for a dump."""
-        return {}
-
-    def take_extra_tensors(self, batch: Any, tensors: dict[str, Tensor]) -> None:
-        """Put back what `extra_tensors` gave."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; what the guard needs to know is noted without waiting for the device."""
         self.log("data/failed_rate", self.data().tally.rate)
-        rng = torch_states(self.device)
         loss, watched = self.step_loss(batch)
         with torch.no_grad():
             watched, true = {**watched, "loss": loss}, torch.ones((), dtype=torch.bool, device=loss.device)
             finite = torch.stack([watched[n].isfinite().all() if n in watched else true for n in WATCHED])
-        # Batches of accumulated steps would fill the memory; should a dump want them, they are made again from keys.
+        # Batches of accumulated steps would fill the memory; should a dump want them, they are decoded again.
         kept = batch if self.trainer.accumulate_grad_batches == 1 else None
-        self.turns.append(Turn(kept, self.clips(batch), rng, loss.detach(), finite))
+        self.micro_batches.append(MicroBatch(kept, self.clips(batch), loss.detach(), finite))
         return loss
 
     def configure_gradient_clipping(
@@ -104,14 +109,14 @@ class GuardedModule(LightningModule):
         Raises:
             TrainingDivergedError: too many steps were dropped.
         """
-        turns, self.turns = self.turns, []
+        micro_batches, self.micro_batches = self.micro_batches, []
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         count = self.trainer.accumulate_grad_batches * self.trainer.world_size
         for name, figure in self.finish_gradients(parameters, count).items():
             self.log(name, figure)
         total = gradient_norm(parameters)
         norm = total.item()
-        cause = self._cause(turns, norm)
+        cause = self._cause(micro_batches, norm)
         if cause is None and norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or math.inf, total)
             self.guard.take(norm)
@@ -121,7 +126,7 @@ class GuardedModule(LightningModule):
         self.log("train/gradient_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if cause is not None:
-            self._skip(cause, norm, turns)
+            self._skip(cause, norm, micro_batches)
         self.log("train/skipped_steps", float(self.guard.skipped))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -135,8 +140,8 @@ class GuardedModule(LightningModule):
             ValueError: the trained weights do not fit this module's.
         """
         # A strategy that loads shards has taken the weights out by now, and has compared them itself.
-        found = checkpoint.get("state_dict")
-        if found and (problems := weight_misfits(found, self.state_dict())):
+        weights = checkpoint.get("state_dict")
+        if weights and (problems := weight_misfits(weights, self.state_dict())):
             raise ValueError(
                 f"--resume: the checkpoint does not fit this model: {problems}. Restore the model settings in the "
                 "run's config.yaml, or start another run with --init_from"
@@ -145,46 +150,91 @@ class GuardedModule(LightningModule):
         if self.trainer.is_global_zero:
             drop_rows_from(self._run(), checkpoint["global_step"])
 
-    def _cause(self, turns: list[Turn], norm: float) -> str | None:
+    def _cause(self, micro_batches: list[MicroBatch], norm: float) -> str | None:
         """Why no rank may take the step, or None."""
-        finite = torch.stack([turn.finite for turn in turns]).all(0)
+        finite = torch.stack([micro_batch.finite for micro_batch in micro_batches]).all(0)
         judged = torch.tensor([not math.isfinite(norm), self.guard.is_spike(norm)], device=self.device)
-        found = self.trainer.strategy.reduce(torch.cat([~finite, judged]).float(), reduce_op="sum")
-        return next((cause for cause, ranks in zip(CAUSES, found.tolist(), strict=True) if ranks), None)
+        ranks = self.trainer.strategy.reduce(torch.cat([~finite, judged]).float(), reduce_op="sum")
+        return next((cause for cause, count in zip(CAUSES, ranks.tolist(), strict=True) if count), None)
 
-    def _skip(self, cause: str, norm: float, turns: list[Turn]) -> None:
+    def _skip(self, cause: str, norm: float, micro_batches: list[MicroBatch]) -> None:
         step, rank = self.global_step, self.trainer.global_rank
         why = describe(cause, norm, self.guard)
         stop = self.guard.skip(step)
         clips = [
-            {"rank": rank, "turn": number, "loss": plain(float(turn.loss)), "finite": bool(turn.finite.all()), **clip}
-            for number, turn in enumerate(turns)
-            for clip in turn.clips
+            {
+                "rank": rank,
+                "micro_batch": number,
+                "loss": json_number(float(micro_batch.loss)),
+                "finite": bool(micro_batch.finite.all()),
+                **clip,
+            }
+            for number, micro_batch in enumerate(micro_batches)
+            for clip in micro_batch.clips
         ]
         clips = [clip for rows in gather(clips, self.trainer.world_size) for clip in rows]
-        row = {"step": step, "cause": cause, "reason": why, "norm": plain(norm), "median": plain(self.guard.median)}
+        row = {
+            "step": step,
+            "cause": cause,
+            "reason": why,
+            "norm": json_number(norm),
+            "median": json_number(self.guard.median),
+        }
         # Clips whose own loss is fine are no suspects where another's is not.
         suspects = [clip for clip in clips if not clip.pop("finite")] or clips
         if self.trainer.is_global_zero:
             append_row(self._run(), {**row, "clips": suspects})
-            shown = ", ".join(Path(clip["path"]).name for clip in suspects[:3]) + ", ..." * (len(suspects) > 3)
-            print(f"\nstep {step} skipped: {why} ({shown})", file=sys.stderr, flush=True)
+            names = ", ".join(Path(clip["path"]).name for clip in suspects[:3]) + ", ..." * (len(suspects) > 3)
+            print(f"\nstep {step} skipped: {why} ({names})", file=sys.stderr, flush=True)
         if stop:
             settings = self.guard.settings
-            folder = write_dump(self, self._run(), {**row, "clips": clips}, turns)
+            folder = self._write_dump({**row, "clips": clips}, micro_batches)
             raise TrainingDivergedError(
                 f"stopped at step {step}: more than {settings.max_skipped} of the last {settings.within} steps had to "
                 f"be skipped, this one because {why}. {REMEDIES[cause].capitalize()}. The clips of each are in "
-                f"{self._run() / 'skipped_steps.jsonl'}; the weights of the last save are in "
-                f"{self._run() / 'checkpoints'}. To see where it went wrong:\n  liteframe replay {folder}"
+                f"{self._run() / SKIPPED_STEPS}; the weights of the last save are in "
+                f"{self._run() / 'checkpoints'}. Batches and weights of this step are in {folder}; "
+                "docs/loss_spikes.md shows how to load them"
             )
 
-    def remade(self, turn: Turn) -> Any:
-        """The batch of a turn, made again from the keys of its clips where it was not kept."""
-        if turn.batch is not None:
-            return turn.batch
+    def _write_dump(self, row: dict[str, Any], micro_batches: list[MicroBatch]) -> Path:
+        """Write RUN/dumps/step_<number>, whole or not at all, in safetensors and JSON; all ranks call it."""
+        folder = self._run() / "dumps" / f"step_{row['step']:06d}"
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        if self.trainer.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.trainer.strategy.barrier()
+        tensors, others = {}, []
+        for number, micro_batch in enumerate(micro_batches):
+            fields = self._batch_of(micro_batch)._asdict()
+            others.append({name: value for name, value in fields.items() if not isinstance(value, Tensor)})
+            for name, value in fields.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{number}.{name}"] = value.detach().cpu().contiguous().clone()
+        (temporary / f"batch_{self.global_rank}.json").write_text(json.dumps(others))
+        save_file(tensors, temporary / f"batch_{self.global_rank}.safetensors")
+        # All ranks hold a part of each where weights are sharded.
+        weights = whole_state(self)
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            save_file(weights, temporary / "weights.safetensors")
+            shutil.copyfile(self._run() / "config.yaml", temporary / "config.yaml")
+            write_json(temporary / "state.json", {**row, "precision": str(self.trainer.precision)})
+            for path in temporary.iterdir():
+                fsync_path(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+            fsync_path(folder.parent)
+        self.trainer.strategy.barrier()
+        return folder
+
+    def _batch_of(self, micro_batch: MicroBatch) -> Any:
+        """The batch itself, decoded again from the keys of its clips where it was not kept."""
+        if micro_batch.batch is not None:
+            return micro_batch.batch
         loader: Any = self.trainer.train_dataloader
-        raw = loader.collate_fn([loader.dataset[tuple(clip["key"])] for clip in turn.clips])
+        raw = loader.collate_fn([loader.dataset[tuple(clip["key"])] for clip in micro_batch.clips])
         return self.data().on_after_batch_transfer(move_data_to_device(raw, self.device), 0)
 
     def _run(self) -> Path:

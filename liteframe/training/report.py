@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class StepMeans:
-    """Sums figures over the turns of an optimizer step, then over the ranks.
+    """Sums figures over the micro-batches of an optimizer step, then over the ranks.
 
     Args:
         names: of the figures.
@@ -25,7 +25,7 @@ class StepMeans:
         self._sums: list[Tensor] = []
 
     def add(self, count: int, means: Mapping[str, Tensor]) -> None:
-        """Add a turn: the number of its items and scalar means over them."""
+        """Add a micro-batch: the number of its items and scalar means over them."""
         values = torch.stack([means[name].detach().float() for name in self.names])
         self._sums.append(torch.cat([values * count, values.new_tensor([count])]))
 

@@ -9,26 +9,16 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-def torch_states(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's generators on the CPU and, if it has one, on `device`."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
-
-
-def set_torch_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `torch_states` gave; the state of a device that is not there is left out."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """This process's generators: torch on the CPU and on `device`, NumPy, Python. Inverse: `set_rng_state`."""
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     _, words, python_gauss = random.getstate()
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return {
-        **torch_states(device),
+        **states,
         "numpy": torch.tensor([*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"]]),
         "python": torch.tensor(words),
         # NaN where no second normal number is kept.
@@ -40,7 +30,9 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     """Put this process's generators into a state that `rng_state` has returned."""
-    set_torch_states(state, device)
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
     *keys, position, has_gauss = state["numpy"].tolist()
     gauss, python_gauss = state["gauss"].tolist()
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))

@@ -51,9 +51,6 @@ class Line(GuardedModule):
     def clips(self, batch):
         return [{"key": key, "path": f"{self.global_rank}.mp4"} for key in batch.keys]
 
-    def batch_from(self, fields):
-        return Batch(**fields)
-
     def configure_model(self):
         shard(self.trainer, self.layer, nn.ModuleList())
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
-from liteframe.training.guard import GradientGuard, GuardSettings
-from liteframe.training.replay_dump import read_dump
-from liteframe.training.skipped_steps import NAME, append_row, drop_rows_from
+from liteframe.training.guard import SKIPPED_STEPS, GradientGuard, GuardSettings, append_row, drop_rows_from
 
 
 def test_a_spike_is_far_above_the_median_of_the_last_taken_steps():
@@ -69,10 +68,10 @@ def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path):
     drop_rows_from(tmp_path, 3)
     for step in (1, 4, 7):
         append_row(tmp_path, {"step": step, "norm": "nan"})
-    with (tmp_path / NAME).open("a") as file:
+    with (tmp_path / SKIPPED_STEPS).open("a") as file:
         file.write('{"step": 9, "no')  # the machine went down
     drop_rows_from(tmp_path, 7)
-    assert [json.loads(line)["step"] for line in (tmp_path / NAME).read_text().splitlines()] == [1, 4]
+    assert [json.loads(line)["step"] for line in (tmp_path / SKIPPED_STEPS).read_text().splitlines()] == [1, 4]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -109,11 +108,15 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
     assert all(math.isfinite(value) for weights in history[-1] for value in weights)
     assert zero["skipped"] == 2
     assert "a frame of the batch is not" in zero["stopped"]
-    rows = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / SKIPPED_STEPS).read_text().splitlines()]
     assert [(row["step"], row["cause"], [clip["path"] for clip in row["clips"]]) for row in rows] == [
         (2, "frames", ["1.mp4"]),
         (4, "frames", ["1.mp4"]),
     ]
-    dump = read_dump(tmp_path / "replay" / "step_000004")
-    assert [bool(tensors["0.x"].isfinite().all()) for tensors in dump.batches] == [True, False]
-    assert sorted(clip["path"] for clip in dump.state["clips"]) == ["0.mp4", "1.mp4"]
+    dump = tmp_path / "dumps" / "step_000004"
+    batches = [load_file(dump / f"batch_{rank}.safetensors") for rank in range(2)]
+    assert [bool(tensors["0.x"].isfinite().all()) for tensors in batches] == [True, False]
+    assert [json.loads((dump / f"batch_{rank}.json").read_text()) for rank in range(2)] == [[{"keys": [[0, 4]]}]] * 2
+    assert sorted(clip["path"] for clip in json.loads((dump / "state.json").read_text())["clips"]) == ["0.mp4", "1.mp4"]
+    weights = load_file(dump / "weights.safetensors")
+    assert [weights[f"layer.{name}"].flatten().tolist() for name in ("weight", "bias")] == history[-1]
