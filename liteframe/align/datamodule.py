@@ -18,7 +18,6 @@ from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.process import serve_parent
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.failures import BadConversationsError, FailureTally
-from liteframe.training.schedule import divide_batch
 
 
 class ChatDataModule(LightningDataModule):
@@ -76,7 +75,7 @@ class ChatDataModule(LightningDataModule):
         self.tally: FailureTally | None = None
 
     def setup(self, stage: str) -> None:
-        """Read the rows and turn the global batch size into devices times accumulation.
+        """Read the rows.
 
         Raises:
             BadConversationsError: they cannot be learned from.
@@ -88,10 +87,8 @@ class ChatDataModule(LightningDataModule):
             check_files(self.conversations, self.max_failure_rate)
         except ValueError as error:
             raise BadConversationsError(f"--data.conversations: {error}") from error
-        trainer = self._trainer()
-        _, trainer.accumulate_grad_batches = divide_batch(self.batch_size, self.micro_batch_size, trainer.world_size)
         self.tally = FailureTally(
-            Path(trainer.default_root_dir) / "bad_videos.jsonl",
+            Path(self._trainer().default_root_dir) / "bad_videos.jsonl",
             self.max_failure_rate,
             remedy=f"Remove the rows of bad videos from {self.source} (`liteframe scan` finds them), "
             "or allow more with --data.max_failure_rate.",

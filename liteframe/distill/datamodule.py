@@ -66,7 +66,7 @@ class ClipDataModule(LightningDataModule):
         if batch_size < 1 or workers < 0:
             raise ValueError(f"data.batch_size={batch_size} must be at least 1 and data.workers={workers} at least 0")
         self.videos, self.val_videos, self.val_fraction = videos, val_videos, val_fraction
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.batch_size, self.requested_micro_batch_size = batch_size, micro_batch_size
         self.clip_frames, self.min_fps, self.augment = clip_frames, min_fps, augment
         self.size = (size, size) if isinstance(size, int) else size
         self.workers, self.deadline, self.seed = workers, deadline, seed
@@ -78,25 +78,24 @@ class ClipDataModule(LightningDataModule):
         self.tally: FailureTally | None = None
 
     def setup(self, stage: str) -> None:
-        """Read the lists, split them, and turn the global batch size into devices times accumulation."""
+        """Read the lists and split them."""
         if self.tally is not None:
             return
         if self.cache is not None:
             self.target_cache = TargetCache.open(self.cache)
         self.read_lists()
         trainer = self._trainer()
-        self.micro_batch_size, trainer.accumulate_grad_batches = divide_batch(
-            self.batch_size, self.micro_batch_size, trainer.world_size
-        )
-        if isinstance(trainer.val_check_interval, int):
-            # Lightning counts turns; a run's interval is in optimizer steps, however many turns one takes.
-            trainer.val_check_interval *= trainer.accumulate_grad_batches
         self.tally = FailureTally(
             Path(trainer.default_root_dir) / "bad_videos.jsonl",
             self.max_failure_rate,
             remedy=f"Run `liteframe scan {self.videos} -o good.jsonl` and train on good.jsonl, "
             "or allow more with --data.max_failure_rate.",
         )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Clips on a device at a time."""
+        return divide_batch(self.batch_size, self.requested_micro_batch_size, self._trainer().world_size)[0]
 
     def read_lists(self) -> None:
         """Read the lists of videos and hold out a part."""
@@ -134,7 +133,6 @@ class ClipDataModule(LightningDataModule):
         if not self.val_entries:
             return []
         trainer = self._trainer()
-        assert self.micro_batch_size is not None
         batches = FixedBatches(
             len(self.val_entries), self.micro_batch_size, rank=trainer.global_rank, world_size=trainer.world_size
         )
@@ -188,7 +186,6 @@ class ClipDataModule(LightningDataModule):
 
     def _stream(self, batches: int, **position: Any) -> ClipStream:
         trainer = self._trainer()
-        assert self.micro_batch_size is not None
         return ClipStream(
             len(self.train_entries), self.micro_batch_size, batches, seed=self.seed,
             rank=trainer.global_rank, world_size=trainer.world_size, **position,
@@ -230,7 +227,6 @@ class ClipDataModule(LightningDataModule):
     def _loader(
         self, dataset: ClipDataset | CachedClips, batches: Sampler[list[Key]], *, persistent: bool = True
     ) -> DataLoader[Any]:
-        assert self.micro_batch_size is not None
         return DataLoader(
             dataset,
             batch_sampler=batches,

@@ -117,7 +117,6 @@ class CTDModule(GuardedModule):
     def on_fit_start(self) -> None:
         """Measure the target statistics unless a checkpoint brought them, and move the head to standardized space."""
         data = self.data()
-        assert data.micro_batch_size is not None
         self.nominal = data.micro_batch_size
         if not self.target.ready:
             self._fit_target(data)

@@ -24,6 +24,7 @@ from liteframe.training.profile_report import Circumstances
 from liteframe.training.profile_run import lasting, rehearse, write_profile
 from liteframe.training.profile_steps import Rehearsal
 from liteframe.training.run_folder import Resume, RunFolder
+from liteframe.training.schedule import divide_batch
 from liteframe.training.sharded import check_strategy, common_end, torchrun_devices
 from liteframe.training.signals import STOP, slurm_plugins
 
@@ -183,7 +184,21 @@ class TrainingCommand(LightningCLI):
         if self.rehearsal is not None:
             config["profiler"] = self.rehearsal.profiler
             callbacks = [*lasting(configured, self.run_callbacks()), self.rehearsal]
-        return self._instantiate_trainer(config, callbacks)
+        trainer = self._instantiate_trainer(config, callbacks)
+        self._divide_steps(trainer)
+        return trainer
+
+    def _divide_steps(self, trainer: Trainer) -> None:
+        """Set how many micro-batches make a step; Lightning counts them, a run's intervals count steps."""
+        data = self.config[self.subcommand].data
+        try:
+            _, trainer.accumulate_grad_batches = divide_batch(
+                data.batch_size, data.micro_batch_size, trainer.world_size
+            )
+        except ValueError as error:
+            self._parser(self.subcommand).error(str(error))
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the run's checkpoint when resumed."""

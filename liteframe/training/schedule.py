@@ -11,7 +11,7 @@ from torch import nn
 
 
 def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) -> tuple[int, int]:
-    """Clips per device and turn, and turns per optimizer step, whose product with the devices is the batch size.
+    """Clips of a micro-batch, and micro-batches of a device in an optimizer step; times the devices, the batch size.
 
     Raises:
         ValueError: they do not divide it.

@@ -25,7 +25,6 @@ def made(folder, step=0, **kwargs):
         global_rank=0,
         global_step=step,
         accumulate_grad_batches=1,
-        val_check_interval=500,
         default_root_dir=str(folder / "run"),
     )
     data.setup("fit")

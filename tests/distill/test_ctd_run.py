@@ -159,6 +159,7 @@ def test_resume_needs_a_run(fit, tmp_path, capsys):
         (["--data.vidoes", "x"], "vidoes"),
         (["--trainer.logger", "false"], "--trainer.logger has no effect"),
         (["--trainer.accumulate_grad_batches", "4"], "--data.batch_size"),
+        (["--data.batch_size", "4", "--data.micro_batch_size", "3"], "the nearest that fits is 3"),
     ],
 )
 def test_unknown_and_ineffective_keys_are_errors(fit, tmp_path, capsys, arguments, words):

@@ -101,7 +101,7 @@ class CacheJob:
     def __init__(self, run: RunSettings, storage: Storage, fabric: Fabric):
         module, self.data, self.fabric = run.module, run.data, fabric
         self.data.read_lists()
-        self.clips_at_once = self.data.micro_batch_size or min(self.data.batch_size, MOST_CLIPS)
+        self.clips_at_once = self.data.requested_micro_batch_size or min(self.data.batch_size, MOST_CLIPS)
         options = module.teacher_settings
         module.teacher = self.teacher = options.load()
         config, frame_format = fit_to_teacher(module.student_config, self.teacher, self.data.size)
