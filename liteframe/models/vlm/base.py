@@ -6,6 +6,7 @@ Shapes: V videos, T frames of one video, H x W pixels, [T',h,w,C] the encoder's 
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -111,14 +112,14 @@ class VideoModel:
         video_frames: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As transformers' own model, with videos instead of images; see get_video_features for their shapes.
 
-        `mm_encoder_outputs={"video": output of get_video_features}` takes features that are ready.
+        `mm_encoder_outputs={"video": output of get_video_features}` takes features that are ready. What is not named
+        goes to the language model: the KV cache too, which is `past_key_values` before transformers 5.24, then `cache`.
 
         Raises:
             ValueError: image tokens in the prompt and features of the videos do not match, or inputs contradict.
@@ -130,35 +131,40 @@ class VideoModel:
             raise ValueError("pass pixel_values_videos or mm_encoder_outputs['video'], not both")
         if ready is None and pixel_values_videos is not None:
             ready = self.get_video_features(pixel_values_videos, video_frames)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        features = None if ready is None else list(ready.pooler_output)
-        if features is not None:
-            inputs_embeds = self._place(input_ids, inputs_embeds, features)
-        elif input_ids is not None and input_ids.shape[1] > 1 and not torch.compiler.is_compiling():
-            check_placeholders(input_ids, self.config.image_token_id, [])
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        return self.output_class(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=features,
-        )
-
-    def _place(self, input_ids: Tensor | None, inputs_embeds: Tensor, features: list[Tensor]) -> Tensor:
-        if input_ids is None:
+        if ready is not None and input_ids is None:
             raise ValueError("videos need input_ids: inputs_embeds do not say where the image tokens are")
-        if not torch.compiler.is_compiling():
-            check_placeholders(input_ids, self.config.image_token_id, [len(f) for f in features])
-        mask = (input_ids == self.config.image_token_id).unsqueeze(-1)
-        return inputs_embeds.masked_scatter(mask, torch.cat(features).to(inputs_embeds))
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [B,L,D]
+        if input_ids is not None and (ready is not None or input_ids.shape[1] > 1):
+            features = [] if ready is None else ready.pooler_output
+            inputs_embeds = place_features(inputs_embeds, input_ids, self.config.image_token_id, features)
+        outputs = self.language_model(
+            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        return self.output_class(**outputs)
+
+
+def place_features(embeddings: Tensor, input_ids: Tensor, placeholder_id: int, features: Sequence[Tensor]) -> Tensor:
+    """Put the features of videos where a prompt, or a part of one, has their placeholders.
+
+    Args:
+        embeddings: [B,L,D], of the tokens.
+        input_ids: [B,L], on any device; on the CPU, no device has to be waited for.
+        placeholder_id: token that stands for one feature.
+        features: [tokens,D] of each video, row after row in the order of the prompt; in any floating type.
+
+    Returns:
+        [B,L,D]: the embeddings, with features in place of the placeholders.
+
+    Raises:
+        ValueError: the numbers of placeholders and of features differ, in all or within a row.
+    """
+    if not torch.compiler.is_compiling():
+        check_placeholders(input_ids, placeholder_id, [len(video) for video in features])
+    if not features:
+        return embeddings
+    mask = (input_ids == placeholder_id).unsqueeze(-1).to(embeddings.device)  # [B,L,1]
+    return embeddings.masked_scatter(mask, torch.cat(list(features)).to(embeddings))
 
 
 def check_placeholders(input_ids: Tensor, image_token_id: int, video_tokens: list[int]) -> list[int]:
@@ -228,7 +234,6 @@ class VideoLanguageModel:
         video_frames: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -242,34 +247,32 @@ class VideoLanguageModel:
             video_frames=video_frames,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])  # [B,kept,vocabulary]
         loss = None
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-        )
+        # The cache among the rest is called past_key_values or cache, as transformers has it.
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return self.output_class(loss=loss, logits=logits, **rest)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         inputs_embeds: Tensor | None = None,  # generate looks for this name before it accepts embeddings
         is_first_iteration: bool = False,
+        past_key_values: Any = None,  # the cache, before transformers 5.24
+        cache: Any = None,  # and from then on; generate looks for the name here
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Hand the videos to the first step only; afterwards they are in the cache."""
+        caches = {"past_key_values": past_key_values, "cache": cache}
+        kwargs.update((name, value) for name, value in caches.items() if value is not None)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values_videos", "video_frames", "mm_encoder_outputs"):
                 kwargs.pop(name, None)
