@@ -26,10 +26,11 @@ from liteframe.distill.losses import batch_loss, clip_losses, token_losses
 from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.statistics import FeatureStatistics
 from liteframe.distill.student_setup import unfold_head
-from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
+from liteframe.distill.targets import TargetBuilder, TargetSettings
 from liteframe.files import write_atomically
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
 from liteframe.models.teacher.base import Teacher
+from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.toyworld.questions import TEST_WORLD
 from liteframe.toyworld.scenes import render, scene_for
 from liteframe.training.ema import WeightAverage
@@ -120,6 +121,7 @@ def config_of(dim: int, teacher: Teacher) -> LiteFrameConfig:
 def make_world(setup: Setup) -> World:
     """Render the clips, run the teacher over them once, measure the statistics."""
     teacher = load_teacher(str(TEACHER))
+    vision = PooledTeacher(teacher)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (teacher.image_mean, teacher.image_std))
     parts = []
     for world, count in ((0, setup.clips), (TEST_WORLD, setup.held_out)):
@@ -128,9 +130,8 @@ def make_world(setup: Setup) -> World:
             first = index % 4 * FRAMES  # a scene has 64 frames
             frames = torch.from_numpy(render(scene_for(world, index))[first : first + FRAMES].copy())
             video = (frames.permute(0, 3, 1, 2)[None] / 255 - mean) / std
-            real = torch.ones(1, FRAMES, dtype=torch.bool)
             videos.append(video)
-            pooled.append(pool_features(teacher(video), real, (4, 2, 2), "block")[0])
+            pooled.append(vision(video).tokens)
         parts.append(Clips(torch.cat(videos), torch.cat(pooled)))
     measured = FeatureStatistics(teacher.dim)
     measured.update(parts[0].pooled.flatten(0, -2))

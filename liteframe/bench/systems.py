@@ -20,7 +20,7 @@ from liteframe.models.teacher.base import Teacher
 from liteframe.models.teacher.huggingface import HfTower
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.load import load_video_llm
-from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
 
 TEACHER, POOLED, LITEFRAME = "teacher VLM", "teacher + WAP", "LiteFrame"
 # Text tokens around the image tokens of a frame or slot (`Frame12: <img>` .. `</img>`), and those of a question.
@@ -37,7 +37,7 @@ def build_systems(
         tower, name=vlm.name_or_path, dim=config.teacher_dim, patch_size=config.patch_size,
         image_size=config.image_size, image_mean=config.image_mean, image_std=config.image_std, resize=config.resize,
     )  # fmt: skip
-    pooled = attach_encoder(vlm, PooledTeacher(teacher, config.compression), config=config)
+    pooled = attach_encoder(vlm, PooledEncoder(PooledTeacher(teacher, config.compression)), config=config)
     student = attach_encoder(vlm, encoder.to(vlm.device, vlm.dtype))
     return {TEACHER: (vlm.eval(), None), POOLED: (pooled.eval(), config), LITEFRAME: (student.eval(), config)}
 

@@ -24,7 +24,7 @@ from liteframe.models.student.weight_selection import initialize_student
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.load import load_video_llm, processor_for
-from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
 from liteframe.toyworld.model import CHECKPOINT
 
 BENCHMARK = FreeForm()
@@ -51,7 +51,7 @@ def build(system: str, encoder: Path, adapter: Path) -> tuple[Any, Any]:
     config = LiteFrameEncoder.from_pretrained(encoder).config
     teacher = load_teacher(str(CHECKPOINT))
     if system == POOLED:
-        model = attach_encoder(vlm, PooledTeacher(teacher, config.compression), config=config)
+        model = attach_encoder(vlm, PooledEncoder(PooledTeacher(teacher, config.compression)), config=config)
     elif system == UNTRAINED:
         student = LiteFrameEncoder(config)
         initialize_student(student, teacher)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.module import CTDModule
-from liteframe.distill.panel import clip_panel, saliency
+from liteframe.distill.panel import clip_panel
 from liteframe.files import write_json
 from liteframe.training.ema import weight_ema
 from liteframe.training.progress import ProgressLine
@@ -69,10 +69,10 @@ class FeaturePanel(Callback):
         clip = move_data_to_device(self._clip, module.device)
         # One clip has a shape of its own, not worth compiling for.
         with torch.compiler.set_stance("eager_on_recompile"), trainer.precision_plugin.forward_context():
-            target, _ = module.pooled_target(clip)
-            student = module.predict_raw(clip.video)
             # A cache holds no saliency, and then there is no teacher to ask.
-            weights = saliency(module.teacher(clip.video))[0] if clip.targets is None else None
+            target, _, saliency = module.pooled_target(clip, logits=True)
+            student = module.predict_raw(clip.video)
+        weights = None if saliency is None else saliency[0]
         if not (target.isfinite().all() and student.isfinite().all()):
             return  # there are no main directions to draw, and a picture is no reason to stop
         picture = clip_panel(self._pixels(module, clip.video[0]), weights, target[0], student[0])

@@ -25,13 +25,13 @@ from liteframe.distill.targets import (
     TargetBuilder,
     TargetSettings,
     measure_statistics,
-    pool_features,
-    real_slots,
     save_statistics,
 )
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import TeacherSettings
+from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher
+from liteframe.reduce.wap import real_slots
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import StepMeans
@@ -98,6 +98,7 @@ class CTDModule(GuardedModule):
             for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
                 compile_blocks(model)
         shard(self.trainer, self.student, self.student.blocks)
+        self.pooled_teacher = PooledTeacher(self.teacher, config.compression, self.target_settings.scope)
         self.target = TargetBuilder(self.teacher.dim, self.target_settings)
         self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
 
@@ -154,7 +155,7 @@ class CTDModule(GuardedModule):
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
             return self.encode(self.blank_clip()).sum() * 0.0, {}
-        pooled, slots = self.pooled_target(batch)
+        pooled, slots, _ = self.pooled_target(batch)
         target = self.target(pooled, slots)
         with self.timed("student"):
             prediction = self.encode(batch.video)
@@ -189,7 +190,7 @@ class CTDModule(GuardedModule):
             nothing = torch.empty(0, 1, 1, 1, self.teacher.dim, device=self.device)
             self.metrics.update(nothing, nothing, torch.empty(0, 1, dtype=torch.bool, device=self.device))
             return
-        pooled, slots = self.pooled_target(batch)
+        pooled, slots, _ = self.pooled_target(batch)
         self.metrics.update(self.predict_raw(batch.video), pooled, slots, self.teacher.projector)
 
     def on_validation_epoch_end(self) -> None:
@@ -199,15 +200,15 @@ class CTDModule(GuardedModule):
         self.metrics.reset()
 
     @torch.no_grad()
-    def pooled_target(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Raw WAP features [B,T/t,h,w,C], out of the cache or the teacher, and the slots [B,T/t] that count."""
-        kernel = self.student.config.compression
+    def pooled_target(self, batch: ClipBatch, *, logits: bool = False) -> Pooled:
+        """Raw WAP features out of the cache or the teacher; a cache has no logits."""
         if batch.targets is not None:
-            return batch.targets.float(), real_slots(batch.frame_mask, kernel)
+            return Pooled(batch.targets.float(), real_slots(batch.frame_mask, self.pooled_teacher.window[0]), None)
         with self.timed("teacher"), whole_batches(len(batch.paths), self.nominal):
             features = self.teacher(batch.video)
         with self.timed("pooling"):
-            return pool_features(features, batch.frame_mask, kernel, self.target_settings.scope)
+            pooled = self.pooled_teacher.pool(features, batch.frame_mask)
+            return pooled._replace(logits=self.pooled_teacher.logits(features)) if logits else pooled
 
     def encode(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
@@ -254,7 +255,7 @@ class CTDModule(GuardedModule):
                 yield torch.empty(0, self.teacher.dim, device=self.device)
                 continue
             with self.trainer.precision_plugin.forward_context():
-                pooled, slots = self.pooled_target(batch)
+                pooled, slots, _ = self.pooled_target(batch)
             yield pooled[slots].flatten(0, -2)
 
     def timed(self, part: str) -> AbstractContextManager[Any]:

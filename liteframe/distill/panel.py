@@ -1,4 +1,4 @@
-"""A picture of what the student has learned: frames, teacher's saliency, target tokens and student tokens in colour.
+"""A picture of what the student has learned: frames, teacher's saliency, target tokens and student tokens in color.
 
 Shapes: T frames, (h,w) patch grid, T' slots, (h',w') pooled grid, C channels.
 """
@@ -7,24 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liteframe.models.teacher.base import TeacherFeatures
 
-
-def saliency(features: TeacherFeatures) -> Tensor:
-    """The logits that WAP weighs patches by, [B,T,h,w]; for a teacher without any, the norm of its patches."""
-    if features.logits is not None:
-        return features.logits.float()
-    if features.query is not None:
-        patches, query = features.patches.float(), features.query.float()
-        return torch.einsum("bthwc,btc->bthw", patches, query) / patches.shape[-1] ** 0.5
-    return features.patches.float().norm(dim=-1)
-
-
-def pca_colours(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+def pca_colors(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """The three main directions of the target's tokens as red, green and blue, for both.
 
     [T',h',w',C] twice -> [T',3,h',w'] twice, in [0, 1]; the range is that of the target, so a student that misses it
-    shows other colours.
+    shows other colors.
     """
     flat = target.flatten(0, 2).double()
     mean = flat.mean(0)
@@ -32,13 +20,13 @@ def pca_colours(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     projected = (flat - mean) @ directions.T
     low, high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
 
-    def colours(tokens: Tensor) -> Tensor:
+    def colors(tokens: Tensor) -> Tensor:
         values = ((tokens.double() - mean) @ directions.T - low) / (high - low).clamp_min(1e-12)
-        # Fewer than three directions (a single token) leave the other colours dark.
+        # Fewer than three directions (a single token) leave the other colors dark.
         values = F.pad(values, (0, 3 - values.shape[-1]))
         return values.clamp(0, 1).permute(0, 3, 1, 2).float()
 
-    return colours(target), colours(student)
+    return colors(target), colors(student)
 
 
 def clip_panel(frames: Tensor, weights: Tensor | None, target: Tensor, student: Tensor) -> Tensor:
@@ -61,5 +49,5 @@ def clip_panel(frames: Tensor, weights: Tensor | None, target: Tensor, student: 
         low, high = first.amin((1, 2), keepdim=True), first.amax((1, 2), keepdim=True)
         grey = ((first - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1)
         rows.append(F.interpolate(grey, size=size))
-    rows += [F.interpolate(colours, size=size) for colours in pca_colours(target, student)]
+    rows += [F.interpolate(colors, size=size) for colors in pca_colors(target, student)]
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

@@ -15,8 +15,9 @@ from torch import Tensor
 from liteframe.data.preprocess import FrameFormat
 from liteframe.distill.clips import RawBatch
 from liteframe.distill.speed import whole_batches
-from liteframe.distill.targets import pool_features
 from liteframe.models.teacher.base import Teacher
+from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.reduce.wap import SoftmaxOver
 
 
 class MadeTargets(NamedTuple):
@@ -51,12 +52,11 @@ class TargetMaker:
         teacher: Teacher,
         frame_format: FrameFormat,
         kernel: tuple[int, int, int],
-        scope: str,
+        scope: SoftmaxOver,
         clips: int,
     ):
-        self.fabric, self.teacher, self.clips = fabric, teacher, clips
+        self.fabric, self.pooled_teacher, self.clips = fabric, PooledTeacher(teacher, kernel, scope), clips
         self.transform = frame_format.transform()
-        self.kernel, self.scope = kernel, scope
 
     @torch.no_grad()
     def __call__(self, batch: RawBatch) -> MadeTargets:
@@ -71,6 +71,5 @@ class TargetMaker:
             [self.transform.resized(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
         )
         with self.fabric.autocast(), whole_batches(len(frames), self.clips):
-            features = self.teacher(self.transform.normalized(frames))
-            pooled, slots = pool_features(features, batch.frame_mask, self.kernel, self.scope)
+            pooled, slots, _ = self.pooled_teacher(self.transform.normalized(frames), batch.frame_mask)
         return MadeTargets(pooled, slots, frames)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from liteframe_kernels import weighted_average_pool
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from liteframe.distill.standardize import Standardization, Standardizer
 from liteframe.distill.statistics import FeatureStatistics, TargetStatistics
 from liteframe.files import write_atomically
-from liteframe.models.teacher.base import TeacherFeatures
+from liteframe.reduce.wap import SoftmaxOver
 
 Clipping = Literal["channel_clamp", "token_mask", "loss_clip", "none"]
 
@@ -35,7 +34,7 @@ class TargetSettings:
         statistics_clips: clips that the frozen statistics are measured on, over all ranks.
     """
 
-    scope: Literal["block", "frame"] = "block"
+    scope: SoftmaxOver = "block"
     clipping: Clipping = "channel_clamp"
     sigmas: float = 3.0
     standardize: Standardization = "channel"
@@ -61,39 +60,6 @@ class Target(NamedTuple):
     values: Tensor
     weight: Tensor
     clipped: Tensor
-
-
-def pool_features(
-    features: TeacherFeatures, frame_mask: Tensor, kernel: tuple[int, int, int], scope: str
-) -> tuple[Tensor, Tensor]:
-    """WAP of a teacher's features.
-
-    Args:
-        features: patches [B,T,h,w,C] and their saliency.
-        frame_mask: bool [B,T], False for frames that only fill the clip.
-        kernel: (t,h,w) of a block.
-        scope: see TargetSettings.
-
-    Returns:
-        [B,T/t,h/kh,w/kw,C] in float32, and bool [B,T/t], False for slots without any real frame.
-
-    Raises:
-        ValueError: the block does not divide the features.
-    """
-    pooled = weighted_average_pool(
-        features.patches.float(),
-        query=None if features.query is None else features.query.float(),
-        logits=None if features.logits is None else features.logits.float(),
-        kernel=kernel,
-        scope=scope,
-        frame_mask=frame_mask,
-    )
-    return pooled, real_slots(frame_mask, kernel)
-
-
-def real_slots(frame_mask: Tensor, kernel: tuple[int, int, int]) -> Tensor:
-    """Bool [B,T] of frames -> bool [B,T/t], False for slots without any real frame."""
-    return frame_mask.unflatten(1, (-1, kernel[0])).any(2)
 
 
 class TargetBuilder(nn.Module):

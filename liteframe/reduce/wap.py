@@ -3,11 +3,15 @@
 Shapes: B videos, T frames, (h,w) patch grid, C channels.
 """
 
-from typing import Literal
+import math
+from typing import Literal, TypeAlias
 
 import torch
-from liteframe_kernels import weighted_average_pool as pool_whole_blocks
+from liteframe_kernels import weighted_average_pool as pool_whole_windows
 from torch import Tensor
+
+# What competes for a window's weight: its members, or all patches of their own frame.
+SoftmaxOver: TypeAlias = Literal["block", "frame"]
 
 
 def weighted_average_pool(
@@ -16,41 +20,62 @@ def weighted_average_pool(
     query: Tensor | None = None,
     logits: Tensor | None = None,
     kernel: tuple[int, int, int] = (4, 2, 2),
-    scope: Literal["block", "frame"] = "block",
+    scope: SoftmaxOver = "block",
+    frame_mask: Tensor | None = None,
 ) -> Tensor:
-    """Pool each block of (t,h,w) patches into one, weighted by saliency.
+    """Pool each window of (t,h,w) patches into one token, weighted by saliency.
 
     A member's logit is `query of its own frame . member / sqrt(C)`, or the `logits` given; the weights are their
-    softmax over the block, or over the frame and renormalized in the block. With neither, the plain mean.
-    T need not be a multiple of t: the last block is filled with copies of the last frame that weigh nothing.
+    softmax over the window, or over the frame and renormalized in the window. With neither, the plain mean.
+    T need not be a multiple of t: the last window is filled with copies of the last frame that weigh nothing.
 
     Args:
         patches: [B,T,h,w,C].
         query: [B,T,C], usually the cls token; excludes `logits`.
         logits: [B,T,h,w], larger means more salient; excludes `query`.
-        kernel: (t,h,w) of a block.
-        scope: "block" lets the frames of a block compete, "frame" gives each the weight its own softmax left it.
+        kernel: (t,h,w) of a window.
+        scope: "block" lets the frames of a window compete, "frame" gives each the weight its own softmax left it.
+        frame_mask: bool [B,T], False for frames that weigh nothing; a window of such frames alone is their plain mean.
 
     Returns:
-        [B,ceil(T/t),h/kh,w/kw,C], dtype of `patches`.
+        [B,ceil(T/t),h/kh,w/kw,C], dtype of `patches`; summed in float32 (float64 for float64).
 
     Raises:
-        ValueError: both query and logits, no frame, or a grid that the block does not divide.
+        ValueError: both query and logits, no frame, or a grid that the window does not divide.
     """
     if patches.ndim != 5 or patches.shape[1] == 0:
         raise ValueError(f"expected patches [B,T,h,w,C] with T >= 1, got {list(patches.shape)}")
     missing = -patches.shape[1] % kernel[0]
-    mask = None
     if missing:
-        real = patches.shape[1]
+        if frame_mask is None:
+            frame_mask = patches.new_ones(patches.shape[:2], dtype=torch.bool)
+        frame_mask = whole_windows(frame_mask, kernel[0])
         patches = _repeat_last(patches, missing)
         query = None if query is None else _repeat_last(query, missing)
         logits = None if logits is None else _repeat_last(logits, missing)
-        mask = torch.arange(patches.shape[1], device=patches.device) < real
-        mask = mask.expand(patches.shape[0], -1)
     with torch.autocast(patches.device.type, enabled=False):  # it would round the weights to half precision
-        return pool_whole_blocks(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask)
+        return pool_whole_windows(
+            patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask
+        )
+
+
+def wap_logits(patches: Tensor, query: Tensor) -> Tensor:
+    """What WAP weighs patches [B,T,h,w,C] by under the query [B,T,C] of each frame: float32 [B,T,h,w]."""
+    with torch.autocast(patches.device.type, enabled=False):
+        products = torch.einsum("bthwc,btc->bthw", patches.float(), query.float())
+    return products / math.sqrt(patches.shape[-1])
+
+
+def real_slots(frame_mask: Tensor, frames: int) -> Tensor:
+    """Bool [B,T] of frames -> bool [B,ceil(T/frames)], False for slots without any real frame."""
+    return whole_windows(frame_mask, frames).unflatten(1, (-1, frames)).any(2)
+
+
+def whole_windows(frame_mask: Tensor, frames: int) -> Tensor:
+    """Bool [B,T], filled with False to a multiple of `frames`."""
+    missing = -frame_mask.shape[1] % frames
+    return torch.cat([frame_mask, frame_mask.new_zeros(len(frame_mask), missing)], dim=1) if missing else frame_mask
 
 
 def _repeat_last(x: Tensor, count: int) -> Tensor:
-    return torch.cat([x, x[:, -1:].expand(-1, count, *x.shape[2:])], dim=1)
+    return torch.cat([x, x[:, -1:].expand(-1, count, *x.shape[2:])], dim=1)  # [B,T+count,...]

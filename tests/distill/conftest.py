@@ -58,15 +58,15 @@ def seven_steps(tiny_config, tmp_path_factory):
     kept = SimpleNamespace(run=tmp_path_factory.mktemp("seven_steps") / "run", clips={})
     pooled_target, measure = CTDModule.pooled_target, CTDModule._measured_statistics
 
-    def write_down(self, batch):
-        pooled, slots = pooled_target(self, batch)
+    def write_down(self, batch, **asked):
+        pooled = pooled_target(self, batch, **asked)
         kept.module, data = self, self.data()
         part = "val" if batch.paths[0] in {entry.video for entry in data.val_entries} else "train"
         source = data.val_clips() if part == "val" else data.train_clips()
-        for (epoch, index), target in zip(batch.keys, pooled, strict=True):
+        for (epoch, index), target in zip(batch.keys, pooled.tokens, strict=True):
             # The panel asks again, for one clip alone, which rounds differently.
             kept.clips.setdefault((part, epoch, index), CachedClip(source.view((epoch, index)), target.clone(), None))
-        return pooled, slots
+        return pooled
 
     def keep_statistics(self, data):
         kept.statistics = measure(self, data)

@@ -40,8 +40,8 @@ def spoil(monkeypatch, where, steps, value=math.nan):
     def output(part):
         forward = getattr(CTDModule, part)
 
-        def wrapped(self, *args):
-            result = forward(self, *args)
+        def wrapped(self, *args, **asked):
+            result = forward(self, *args, **asked)
             if self.training and self.global_step in steps:
                 if where == "gradient":
                     result.register_hook(lambda gradient: gradient * value)

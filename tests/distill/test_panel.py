@@ -1,7 +1,6 @@
 import torch
 
-from liteframe.distill.panel import clip_panel, pca_colours, saliency
-from liteframe.models.teacher.base import TeacherFeatures
+from liteframe.distill.panel import clip_panel, pca_colors
 
 
 def test_layout_of_the_picture():
@@ -18,18 +17,10 @@ def test_layout_of_the_picture():
     assert (picture[:, 16 + 4 * y, 24 + 4 * x] == 1).all()
 
 
-def test_equal_tokens_have_equal_colours():
+def test_equal_tokens_have_equal_colors():
     target = torch.randn(2, 3, 3, 9)
-    ours, theirs = pca_colours(target, target.clone())
+    ours, theirs = pca_colors(target, target.clone())
     assert torch.equal(ours, theirs)
-    other = pca_colours(target, torch.randn(2, 3, 3, 9))
+    other = pca_colors(target, torch.randn(2, 3, 3, 9))
     assert not torch.allclose(other[0], other[1])
-    assert pca_colours(target[:1, :1, :1], target[:1, :1, :1])[0].shape == (1, 3, 1, 1)
-
-
-def test_saliency_is_what_wap_weighs_by():
-    patches, query, logits = torch.randn(1, 2, 2, 2, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 2, 2)
-    assert torch.equal(saliency(TeacherFeatures(patches, None, logits)), logits)
-    expected = patches[0, 1, 1, 0] @ query[0, 1] / 2
-    assert torch.allclose(saliency(TeacherFeatures(patches, query, None))[0, 1, 1, 0], expected)
-    assert saliency(TeacherFeatures(patches, None, None))[0, 0, 0, 1] == patches[0, 0, 0, 1].norm()
+    assert pca_colors(target[:1, :1, :1], target[:1, :1, :1])[0].shape == (1, 3, 1, 1)

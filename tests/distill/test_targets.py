@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from liteframe.distill.statistics import FeatureStatistics
-from liteframe.distill.targets import TargetBuilder, TargetSettings, pool_features
-from liteframe.models.teacher.base import TeacherFeatures
+from liteframe.distill.targets import TargetBuilder, TargetSettings
 
 
 def builder(clipping, data, **kwargs):
@@ -90,23 +89,6 @@ def test_unusable_statistics():
     statistics.update(torch.full((5, 3), torch.nan))
     with pytest.raises(ValueError, match="not finite"):
         TargetBuilder(3, TargetSettings()).fit(statistics)
-
-
-def test_pooling_ignores_filling_frames():
-    generator = torch.Generator().manual_seed(0)
-    patches, query = torch.randn(1, 8, 4, 4, 6, generator=generator), torch.randn(1, 8, 6, generator=generator)
-    mask = torch.tensor([[True] * 3 + [False] * 5])
-    pooled, slots = pool_features(TeacherFeatures(patches, query, None), mask, (4, 2, 2), "block")
-    assert slots.tolist() == [[True, False]]
-    logits, values = [], []
-    for t in range(3):
-        for y in (2, 3):
-            for x in (0, 1):
-                logits.append(float(patches[0, t, y, x] @ query[0, t]) / math.sqrt(6))
-                values.append(patches[0, t, y, x].double())
-    weights = [math.exp(value - max(logits)) for value in logits]
-    expected = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-    assert torch.allclose(pooled[0, 0, 1, 0].double(), expected, atol=1e-6)
 
 
 def test_settings_are_checked():

@@ -63,7 +63,7 @@ def test_pooled_teacher_against_a_loop(tmp_path):
     vlm.save_pretrained(tmp_path)
     build_processor(tokenizer).save_pretrained(tmp_path)
     video = torch.randn(1, 6, 3, 64, 64)
-    pooled = PooledTeacher(load_teacher(str(tmp_path)))(video)
+    pooled = PooledTeacher(load_teacher(str(tmp_path)))(video).tokens
     with torch.inference_mode():
         tokens = vlm.model.vision_tower(pixel_values=video[0]).last_hidden_state.double()
     assert pooled.shape == (1, 2, 4, 4, 128)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from liteframe.reduce.wap import SoftmaxOver
+
 Codec = Literal["bf16", "fp8", "int8"]
 FORMAT = 1
 
@@ -61,7 +63,7 @@ class CacheSettings:
     license: str | None
     precision: str
     compression: tuple[int, int, int]
-    scope: str
+    scope: SoftmaxOver
     statistics_clips: int
     size: tuple[int, int]
     mean: tuple[float, float, float]
