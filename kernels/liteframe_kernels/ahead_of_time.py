@@ -27,20 +27,19 @@ from triton.compiler import ASTSource
 
 from liteframe_kernels import launch
 from liteframe_kernels.backend import INTERPRETING
-from liteframe_kernels.strided_conv import launcher as strided
-from liteframe_kernels.temporal_conv import launcher as temporal
-from liteframe_kernels.weighted_average_pool import launcher as pool
+from liteframe_kernels.strided_conv import triton as strided
+from liteframe_kernels.temporal_conv import triton as temporal
+from liteframe_kernels.weighted_average_pool import triton as pool
 
 ARCHITECTURES = (80, 90)
 MAX_REGISTERS = 128
 DISASSEMBLERS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-POINTERS = {"p_w": "*fp32", "p_b": "*fp32", "p_part": "*fp32", "p_l": "*fp32", "p_dl": "*fp32", "p_mask": "*u8"}
-POINTERS |= {"p_first": "*i32", "p_last": "*i32"}
+POINTERS = {"p_w": "*fp32", "p_b": "*fp32", "p_part": "*fp32", "p_l": "*fp32", "p_mask": "*u8"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as the launcher compiles it; loads and stores are the 128-bit accesses to tokens it must have."""
+    """A kernel as it is launched; loads and stores are the 128-bit accesses to tokens it must have."""
 
     name: str
     kernel: Any
@@ -83,22 +82,15 @@ class Row:
 
 def variants() -> Iterator[Variant]:
     """Every kernel with every configuration it can be launched with, at the paper's sizes."""
-    conv = {"K": 3, "LEFT": 1, "ACC": tl.float32, "BC": 256}
-    for packed in (False, True):
-        mode = {**conv, "RESIDUAL": True, "PACKED": packed}
-        suffix = " packed" if packed else ""
-        for config in temporal.FORWARD.configs:
-            frames = config.kwargs["BT"]
-            yield Variant(
-                f"temporal_conv forward{suffix} {_tile(config)}",
-                temporal.FORWARD.kernel, config, {**mode, "BIAS": True}, frames + 2, frames,
-            )  # fmt: skip
-        config = temporal.BACKWARD.configs[0]
+    conv = {"K": 3, "LEFT": 1, "RESIDUAL": True, "ACC": tl.float32, "BC": 256}
+    for config in temporal.FORWARD.configs:
         frames = config.kwargs["BT"]
-        constants = {**mode, "NEED_DX": True, "NEED_DW": True}
-        yield Variant(
-            f"temporal_conv backward{suffix}", temporal.BACKWARD.kernel, config, constants, 2 * frames + 2, frames
-        )
+        name = f"temporal_conv forward {_tile(config)}"
+        yield Variant(name, temporal.FORWARD.kernel, config, {**conv, "BIAS": True}, frames + 2, frames)
+    config = temporal.BACKWARD.configs[0]
+    frames = config.kwargs["BT"]
+    constants = {**conv, "NEED_DX": True, "NEED_DW": True}
+    yield Variant("temporal_conv backward", temporal.BACKWARD.kernel, config, constants, 2 * frames + 2, frames)
     for kernel in ((2, 2, 2), (2, 1, 1)):
         window = {"KT": kernel[0], "KH": kernel[1], "KW": kernel[2], "CLS": True, "ACC": tl.float32, "BC": 256}
         space = kernel[1] * kernel[2]
@@ -111,14 +103,9 @@ def variants() -> Iterator[Variant]:
     block = {"M": 16, "MB": 16, "KT": 4, "KH": 2, "KW": 2, "SCALE": 1 / 32, "ACC": tl.float32}
     for source in ("QUERY", "LOGITS"):
         mode = {**block, "QUERY": source == "QUERY", "LOGITS": source == "LOGITS", "MASK": source == "LOGITS"}
-        name = f"weighted_average_pool {{}} {source.lower()}"
-        forward = {**mode, "BC": 1024, "SINGLE": True}
-        yield Variant(name.format("forward"), pool.FORWARD.kernel, pool.FORWARD.configs[0], forward, 8, 0)
-        backward = {**mode, "BC": 256, "NEED_DP": True}
-        yield Variant(name.format("backward"), pool.BACKWARD.kernel, pool.BACKWARD.configs[0], backward, 2, 2)
-    config = pool.QUERY_GRADIENT.configs[0]
-    constants = {"SCALE": 1 / 32, "ACC": tl.float32, "BC": 128}
-    yield Variant("weighted_average_pool query gradient", pool.QUERY_GRADIENT.kernel, config, constants, 1, 0)
+        constants = {**mode, "BC": 1024, "SINGLE": True}
+        name = f"weighted_average_pool forward {source.lower()}"
+        yield Variant(name, pool.FORWARD.kernel, pool.FORWARD.configs[0], constants, 8, 0)
 
 
 def compile_variant(variant: Variant, arch: int) -> Row:

@@ -28,7 +28,7 @@ class Comparison:
         exact: the operation in float64, on inputs converted to it.
         implementations: what to compare, by name; "triton" is ours.
         tensor_bytes: size of one pass over the large tensor.
-        floor: passes that any implementation needs, {"forward": ..., "backward": ...}.
+        floor: passes that any implementation needs, {"forward": ..., "backward": ...}; only these are measured.
         flops: operations of each direction.
     """
 
@@ -61,10 +61,10 @@ def compare(
             "floor_passes": comparison.floor[direction],
             **_checked(name, call, sets[0], truth, direction, device),
         }
-        for direction in ("forward", "backward")
+        for direction in comparison.floor
         for name, call in comparison.implementations.items()
     }
-    for direction in ("forward", "backward"):
+    for direction in comparison.floor:
         right = {
             name: _contender(comparison.implementations[name], sets, direction)
             for name in comparison.implementations
@@ -105,7 +105,7 @@ def _run(call: Callable, inputs: list[Tensor], direction: str) -> tuple[Tensor, 
 
 def _truth(comparison: Comparison, inputs: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
-    return {direction: _run(comparison.exact, wide, direction) for direction in ("forward", "backward")}
+    return {direction: _run(comparison.exact, wide, direction) for direction in comparison.floor}
 
 
 def _checked(

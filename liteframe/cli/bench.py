@@ -13,9 +13,11 @@ import torch
 
 from liteframe.bench.comparison import Comparison, compare
 from liteframe.bench.encoder import Setup, measure_encoders
-from liteframe.bench.kernels.strided_conv import comparisons as strided_comparisons
-from liteframe.bench.kernels.temporal_conv import comparisons as temporal_comparisons
-from liteframe.bench.kernels.weighted_average_pool import comparisons as pool_comparisons
+from liteframe.bench.kernels import (
+    strided_conv_comparisons,
+    temporal_conv_comparisons,
+    weighted_average_pool_comparisons,
+)
 from liteframe.bench.latency import add_ratios, first_token, measure_latencies, write_sample
 from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
@@ -153,12 +155,11 @@ def _comparisons(
     """The operations of the paper's model: 448 pixels give a side of 32 patches of 14 pixels."""
     if frames % 4 or args.size % 28 or side == 0:
         raise ValueError(f"--frames {frames} must be a multiple of 4 and --size {args.size} one of 28")
-    compiled = not args.no_compile
-    options: dict[str, Any] = {"frames": frames, "channels": channels, "compiled": compiled}
-    yield from temporal_comparisons(device, DTYPES[args.dtype], tokens=1 + side * side, **options)
-    yield from strided_comparisons(device, DTYPES[args.dtype], side=side, **options)
-    options["channels"] = 64 if args.tiny else 1024
-    yield from pool_comparisons(device, DTYPES[args.dtype], side=side, **options)
+    options: dict[str, Any] = {"frames": frames, "side": side, "compiled": not args.no_compile}
+    yield from temporal_conv_comparisons(device, DTYPES[args.dtype], channels=channels, **options)
+    yield from strided_conv_comparisons(device, DTYPES[args.dtype], channels=channels, **options)
+    teacher_channels = 64 if args.tiny else 1024
+    yield from weighted_average_pool_comparisons(device, DTYPES[args.dtype], channels=teacher_channels, **options)
 
 
 def _encoders(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -65,7 +65,7 @@ for variant in aot.variants():
 print(len(seen))
 """
     child = run("-c", program)
-    assert child.stdout.strip() == "7", child.stdout + child.stderr
+    assert child.stdout.strip() == "5", child.stdout + child.stderr
 
 
 def test_problems_are_named():

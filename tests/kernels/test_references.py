@@ -17,34 +17,20 @@ def seed():
     torch.manual_seed(0)
 
 
-def conv1d(x, weight, bias, *, causal=False):
+def conv1d(x, weight, bias):
     """[B,T,N,C] through F.conv1d with one group a channel."""
-    k = weight.shape[1]
     rows = x.permute(0, 2, 3, 1).flatten(0, 1)
-    rows = F.pad(rows, (k - 1, 0) if causal else (k // 2, k // 2))
-    y = F.conv1d(rows, weight[:, None], bias, groups=x.shape[3])
+    y = F.conv1d(rows, weight[:, None], bias, padding=weight.shape[1] // 2, groups=x.shape[3])
     return y.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_temporal_conv_is_conv1d(frames, k, causal):
+def test_temporal_conv_is_conv1d(frames, k):
     x, weight, bias = randn(2, frames, 3, 4), randn(4, k), randn(4)
-    want = conv1d(x, weight, bias, causal=causal)
-    torch.testing.assert_close(temporal_conv(x, weight, bias, causal=causal), want)
-    torch.testing.assert_close(temporal_conv(x, weight, causal=causal, residual=True), x + want - bias)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_packed_clips_equal_clips_alone(causal):
-    x, weight, bias = randn(2, 9, 3, 4), randn(4, 5), randn(4)
-    borders = torch.tensor([0, 2, 2, 3, 9])
-    alone = [conv1d(x[:, a:b], weight, bias, causal=causal) for a, b in [(0, 2), (2, 3), (3, 9)]]
-    torch.testing.assert_close(temporal_conv(x, weight, bias, causal=causal, cu_seqlens=borders), torch.cat(alone, 1))
-    torch.testing.assert_close(
-        temporal_conv(x, weight, bias, causal=causal, cu_seqlens=borders.int()), torch.cat(alone, 1)
-    )
+    want = conv1d(x, weight, bias)
+    torch.testing.assert_close(temporal_conv(x, weight, bias), want)
+    torch.testing.assert_close(temporal_conv(x, weight, residual=True), x + want - bias)
 
 
 @pytest.mark.parametrize("kernel", [(2, 2, 2), (2, 1, 1), (3, 1, 2), (1, 1, 1)])
@@ -145,9 +131,8 @@ def test_half_precision_keeps_its_dtype_and_sums_wide():
 
 
 def test_gradients():
-    borders = torch.tensor([0, 1, 4])
     conv = (randn(1, 4, 2, 3, grad=True), randn(3, 3, grad=True), randn(3, grad=True))
-    assert torch.autograd.gradcheck(lambda *a: temporal_conv(*a, residual=True, cu_seqlens=borders), conv)
+    assert torch.autograd.gradcheck(lambda *a: temporal_conv(*a, residual=True), conv)
     strided = (randn(1, 2, 2, 2, 3, grad=True), randn(3, 2, 2, 2, grad=True), randn(3, grad=True))
     cls = randn(1, 2, 3, grad=True)
     assert torch.autograd.gradcheck(lambda x, w, b, c: strided_conv(x, w, b, cls=c), (*strided, cls))
@@ -177,8 +162,6 @@ def test_empty_tensors(shape):
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 2)), "must be odd"),
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), randn(3)), "bias has shape"),
         (lambda: temporal_conv(randn(1, 2, 3, 4).int(), randn(4, 3)), r"x is torch.int32.*x.float\(\)"),
-        (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), cu_seqlens=torch.tensor([0, 3])), "T=2"),
-        (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), cu_seqlens=torch.tensor([0.0, 2.0])), "int32"),
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), backend="cuda"), "backend is 'cuda'"),
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), backend="triton"), "TRITON_INTERPRET=1|not installed"),
         (lambda: strided_conv(randn(1, 3, 4, 4, 2), randn(2, 2, 2, 2)), "T=3 is not a multiple of its stride 2"),

@@ -13,9 +13,9 @@ from liteframe_kernels.strided_conv.reference import strided_conv_reference
 @torch.library.custom_op("liteframe_kernels::strided_conv", mutates_args=())
 def strided_conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
     """Triton forward; see `strided_conv`. The second output is empty without cls."""
-    from liteframe_kernels.strided_conv import launcher
+    from liteframe_kernels.strided_conv import triton
 
-    return launcher.forward(x, weight, bias, cls)
+    return triton.forward(x, weight, bias, cls)
 
 
 @torch.library.custom_op("liteframe_kernels::strided_conv_backward", mutates_args=())
@@ -23,9 +23,9 @@ def strided_conv_backward_op(
     grad: Tensor, grad_cls: Tensor, x: Tensor, weight: Tensor, cls: Tensor | None, need_dx: bool, need_dw: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Triton backward: gradients of x, cls, weight and bias, empty where not needed."""
-    from liteframe_kernels.strided_conv import launcher
+    from liteframe_kernels.strided_conv import triton
 
-    return launcher.backward(grad, grad_cls, x, weight, cls, need_dx, need_dw)
+    return triton.backward(grad, grad_cls, x, weight, cls, need_dx, need_dw)
 
 
 @strided_conv_op.register_fake

@@ -11,13 +11,11 @@ from liteframe_kernels.temporal_conv.reference import temporal_conv_reference
 
 
 @torch.library.custom_op("liteframe_kernels::temporal_conv", mutates_args=())
-def temporal_conv_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, residual: bool, causal: bool
-) -> Tensor:
+def temporal_conv_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     """Triton forward; see `temporal_conv`."""
-    from liteframe_kernels.temporal_conv import launcher
+    from liteframe_kernels.temporal_conv import triton
 
-    return launcher.forward(x, weight, bias, cu_seqlens, residual, causal)
+    return triton.forward(x, weight, bias, residual)
 
 
 @torch.library.custom_op("liteframe_kernels::temporal_conv_backward", mutates_args=())
@@ -25,22 +23,18 @@ def temporal_conv_backward_op(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    cu_seqlens: Tensor | None,
     residual: bool,
-    causal: bool,
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Triton backward: gradients of x, weight and bias in accumulator precision, empty where not needed."""
-    from liteframe_kernels.temporal_conv import launcher
+    from liteframe_kernels.temporal_conv import triton
 
-    return launcher.backward(grad, x, weight, cu_seqlens, residual, causal, need_dx, need_dw)
+    return triton.backward(grad, x, weight, residual, need_dx, need_dw)
 
 
 @temporal_conv_op.register_fake
-def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, residual: bool, causal: bool
-) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -49,9 +43,7 @@ def _backward_fake(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    cu_seqlens: Tensor | None,
     residual: bool,
-    causal: bool,
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,23 +54,19 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, cu_seqlens, ctx.residual, ctx.causal = inputs
+    x, weight, bias, ctx.residual = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x, weight, cu_seqlens)
+    ctx.save_for_backward(x, weight)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, cu_seqlens = ctx.saved_tensors
+    x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx, dw, db = temporal_conv_backward_op(
-        grad, x, weight, cu_seqlens, ctx.residual, ctx.causal, need_x, need_weight or need_bias
-    )
+    dx, dw, db = temporal_conv_backward_op(grad, x, weight, ctx.residual, need_x, need_weight or need_bias)
     return (
         dx if need_x else None,
         dw.to(weight.dtype) if need_weight else None,
         db.to(ctx.bias_dtype) if need_bias else None,
-        None,
-        None,
         None,
     )
 
@@ -93,35 +81,30 @@ def temporal_conv(
     bias: Tensor | None = None,
     *,
     residual: bool = False,
-    causal: bool = False,
-    cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Depthwise convolution of every token along time (LiteFrame, arXiv 2605.17260: "DW temporal conv").
 
     Args:
         x: tokens `[B,T,N,C]`, contiguous or a strided view; bfloat16, float16, float32 or float64.
-        weight: taps `[C,k]`, k odd. Sums are kept in float32 (float64 for float64 input).
+        weight: taps `[C,k]`, k odd, centred on the frame. Sums are kept in float32 (float64 for float64 input).
         bias: `[C]` or None.
         residual: return `x + conv(x)`, rounded once.
-        causal: taps look back only (frames t-k+1 .. t); otherwise they are centred on t.
-        cu_seqlens: `[S+1]` int32 or int64, borders of the clips packed along T: 0, ..., T, not decreasing.
-            No tap crosses a border. Values are checked for CPU tensors only: a check on a GPU would wait for it.
         backend: None (Triton on CUDA, reference elsewhere), "triton" or "reference".
 
     Returns:
         `[B,T,N,C]`, in the dtype of x. Frames outside the clip count as zero.
 
     Raises:
-        ValueError: shapes that do not fit, an even k, a dtype that is no supported float, wrong borders.
+        ValueError: shapes that do not fit, an even k, a dtype that is no supported float.
     """
-    _check(x, weight, bias, cu_seqlens)
+    _check(x, weight, bias)
     if use_triton("temporal_conv", x, backend):
-        return temporal_conv_op(x, weight, bias, cu_seqlens, residual, causal)
-    return temporal_conv_reference(x, weight, bias, residual=residual, causal=causal, cu_seqlens=cu_seqlens)
+        return temporal_conv_op(x, weight, bias, residual)
+    return temporal_conv_reference(x, weight, bias, residual=residual)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     name = "temporal_conv"
     if x.ndim != 4:
         raise ValueError(f"{name}: x has shape {tuple(x.shape)}, expected [B,T,N,C]")
@@ -131,16 +114,3 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | 
         raise ValueError(f"{name}: kernel size is {weight.shape[1]}; it must be odd, so that a tap lies on each frame")
     check_shape(name, "bias", bias, (x.shape[3],))
     check_floating(name, x=x, weight=weight, bias=bias)
-    if cu_seqlens is not None:
-        _check_borders(cu_seqlens, x.shape[1])
-
-
-def _check_borders(cu_seqlens: Tensor, frames: int) -> None:
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 1:
-        raise ValueError(
-            f"temporal_conv: cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}, expected int32 or int64 [S+1]"
-        )
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        borders = cu_seqlens.tolist()
-        if borders[0] != 0 or borders[-1] != frames or borders != sorted(borders):
-            raise ValueError(f"temporal_conv: cu_seqlens is {borders}, expected 0, ..., T={frames}, not decreasing")

@@ -8,13 +8,17 @@
 
 A program owns BN tokens x BC channels and walks along time with the last K frames in registers, so each element is
 read once from memory: 2 passes forward (read x, write y) and 3 backward (read x and g, write dx; performance floor of
-a conv that is bound by memory). A tap is dropped where it would leave the clip: `p_first`/`p_last` hold the borders of
-the clip of each frame where clips are packed, else they are not read.
+a conv that is bound by memory). Frames outside the clip count as zero.
 The sums of dw and db take two stages: each program writes one partial sum, a second kernel adds them in fixed order.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.precision import accumulator
 
 
 @triton.jit
@@ -27,9 +31,9 @@ def load_frame(p_x, o_frame, i_t, T, N, stride_t, o_n, m_c):
 
 @triton.jit
 def temporal_conv_forward_kernel(
-    p_x, p_w, p_b, p_first, p_last, p_y,
+    p_x, p_w, p_b, p_y,
     T, N, C, stride_b, stride_t, stride_n,
-    K: tl.constexpr, LEFT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, PACKED: tl.constexpr,
+    K: tl.constexpr, LEFT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     ACC: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """One program: BT frames x BN tokens x BC channels of the output."""
@@ -56,17 +60,9 @@ def temporal_conv_forward_kernel(
         i_t = t0 + s
         window = window + (load_frame(p_x, o_x, i_t + (K - 1 - LEFT), T, N, stride_t, o_n, m_c),)
         inside = tl.where(i_t < T, N, 0)
-        first, last = 0, 0
-        if PACKED:
-            first = tl.load(p_first + i_t, mask=i_t < T, other=0)
-            last = tl.load(p_last + i_t, mask=i_t < T, other=0)
         b_y = tl.zeros([BN, BC], ACC) + b_bias
         for j in tl.static_range(K):
-            b_x = window[j].to(ACC)
-            if PACKED:
-                at = i_t + (j - LEFT)
-                b_x = tl.where((at >= first) & (at < last), b_x, 0.0)
-            b_y += b_x * taps[j]
+            b_y += window[j].to(ACC) * taps[j]
         if RESIDUAL:
             b_y += window[LEFT].to(ACC)
         p_frame = p_y + i_t.to(tl.int64) * N * C + o_y
@@ -76,10 +72,10 @@ def temporal_conv_forward_kernel(
 
 @triton.jit
 def temporal_conv_backward_kernel(
-    p_g, p_x, p_w, p_first, p_last, p_dx, p_part,
+    p_g, p_x, p_w, p_dx, p_part,
     T, N, C, n_span, blocks_per_program,
     g_stride_b, g_stride_t, g_stride_n, x_stride_b, x_stride_t, x_stride_n,
-    K: tl.constexpr, LEFT: tl.constexpr, RESIDUAL: tl.constexpr, PACKED: tl.constexpr,
+    K: tl.constexpr, LEFT: tl.constexpr, RESIDUAL: tl.constexpr,
     NEED_DX: tl.constexpr, NEED_DW: tl.constexpr, ACC: tl.constexpr,
     BC: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
@@ -113,10 +109,6 @@ def temporal_conv_backward_kernel(
             for s in tl.static_range(BT):
                 i_t = t0 + s
                 window = window + (load_frame(p_g, o_g, i_t + LEFT, T, N, g_stride_t, o_n, m_c),)
-                first, last = 0, 0
-                if PACKED:
-                    first = tl.load(p_first + i_t, mask=i_t < T, other=0)
-                    last = tl.load(p_last + i_t, mask=i_t < T, other=0)
                 b_here = window[K - 1 - LEFT].to(ACC)
                 b_dx = tl.zeros([BN, BC], ACC)
                 if RESIDUAL:
@@ -126,11 +118,7 @@ def temporal_conv_backward_kernel(
                     grown = (sums[0] + b_here,)
                 for j in tl.static_range(K):
                     # tap j carried frame i_t into the output of frame i_t + LEFT - j
-                    b_g = window[K - 1 - j]
-                    if PACKED:
-                        at = i_t + (LEFT - j)
-                        b_g = tl.where((at >= first) & (at < last), b_g, tl.zeros_like(b_g))
-                    b_g = b_g.to(ACC)
+                    b_g = window[K - 1 - j].to(ACC)
                     b_dx += b_g * taps[j]
                     if NEED_DW:
                         grown = grown + (sums[1 + j] + b_g * b_x,)
@@ -145,3 +133,85 @@ def temporal_conv_backward_kernel(
         p_row = p_part + i_part.to(tl.int64) * (K + 1) * C + o_c
         for j in tl.static_range(K + 1):
             tl.store(p_row + j * C, tl.sum(sums[j], 0), mask=o_c < C)
+
+
+FORWARD = TunedKernel(
+    temporal_conv_forward_kernel,
+    [
+        triton.Config({"TILE": 1024, "BT": 8}, num_warps=4),
+        triton.Config({"TILE": 1024, "BT": 16}, num_warps=4),
+        triton.Config({"TILE": 512, "BT": 8}, num_warps=2),
+    ],
+    key=("C", "K", "RESIDUAL"),
+)
+# SPAN: frames x token blocks that a program walks, which fixes the order of the sums. Three taps fit in 128 registers.
+BACKWARD = TunedKernel(
+    temporal_conv_backward_kernel,
+    [triton.Config({"TILE": 1024, "BT": 2, "SPAN": 128}, num_warps=4, maxnreg=128)],
+)
+BACKWARD_WIDE = TunedKernel(
+    temporal_conv_backward_kernel, [triton.Config({"TILE": 1024, "BT": 1, "SPAN": 128}, num_warps=4)]
+)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    """Launch the forward kernel; arguments as in `temporal_conv`."""
+    batch, frames, tokens, channels = x.shape
+    y = x.new_empty(x.shape)
+    if y.numel() == 0:
+        return y
+    x = rows_of(x)
+    taps = weight.shape[1]
+    block = channel_block(channels)
+    FORWARD.launch(
+        lambda meta: (
+            batch
+            * triton.cdiv(channels, block)
+            * triton.cdiv(frames, meta["BT"])
+            * triton.cdiv(tokens, meta["TILE"] // block)
+        ),
+        x.device,
+        p_x=x, p_w=weight.t().contiguous(), p_b=bias, p_y=y,
+        T=frames, N=tokens, C=channels, stride_b=x.stride(0), stride_t=x.stride(1), stride_n=x.stride(2),
+        K=taps, LEFT=taps // 2, BIAS=bias is not None, RESIDUAL=residual, ACC=wide(x), BC=block,
+    )  # fmt: skip
+    return y
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, residual: bool, need_dx: bool, need_dw: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias; those not needed are empty tensors."""
+    batch, frames, tokens, channels = x.shape
+    taps = weight.shape[1]
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    sums = x.new_zeros((taps + 1, channels), dtype=accumulator(x.dtype))  # of the bias, then of each tap
+    if x.numel() == 0:
+        return dx, *_parameter_gradients(sums, need_dw)
+    grad, x = rows_of(grad), rows_of(x)
+    block = channel_block(channels)
+    kernel = BACKWARD if taps <= 3 else BACKWARD_WIDE
+    meta = kernel.configs[0].kwargs
+    spans = triton.cdiv(frames, meta["SPAN"])
+    token_blocks = triton.cdiv(tokens, meta["TILE"] // block)
+    per_program = min(token_blocks, max(1, meta["SPAN"] // frames))
+    parts = batch * spans * triton.cdiv(token_blocks, per_program)
+    partial = sums.new_empty((parts, *sums.shape) if need_dw else (0,))
+    kernel.launch(
+        lambda meta: parts * triton.cdiv(channels, block),
+        x.device,
+        p_g=grad, p_x=x, p_w=weight.t().contiguous(), p_dx=dx, p_part=partial,
+        T=frames, N=tokens, C=channels, n_span=spans, blocks_per_program=per_program,
+        g_stride_b=grad.stride(0), g_stride_t=grad.stride(1), g_stride_n=grad.stride(2),
+        x_stride_b=x.stride(0), x_stride_t=x.stride(1), x_stride_n=x.stride(2),
+        K=taps, LEFT=taps // 2, RESIDUAL=residual,
+        NEED_DX=need_dx, NEED_DW=need_dw, ACC=wide(x), BC=block,
+    )  # fmt: skip
+    return dx, *_parameter_gradients(partial.sum(0) if need_dw else sums, need_dw)
+
+
+def _parameter_gradients(sums: Tensor, need_dw: bool) -> tuple[Tensor, Tensor]:
+    """Sums `[1+k,C]` as gradients of the weight `[C,k]` and the bias `[C]`: new tensors, empty where not needed."""
+    if not need_dw:
+        return sums.new_empty((0, 0)), sums.new_empty((0,))
+    return sums[1:].t().clone(memory_format=torch.contiguous_format), sums[0].clone()

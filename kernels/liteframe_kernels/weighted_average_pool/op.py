@@ -1,7 +1,6 @@
-"""Weighted average pooling: custom ops, their gradients, and the public function."""
+"""Weighted average pooling: the custom op and the public function."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,81 +15,19 @@ SCOPES = ("block", "frame")
 @torch.library.custom_op("liteframe_kernels::weighted_average_pool", mutates_args=())
 def weighted_average_pool_op(
     patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Triton forward; see `weighted_average_pool`. The second output holds the weights, which carry no gradient."""
-    from liteframe_kernels.weighted_average_pool import launcher
+) -> Tensor:
+    """Triton forward; see `weighted_average_pool`."""
+    from liteframe_kernels.weighted_average_pool import triton
 
-    return launcher.forward(patches, query, logits, frame_mask, kernel)
-
-
-@torch.library.custom_op("liteframe_kernels::weighted_average_pool_backward", mutates_args=())
-def weighted_average_pool_backward_op(
-    grad: Tensor,
-    patches: Tensor,
-    query: Tensor | None,
-    logits: Tensor | None,
-    frame_mask: Tensor | None,
-    weights: Tensor,
-    kernel: list[int],
-    need_patches: bool,
-    need_query: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Triton backward: gradients of patches, query and logits, empty where not needed."""
-    from liteframe_kernels.weighted_average_pool import launcher
-
-    return launcher.backward(grad, patches, query, logits, frame_mask, weights, kernel, need_patches, need_query)
+    return triton.forward(patches, query, logits, frame_mask, kernel)
 
 
 @weighted_average_pool_op.register_fake
 def _fake(
     patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     sizes = [size // block for size, block in zip(patches.shape[1:4], kernel, strict=True)]
-    pooled = patches.new_empty((patches.shape[0], *sizes, patches.shape[4]))
-    return pooled, patches.new_empty(patches.shape[:4], dtype=accumulator(patches.dtype))
-
-
-@weighted_average_pool_backward_op.register_fake
-def _backward_fake(
-    grad: Tensor,
-    patches: Tensor,
-    query: Tensor | None,
-    logits: Tensor | None,
-    frame_mask: Tensor | None,
-    weights: Tensor,
-    kernel: list[int],
-    need_patches: bool,
-    need_query: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    given = query is not None or logits is not None
-    return (
-        patches.new_empty(patches.shape if need_patches else (0,)),
-        patches.new_empty((*patches.shape[:2], patches.shape[4]) if need_query else (0,)),
-        weights.new_empty(weights.shape if given else (0,)),
-    )
-
-
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    patches, query, logits, frame_mask, ctx.kernel = inputs
-    ctx.save_for_backward(patches, query, logits, frame_mask, output[1])
-
-
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    patches, query, logits, frame_mask, weights = ctx.saved_tensors
-    need_patches, need_query, need_logits = ctx.needs_input_grad[:3]
-    dp, dq, dl = weighted_average_pool_backward_op(
-        grad, patches, query, logits, frame_mask, weights, ctx.kernel, need_patches, need_query
-    )
-    return (
-        dp if need_patches else None,
-        dq.to(query.dtype) if need_query else None,
-        dl.to(logits.dtype) if need_logits else None,
-        None,
-        None,
-    )
-
-
-weighted_average_pool_op.register_autograd(_gradients, setup_context=_save)
+    return patches.new_empty((patches.shape[0], *sizes, patches.shape[4]))
 
 
 def _pool(
@@ -108,7 +45,7 @@ def _pool(
         query = None
     if scope == "frame" and logits is not None:
         logits = frame_relative(logits.to(dtype))
-    return weighted_average_pool_op(patches, query, logits, frame_mask, list(kernel))[0]
+    return weighted_average_pool_op(patches, query, logits, frame_mask, list(kernel))
 
 
 @with_reference(weighted_average_pool_reference)
@@ -137,11 +74,17 @@ def weighted_average_pool(
         `[B,T/t,h/h',w/w',C]` in the dtype of patches; sums are kept in float32 (float64 for float64 input).
 
     Raises:
-        ValueError: query and logits both given, shapes that do not fit or do not divide, unsupported dtypes.
+        ValueError: query and logits both given, shapes that do not fit or do not divide, unsupported dtypes, or
+            gradients wanted of the Triton kernel, which has none.
     """
     kernel = (int(kernel[0]), int(kernel[1]), int(kernel[2]))
     _check(patches, query, logits, kernel, scope, frame_mask)
     if use_triton("weighted_average_pool", patches, backend):
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (patches, query, logits)):
+            raise ValueError(
+                "weighted_average_pool: the Triton kernel has no backward pass; call it under torch.no_grad(), "
+                "or with backend='reference', which autograd differentiates"
+            )
         return _pool(patches, query, logits, kernel, scope, frame_mask)
     return weighted_average_pool_reference(
         patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask

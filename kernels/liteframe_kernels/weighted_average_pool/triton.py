@@ -2,16 +2,18 @@
 """Weighted average pooling in Triton: logits, softmax in the block and weighted sum in one pass over the tokens.
 
     l_m = query of the member's frame . p_m / sqrt(C), or given;  w = softmax(l);  out = sum_m w_m p_m
-    a_m = g . p_m;  dl_m = w_m (a_m - sum_m w_m a_m);  dp_m = w_m g + dl_m query / sqrt(C)
-    dquery[b,t] = sum over the frame of dl_m p_m / sqrt(C)
 
 A program owns one block: MB members x BC channels, held in registers between the logits and the sum (SINGLE); where
-the channels do not fit, it walks over them twice and the second read comes from the cache. The weights, 4 bytes a
-token, are kept for the backward pass. No kernel here is tuned: every one sums across threads.
+the channels do not fit, it walks over them twice and the second read comes from the cache. Not tuned, for it
+sums across threads. There is no backward kernel: targets are pooled without gradients.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
 
 
 @triton.jit
@@ -28,13 +30,13 @@ def block_members(
 
 @triton.jit
 def weighted_average_pool_forward_kernel(
-    p_p, p_q, p_l, p_mask, p_y, p_w,
+    p_p, p_q, p_l, p_mask, p_y,
     TO, HO, WO, C, stride_b, stride_t, stride_h, stride_w, q_stride_b, q_stride_t,
     SCALE: tl.constexpr, QUERY: tl.constexpr, LOGITS: tl.constexpr, MASK: tl.constexpr,
     M: tl.constexpr, MB: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     ACC: tl.constexpr, BC: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """One program: one block, pooled, and the weights of its members."""
+    """One program: one block, pooled."""
     i = tl.program_id(0)
     m_m, i_b, i_t, i_h, i_w = block_members(i, TO, HO, WO, M, MB, KT, KH, KW)
     o_token = ((i_b * TO * KT + i_t) * HO * KH + i_h) * WO * KW + i_w
@@ -65,7 +67,6 @@ def weighted_average_pool_forward_kernel(
     b_e = tl.exp(b_l - tl.where(empty, 0.0, top))
     b_e = tl.where(empty, m_m.to(ACC), b_e)
     b_w = b_e / tl.sum(b_e, 0)
-    tl.store(p_w + o_token, b_w, mask=m_m)
     p_out = p_y + i.to(tl.int64) * C
     if SINGLE:
         b_y = tl.sum(b_p.to(ACC) * b_w[:, None], 0)
@@ -78,67 +79,35 @@ def weighted_average_pool_forward_kernel(
             tl.store(p_out + i_c * BC + o_c, b_y.to(p_y.dtype.element_ty), mask=i_c * BC + o_c < C)
 
 
-@triton.jit
-def weighted_average_pool_backward_kernel(
-    p_g, p_p, p_q, p_l, p_mask, p_w, p_dp, p_dl,
-    TO, HO, WO, C, stride_b, stride_t, stride_h, stride_w, q_stride_b, q_stride_t,
-    SCALE: tl.constexpr, QUERY: tl.constexpr, LOGITS: tl.constexpr, MASK: tl.constexpr,
-    M: tl.constexpr, MB: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, NEED_DP: tl.constexpr,
-    ACC: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """One program: gradients of the members of one block and of their logits."""
-    i = tl.program_id(0)
-    m_m, i_b, i_t, i_h, i_w = block_members(i, TO, HO, WO, M, MB, KT, KH, KW)
-    o_token = ((i_b * TO * KT + i_t) * HO * KH + i_h) * WO * KW + i_w
-    o_p = i_b * stride_b + i_t * stride_t + i_h * stride_h + i_w * stride_w
-    o_q = i_b * q_stride_b + i_t * q_stride_t
-    b_w = tl.load(p_w + o_token, mask=m_m, other=0.0)
-    b_dl = tl.zeros([MB], ACC)
-    if QUERY or LOGITS:
-        for i_c in range(tl.cdiv(C, BC)):
-            o_c = i_c * BC + tl.arange(0, BC)
-            m = m_m[:, None] & (o_c < C)[None, :]
-            b_g = tl.load(p_g + i.to(tl.int64) * C + o_c, mask=o_c < C, other=0.0).to(ACC)
-            b_p = tl.load(p_p + o_p[:, None] + o_c[None, :], mask=m, other=0.0).to(ACC)
-            b_dl += tl.sum(b_p * b_g[None, :], 1)
-        b_dl = b_w * (b_dl - tl.sum(b_w * b_dl, 0))
-        # the uniform weights of a block without members do not depend on its logits
-        alive = m_m
-        if MASK:
-            alive = alive & (tl.load(p_mask + i_b * TO * KT + i_t, mask=m_m, other=0) != 0)
-        if LOGITS:
-            alive = alive & (tl.load(p_l + o_token, mask=m_m, other=0.0).to(ACC) > float("-inf"))
-        b_dl = tl.where(tl.max(alive.to(tl.int32), 0) > 0, b_dl, 0.0)
-        tl.store(p_dl + o_token, b_dl, mask=m_m)
-    if NEED_DP:
-        o_dp = o_token * C
-        for i_c in range(tl.cdiv(C, BC)):
-            o_c = i_c * BC + tl.arange(0, BC)
-            m = m_m[:, None] & (o_c < C)[None, :]
-            b_g = tl.load(p_g + i.to(tl.int64) * C + o_c, mask=o_c < C, other=0.0).to(ACC)
-            b_dp = b_w[:, None] * b_g[None, :]
-            if QUERY:
-                b_q = tl.load(p_q + o_q[:, None] + o_c[None, :], mask=m, other=0.0).to(ACC)
-                b_dp += (b_dl * SCALE)[:, None] * b_q
-            tl.store(p_dp + o_dp[:, None] + o_c[None, :], b_dp.to(p_dp.dtype.element_ty), mask=m)
+FORWARD = TunedKernel(weighted_average_pool_forward_kernel, [triton.Config({}, num_warps=8)])
+REGISTER_TILE = 16384  # members x channels that 8 warps hold without spilling
+STREAM_TILE = 4096
 
 
-@triton.jit
-def query_gradient_kernel(
-    p_dl, p_p, p_dq, T, H, W, C, stride_b, stride_t, stride_h, stride_w,
-    SCALE: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """One program: BC channels of the gradient of one frame's query."""
-    n_c = tl.cdiv(C, BC)
-    i_frame = (tl.program_id(0) // n_c).to(tl.int64)
-    o_c = tl.program_id(0) % n_c * BC + tl.arange(0, BC)
-    p_frame = p_p + i_frame // T * stride_b + i_frame % T * stride_t + o_c[None, :]
-    b_dq = tl.zeros([BN, BC], ACC)
-    for i_n in range(tl.cdiv(H * W, BN)):
-        o_n = i_n * BN + tl.arange(0, BN)
-        m_n = o_n < H * W
-        b_dl = tl.load(p_dl + i_frame * H * W + o_n, mask=m_n, other=0.0)
-        o_p = (o_n // W).to(tl.int64) * stride_h + (o_n % W).to(tl.int64) * stride_w
-        b_p = tl.load(p_frame + o_p[:, None], mask=m_n[:, None] & (o_c < C)[None, :], other=0.0).to(ACC)
-        b_dq += b_dl[:, None] * b_p
-    tl.store(p_dq + i_frame * C + o_c, (tl.sum(b_dq, 0) * SCALE).to(p_dq.dtype.element_ty), mask=o_c < C)
+def forward(
+    patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
+) -> Tensor:
+    """Launch the kernel; arguments as in `weighted_average_pool`."""
+    batch, frames, height, width, channels = patches.shape
+    grid = (frames // kernel[0], height // kernel[1], width // kernel[2])
+    y = patches.new_empty((batch, *grid, channels))  # [B,T/kt,h/kh,w/kw,C]
+    if patches.numel() == 0:
+        return y
+    patches = rows_of(patches)
+    query = None if query is None else rows_of(query)
+    q_strides = (0, 0) if query is None else query.stride()[:2]
+    members = kernel[0] * kernel[1] * kernel[2]
+    members_block = triton.next_power_of_2(members)
+    single = channel_block(channels, REGISTER_TILE) * members_block <= REGISTER_TILE
+    strides = dict(zip(("stride_b", "stride_t", "stride_h", "stride_w"), patches.stride(), strict=False))
+    FORWARD.launch(
+        lambda meta: patches.numel() // (channels * members),
+        patches.device,
+        p_p=patches, p_q=query, p_l=None if logits is None else logits.contiguous(),
+        p_mask=None if frame_mask is None else frame_mask.contiguous().view(torch.uint8), p_y=y,
+        TO=grid[0], HO=grid[1], WO=grid[2], C=channels, **strides, q_stride_b=q_strides[0], q_stride_t=q_strides[1],
+        SCALE=channels**-0.5, QUERY=query is not None, LOGITS=logits is not None, MASK=frame_mask is not None,
+        M=members, MB=members_block, KT=kernel[0], KH=kernel[1], KW=kernel[2], SINGLE=single, ACC=wide(patches),
+        BC=channel_block(channels, max(1, (REGISTER_TILE if single else STREAM_TILE) // members_block)),
+    )  # fmt: skip
+    return y

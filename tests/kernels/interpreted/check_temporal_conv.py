@@ -1,7 +1,5 @@
 """temporal_conv's kernels against F.conv1d in float64 with one group a channel."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,34 +9,26 @@ from liteframe_kernels import temporal_conv
 from liteframe_kernels.temporal_conv.op import temporal_conv_backward_op, temporal_conv_op
 
 
-def exact(x, weight, bias, grad, *, residual=False, causal=False, borders=None):
-    """Output and gradients in float64, clip by clip."""
+def exact(x, weight, bias, grad, *, residual=False):
+    """Output and gradients in float64."""
     inputs = [None if v is None else v.detach().double().requires_grad_() for v in (x, weight, bias)]
     wide, w, b = inputs
-    k = weight.shape[1]
-    clips = []
-    for start, end in itertools.pairwise(borders or [0, x.shape[1]]):
-        if start == end:
-            continue
-        rows = wide[:, start:end].permute(0, 2, 3, 1).flatten(0, 1)
-        rows = F.pad(rows, (k - 1, 0) if causal else (k // 2, k // 2))
-        y = F.conv1d(rows, w[:, None], b, groups=x.shape[3])
-        clips.append(y.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2))
-    y = torch.cat(clips, 1) + (wide if residual else 0)
+    rows = wide.permute(0, 2, 3, 1).flatten(0, 1)  # [B*N,C,T]
+    y = F.conv1d(rows, w[:, None], b, padding=weight.shape[1] // 2, groups=x.shape[3])
+    y = y.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2) + (wide if residual else 0)  # [B,T,N,C]
     return y, *torch.autograd.grad(y, [v for v in inputs if v is not None], grad.double())
 
 
-def check(assert_near, x, k, *, bias=True, borders=None, weight_dtype=torch.float32, index=torch.int64, **options):
+def check(assert_near, x, k, *, bias=True, weight_dtype=torch.float32, **options):
     dtype, channels = x.dtype, x.shape[3]
     weight = torch.randn(channels, k, dtype=weight_dtype, requires_grad=True)
     b = torch.randn(channels, dtype=weight_dtype, requires_grad=True) if bias else None
-    packed = None if borders is None else torch.tensor(borders, dtype=index)
-    y = temporal_conv(x, weight, b, cu_seqlens=packed, backend="triton", **options)
+    y = temporal_conv(x, weight, b, backend="triton", **options)
     grad = torch.randn(y.shape).to(dtype)
     before = grad.clone()
     got = torch.autograd.grad(y, [v for v in (x, weight, b) if v is not None], grad)
     assert torch.equal(grad, before)
-    want = exact(x, weight, b, grad, borders=borders, **options)
+    want = exact(x, weight, b, grad, **options)
     assert y.dtype == dtype
     assert_near(y, want[0])
     assert_near(got[0], want[1])
@@ -80,32 +70,13 @@ def test_parameters_in_half_precision(assert_near, embedded):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 9])
-def test_taps_and_modes(k, causal, residual, assert_near, embedded):
-    check(assert_near, embedded(2, 6, 3, 4), k, causal=causal, residual=residual)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("borders", [[0, 9], [0, 1, 2, 9], [0, 4, 4, 5, 9], [0, 3, 6, 9]])
-def test_packed_clips(borders, causal, assert_near, embedded):
-    check(assert_near, embedded(2, 9, 3, 4), 5, borders=borders, causal=causal, residual=True)
-    check(assert_near, embedded(1, 9, 3, 4), 3, borders=borders, causal=causal, index=torch.int32, bias=False)
-
-
-def test_packed_clips_do_not_see_each_others_nan(embedded):
-    x = torch.randn(1, 6, 2, 4)
-    x[:, 3:] = float("nan")
-    x.requires_grad_()
-    y = temporal_conv(x, torch.randn(4, 3), cu_seqlens=torch.tensor([0, 3, 6]), backend="triton")
-    assert y[:, :3].isfinite().all()
-    grad = torch.ones_like(y)
-    grad[:, 3:] = float("nan")
-    assert torch.autograd.grad(y, x, grad)[0][:, :3].isfinite().all()
+def test_taps_and_modes(k, residual, assert_near, embedded):
+    check(assert_near, embedded(2, 6, 3, 4), k, residual=residual)
 
 
 def test_long_clips_take_several_programs_for_the_sums(assert_near, embedded):
-    check(assert_near, embedded(1, 150, 2, 3), 3, causal=True)
+    check(assert_near, embedded(1, 150, 2, 3), 3)
     check(assert_near, embedded(1, 2, 600, 100), 3, bias=False)
 
 
@@ -156,8 +127,7 @@ def test_gradcheck():
     x = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, dtype=torch.float64, requires_grad=True)
-    borders = torch.tensor([0, 1, 3])
-    for options in ({}, {"residual": True, "causal": True}, {"cu_seqlens": borders}):
+    for options in ({}, {"residual": True}):
         assert torch.autograd.gradcheck(
             lambda *a, options=options: temporal_conv(*a, backend="triton", **options),
             (x, weight, bias),
@@ -167,11 +137,10 @@ def test_gradcheck():
 
 def test_opcheck():
     x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((1, 4, 2, 3), (3, 3), (3,)))
-    borders = torch.tensor([0, 1, 4])
-    torch.library.opcheck(temporal_conv_op, (x, weight, bias, None, True, False))
-    torch.library.opcheck(temporal_conv_op, (x, weight, None, borders, False, True))
+    torch.library.opcheck(temporal_conv_op, (x, weight, bias, True))
+    torch.library.opcheck(temporal_conv_op, (x, weight, None, False))
     g, plain = torch.randn(1, 4, 2, 3), [v.detach() for v in (x, weight)]
-    torch.library.opcheck(temporal_conv_backward_op, (g, *plain, None, True, False, True, True))
+    torch.library.opcheck(temporal_conv_backward_op, (g, *plain, True, True, True))
 
 
 def test_compile_and_export_trace_through():
@@ -209,14 +178,11 @@ def test_backward_is_repeatable(embedded):
 @given(data=st.data())
 def test_random_shapes(assert_near, data):
     shape = [data.draw(st.integers(1, high)) for high in (2, 11, 9, 20)]
-    cuts = sorted(data.draw(st.lists(st.integers(0, shape[1]), max_size=3)))
     x = torch.randn(shape, requires_grad=True)
     check(
         assert_near,
         x,
         2 * data.draw(st.integers(0, 3)) + 1,
         bias=data.draw(st.booleans()),
-        borders=[0, *cuts, shape[1]] if data.draw(st.booleans()) else None,
-        causal=data.draw(st.booleans()),
         residual=data.draw(st.booleans()),
     )

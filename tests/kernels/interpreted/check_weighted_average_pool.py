@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from liteframe_kernels import weighted_average_pool
-from liteframe_kernels.weighted_average_pool.op import weighted_average_pool_backward_op, weighted_average_pool_op
+from liteframe_kernels.weighted_average_pool.op import weighted_average_pool_op
 
 
 def blocks(x, kernel):
@@ -33,22 +33,13 @@ def exact(patches, query, logits, kernel, scope, mask):
 
 
 def check(assert_near, patches, *, query=None, logits=None, kernel=(4, 2, 2), scope="block", mask=None):
-    inputs = [v for v in (patches, query, logits) if v is not None]
-    pooled = weighted_average_pool(
-        patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask, backend="triton"
-    )
+    with torch.no_grad():
+        pooled = weighted_average_pool(
+            patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=mask, backend="triton"
+        )
+        wide = [None if v is None else v.double() for v in (patches, query, logits)]
+        assert_near(pooled, exact(*wide, kernel, scope, mask))
     assert pooled.dtype == patches.dtype
-    grad = torch.randn(pooled.shape).to(pooled.dtype)
-    before = grad.clone()
-    got = torch.autograd.grad(pooled, inputs, grad)
-    assert torch.equal(grad, before)
-    wide = [None if v is None else v.detach().double().requires_grad_() for v in (patches, query, logits)]
-    want = exact(*wide, kernel, scope, mask)
-    assert_near(pooled, want)
-    for gradient, true in zip(
-        got, torch.autograd.grad(want, [v for v in wide if v is not None], grad.double()), strict=True
-    ):
-        assert_near(gradient, true)
 
 
 @pytest.mark.parametrize("kernel", [(4, 2, 2), (1, 1, 1), (2, 3, 1), (3, 1, 5)])
@@ -104,36 +95,24 @@ def test_logits_far_away_and_at_minus_infinity(assert_near, embedded):
 
 @pytest.mark.parametrize("shape", [(0, 4, 2, 2, 3), (1, 0, 2, 2, 3), (1, 4, 0, 2, 3), (1, 4, 2, 2, 0)])
 def test_empty(shape):
-    patches, query = torch.randn(shape, requires_grad=True), torch.randn(*shape[:2], shape[4], requires_grad=True)
-    pooled = weighted_average_pool(patches, query=query, backend="triton")
+    pooled = weighted_average_pool(torch.randn(shape), query=torch.randn(*shape[:2], shape[4]), backend="triton")
     assert pooled.shape == (shape[0], shape[1] // 4, shape[2] // 2, shape[3] // 2, shape[4])
-    gradients = torch.autograd.grad(pooled.sum(), (patches, query))
-    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
-def test_gradcheck():
-    patches, query, logits = (
-        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 2, 2, 2), (1, 2, 2), (1, 2, 2, 2))
-    )
-    options = {"kernel": (2, 1, 2), "backend": "triton"}
-    for scope in ("block", "frame"):
-        assert torch.autograd.gradcheck(
-            lambda p, q, scope=scope: weighted_average_pool(p, query=q, scope=scope, **options),
-            (patches, query),
-            fast_mode=True,
-        )
-    assert torch.autograd.gradcheck(
-        lambda p, x: weighted_average_pool(p, logits=x, **options), (patches, logits), fast_mode=True
-    )
+def test_gradients_are_refused_not_lost():
+    patches, query = torch.randn(1, 4, 2, 2, 3), torch.randn(1, 4, 3)
+    for inputs in ((patches.clone().requires_grad_(), query), (patches, query.clone().requires_grad_())):
+        with pytest.raises(ValueError, match="no backward pass"):
+            weighted_average_pool(inputs[0], query=inputs[1], backend="triton")
+        with torch.no_grad():
+            weighted_average_pool(inputs[0], query=inputs[1], backend="triton")
 
 
 def test_opcheck():
-    patches, query, logits = (torch.randn(s, requires_grad=True) for s in ((1, 4, 2, 2, 3), (1, 4, 3), (1, 4, 2, 2)))
+    patches, query, logits = torch.randn(1, 4, 2, 2, 3), torch.randn(1, 4, 3), torch.randn(1, 4, 2, 2)
     mask = torch.tensor([[True, True, False, False]])
     torch.library.opcheck(weighted_average_pool_op, (patches, query, None, mask, [4, 2, 2]))
     torch.library.opcheck(weighted_average_pool_op, (patches, None, logits, None, [2, 1, 2]))
-    plain = (torch.randn(1, 1, 1, 1, 3), patches.detach(), query.detach(), None, mask, torch.rand(1, 4, 2, 2))
-    torch.library.opcheck(weighted_average_pool_backward_op, (*plain, [4, 2, 2], True, True))
 
 
 @settings(
