@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from liteframe.models.student.encoder import LiteFrameEncoder as LiteFrameEncoder
     from liteframe.models.teacher.load import load_teacher as load_teacher
     from liteframe.models.vlm.load import load_video_llm as load_video_llm
+    from liteframe.reduce import reducers as reducers
     from liteframe.reduce.wap import weighted_average_pool as weighted_average_pool
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOME = {
     "LiteFrameEncoder": "liteframe.models.student.encoder",
     "load_teacher": "liteframe.models.teacher.load",
     "weighted_average_pool": "liteframe.reduce.wap",
+    "reducers": "liteframe.reduce",
     "encode_video": "liteframe.answer.encode",
     "cost": "liteframe.models.student.cost",
     "load_video_llm": "liteframe.models.vlm.load",
@@ -38,6 +40,7 @@ __all__ = [
     "encode_video",
     "load_teacher",
     "load_video_llm",
+    "reducers",
     "weighted_average_pool",
 ]
 

@@ -4,11 +4,14 @@ Shapes: B videos, T frames, (h,w) patch grid, C channels.
 """
 
 import math
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from liteframe_kernels import weighted_average_pool as pool_whole_windows
 from torch import Tensor
+
+from liteframe.reduce.base import Signals, Tokens, Window, check_window
 
 # What competes for a window's weight: its members, or all patches of their own frame.
 SoftmaxOver: TypeAlias = Literal["block", "frame"]
@@ -19,7 +22,7 @@ def weighted_average_pool(
     *,
     query: Tensor | None = None,
     logits: Tensor | None = None,
-    kernel: tuple[int, int, int] = (4, 2, 2),
+    kernel: Window = (4, 2, 2),
     scope: SoftmaxOver = "block",
     frame_mask: Tensor | None = None,
 ) -> Tensor:
@@ -79,3 +82,24 @@ def whole_windows(frame_mask: Tensor, frames: int) -> Tensor:
 
 def _repeat_last(x: Tensor, count: int) -> Tensor:
     return torch.cat([x, x[:, -1:].expand(-1, count, *x.shape[2:])], dim=1)  # [B,T+count,...]
+
+
+@dataclass(frozen=True)
+class WeightedAverage:
+    """WAP as a reducer: the query of a frame is its global vector, the cls token of InternVL."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"glob"})
+    space: ClassVar[str] = "patch"
+    exact: ClassVar[bool] = False
+    window: Window = (4, 2, 2)
+    softmax_over: SoftmaxOver = "block"
+
+    def __call__(self, signals: Signals, budget: int) -> Tokens:
+        """ceil(F/t) * h/kh * w/kw tokens."""
+        signals.require(*self.needs)
+        check_window(signals, self.window, budget)
+        query = None if signals.glob is None else signals.glob[None]  # [1,F,C]
+        pooled = weighted_average_pool(
+            signals.features[None], query=query, kernel=self.window, scope=self.softmax_over
+        )[0]  # [ceil(F/t),h/kh,w/kw,C]
+        return Tokens.grid(pooled, len(signals.tokens), self.window)
