@@ -13,7 +13,8 @@ from survival_training import write_world
 
 from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.job import CacheJob, Storage
-from liteframe.distill.command import read_run
+from liteframe.distill.command import CTDCommand
+from liteframe.training.command import load_run
 
 VIEWS, PART_CLIPS = 4, 3
 
@@ -23,7 +24,9 @@ def kill_building(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     config, rng = write_world(folder), random.Random(seed)
     storage = Storage(VIEWS, "int8", jpeg_quality=90, part_clips=PART_CLIPS)
     job = CacheJob(
-        read_run(["--config", str(config), "--data.workers", "2"]), storage, Fabric(accelerator="cpu", devices=1)
+        load_run(CTDCommand, ["--config", str(config), "--data.workers", "2"]),
+        storage,
+        Fabric(accelerator="cpu", devices=1),
     )
     began = time.monotonic()
     _finish(job, folder / "whole")

@@ -23,10 +23,11 @@ class LMACommand(TrainingCommand):
 
     Args:
         arguments: words of the command line; None takes the program's own.
+        run: see TrainingCommand.
     """
 
-    def __init__(self, arguments: list[str] | None = None):
-        super().__init__(LMAModule, ChatDataModule, arguments)
+    def __init__(self, arguments: list[str] | None = None, *, run: bool = True):
+        super().__init__(LMAModule, ChatDataModule, arguments, run=run)
 
     def run_callbacks(self) -> list[Callback]:
         """Adapter and progress line."""

@@ -12,17 +12,14 @@ from liteframe.align.lora import ENCODER
 from liteframe.models.student.cost import cost
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.training.plan import (
-    OneProcess,
+    WarmUp,
     checkpoint_bytes,
     measured_section,
     memory_section,
     steps_section,
     time_section,
+    warm_up,
 )
-
-
-class PlannedLMA(OneProcess, LMACommand):
-    """`train_lma.py fit` as a warm-up in one process."""
 
 
 def plan_lma(arguments: list[str]) -> dict[str, Any]:
@@ -31,60 +28,57 @@ def plan_lma(arguments: list[str]) -> dict[str, Any]:
     Args:
         arguments: what follows `train_lma.py fit`, with --run and --profile.
     """
-    command = PlannedLMA(["fit", *arguments])
-    data, model, extent = command.datamodule, command.model, command.extent
+    warm = warm_up(LMACommand, arguments)
+    data, model = warm.run.data, warm.run.module
     base = model.model.get_base_model()
     encoder = next(m for m in base.model.get_submodule(ENCODER).modules() if isinstance(m, LiteFrameEncoder))
     weights = list(model.model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     frozen = [weight for weight in weights if not weight.requires_grad]
-    steps = steps_section(command, len(data.conversations))
-    found = command.measured()
+    steps = steps_section(warm, len(data.conversations))
     processor, size = data.processor, data.processor.frame_size
     tokens = {
         frames: len(processor.tokenizer(processor.video_text(processor.slots(frames, *size)))["input_ids"])
         for frames in data.frames
     }
-    vision, language = _flops(command, encoder, base.model.language_model, tokens)
-    warm = measured_section(command)
+    vision, language = _flops(warm, encoder, base.model.language_model, tokens)
+    measured = measured_section(warm)
     if data.cache_features:
-        warm["remark"] = "the first epoch: data.cache_features makes the later ones faster"
+        measured["remark"] = "the first epoch: data.cache_features makes the later ones faster"
     return {
         "data": {
             "conversations": len(data.conversations),
             "frames_of_a_sample": ", ".join(map(str, data.frames)),
             "tokens_of_a_video": ", ".join(f"{count:,}" for count in tokens.values()),
-            "frames_per_step": round(extent.batch_size * fmean(data.frames)),
-            "tokens_per_step": round(extent.batch_size * fmean(tokens.values())),
+            "frames_per_step": round(warm.batch_size * fmean(data.frames)),
+            "tokens_per_step": round(warm.batch_size * fmean(tokens.values())),
             "remark": "for videos that last as long as the budgets of frames; shorter ones have fewer",
         },
         "model": {"trained_parameters": trained, "frozen_parameters": sum(weight.numel() for weight in frozen)},
         "steps": steps,
-        "warm_up": warm,
+        "warm_up": measured,
         "flops_of_a_sample": {"encoder_flops": vision, "language_model_flops": language, "flops": vision + language},
         "memory_of_a_process": memory_section(
-            command, trained, sum(weight.numel() * weight.element_size() for weight in frozen), averaged=False
+            warm, trained, sum(weight.numel() * weight.element_size() for weight in frozen), averaged=False
         ),
         "disk": {"checkpoints_bytes": checkpoint_bytes(trained, averaged=False), "adapter_bytes": 4 * trained},
-        "time": time_section(found.seconds / found.steps, steps["steps"], command),
+        "time": time_section(warm.seconds_per_step, steps["steps"], warm),
     }
 
 
-def _flops(
-    command: PlannedLMA, encoder: LiteFrameEncoder, language: nn.Module, tokens: dict[int, int]
-) -> tuple[float, float]:
+def _flops(warm: WarmUp, encoder: LiteFrameEncoder, language: nn.Module, tokens: dict[int, int]) -> tuple[float, float]:
     """Mean over the budgets of frames, forward and backward, of the encoder and of the language model.
 
     The language model's weights are frozen: its backward pass computes gradients of activations only. Its output layer
     runs for the few answer tokens and is left out, as are the text around the video and the rank of the updates.
     """
-    again = command.model.gradient_checkpointing
-    height, width = command.datamodule.processor.frame_size
+    again = warm.run.module.gradient_checkpointing
+    height, width = warm.run.data.processor.frame_size
     prices = [cost(encoder.config, frames, (height, width)) for frames in tokens]
-    passes = 3 + again if command.model.train_encoder else 1
+    passes = 3 + again if warm.run.module.train_encoder else 1
     vision = fmean(price.flops + price.attention_flops for price in prices) * passes
     matrices = [module.weight.numel() for module in language.modules() if isinstance(module, nn.Linear)]
-    config = command.model.model.get_base_model().config.text_config
+    config = warm.run.module.model.get_base_model().config.text_config
     linear = 2 * sum(matrices) * fmean(tokens.values()) * (2 + again)
     # QK and AV, each token attending to half of the others on average; both inputs of both products have gradients.
     square = fmean(count * count for count in tokens.values())

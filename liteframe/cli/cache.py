@@ -110,16 +110,17 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from liteframe.distill.cache.build import build_cache
     from liteframe.distill.cache.job import CacheJob, Storage, launch_fabric
-    from liteframe.distill.command import read_run
+    from liteframe.distill.command import CTDCommand
+    from liteframe.training.command import load_run
     from liteframe.training.failures import TooManyBadVideosError
 
-    settings = read_run(["--config", args.config, *args.overrides])
+    run = load_run(CTDCommand, ["--config", args.config, *args.overrides])
     storage = Storage(args.views, args.codec, args.jpeg_quality if args.frames else None)
-    fabric = launch_fabric(settings.trainer)
+    fabric = launch_fabric(run.settings.trainer)
     folder = Path(args.output)
     with CacheProgress(fabric.global_rank, fabric.world_size) as progress:
         try:
-            job = CacheJob(settings, storage, fabric)
+            job = CacheJob(run, storage, fabric)
             build_cache(job, folder, say=progress.say, advance=progress.advance)
         except TooManyBadVideosError as error:
             print(f"liteframe cache: {error}", file=sys.stderr)

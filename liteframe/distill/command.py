@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -13,7 +10,6 @@ from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.module import CTDModule
 from liteframe.training.command import TrainingCommand
 from liteframe.training.ema import WeightEMA, weight_ema
-from liteframe.training.profile_report import Circumstances
 
 
 class CTDCommand(TrainingCommand):
@@ -21,12 +17,13 @@ class CTDCommand(TrainingCommand):
 
     Args:
         arguments: words of the command line; None takes the program's own.
+        run: see TrainingCommand.
     """
 
     shardable = True
 
-    def __init__(self, arguments: list[str] | None = None):
-        super().__init__(CTDModule, ClipDataModule, arguments)
+    def __init__(self, arguments: list[str] | None = None, *, run: bool = True):
+        super().__init__(CTDModule, ClipDataModule, arguments, run=run)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What CTD adds to a training command."""
@@ -40,22 +37,11 @@ class CTDCommand(TrainingCommand):
         parser.add_lightning_class_args(WeightEMA, "ema")
 
     def before_instantiate_classes(self) -> None:
-        """A rehearsal does not measure the statistics of a whole run first."""
+        """A profile does not measure the statistics of a whole run first."""
         super().before_instantiate_classes()
-        config = self.config[self.subcommand]
-        if self.rehearsal is not None and config.data.cache is None:
+        config = self.settings
+        if self.step_profile is not None and config.data.cache is None:
             config.model.target.statistics_clips = min(config.model.target.statistics_clips, config.data.batch_size)
-
-    def circumstances(self) -> Circumstances:
-        """See TrainingCommand."""
-        cache = self.datamodule.target_cache
-        return Circumstances(
-            workers=self.datamodule.workers,
-            cached=cache is not None,
-            cached_frames=cache is not None and cache.settings.jpeg_quality is not None,
-            compiled=self.model.compiled,
-            teaches=True,
-        )
 
     def run_callbacks(self) -> list[Callback]:
         """Encoder and progress line."""
@@ -80,42 +66,3 @@ class CTDCommand(TrainingCommand):
 
     def _validate(self) -> dict[str, float]:
         return dict(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
-
-
-class RunSettings(NamedTuple):
-    """What a command line of `train_ctd.py fit` describes; nothing is loaded yet.
-
-    Attributes:
-        module: how targets are made, and from which teacher.
-        data: which clips.
-        trainer: the trainer's settings.
-    """
-
-    module: CTDModule
-    data: ClipDataModule
-    trainer: Any
-
-
-class _Settings(CTDCommand):
-    def before_instantiate_classes(self) -> None:
-        """No run folder is claimed."""
-
-    def instantiate_classes(self) -> None:
-        """Without the trainer."""
-        self.config_init = self.parser.instantiate_classes(self.config)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is trained."""
-
-    def read(self) -> RunSettings:
-        config = self.config_init[self.subcommand]
-        return RunSettings(config.model, config.data, config.trainer)
-
-
-def read_run(arguments: Sequence[str]) -> RunSettings:
-    """Parse what would follow `train_ctd.py fit`.
-
-    Args:
-        arguments: such as ["--config", "configs/ctd/toy.yaml", "--data.videos", "videos"].
-    """
-    return _Settings(["fit", *arguments]).read()

@@ -12,21 +12,18 @@ from liteframe.models.student.cost import Cost, VitShape, cost
 from liteframe.models.teacher.base import Teacher
 from liteframe.training.ema import weight_ema
 from liteframe.training.plan import (
-    OneProcess,
+    WarmUp,
     checkpoint_bytes,
     flop_section,
     measured_section,
     memory_section,
     steps_section,
     time_section,
+    warm_up,
 )
 
 JPEG_QUALITY = 90
 JPEG_CLIPS = 4
-
-
-class PlannedCTD(OneProcess, CTDCommand):
-    """`train_ctd.py fit` as a warm-up in one process."""
 
 
 def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
@@ -36,17 +33,15 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
         arguments: what follows `train_ctd.py fit`, with --run and --profile.
         views: K, augmented clips of each video that a cache would hold.
     """
-    command = PlannedCTD(["fit", *arguments])
-    data, model, extent = command.datamodule, command.model, command.extent
+    warm = warm_up(CTDCommand, arguments)
+    data, model, seconds = warm.run.data, warm.run.module, warm.seconds_per_step
     student, teacher = model.student, model.teacher
-    found = command.measured()
-    seconds = found.seconds / found.steps
-    frames = extent.batch_size * data.clip_frames
+    frames = warm.batch_size * data.clip_frames
     here = data.batch_size * data.clip_frames
     size = data.frame_format.size
-    steps = steps_section(command, len(data.train_entries))
+    steps = steps_section(warm, len(data.train_entries))
     trained = sum(weight.numel() for weight in student.parameters())
-    averaged = weight_ema(command.trainer).average is not None
+    averaged = weight_ema(warm.run.trainer).average is not None
     own = cost(student.config, here, size)
     passes = 4 if model.activation_checkpointing else 3
     taught = None if data.target_cache is not None else teacher_cost(teacher, here, size)
@@ -64,14 +59,14 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
             "frozen_parameters": sum(weight.numel() for part in teacher.parts for weight in part.parameters()),
         },
         "steps": steps,
-        "warm_up": measured_section(command),
+        "warm_up": measured_section(warm),
         "flops_of_a_step_in_one_process": flop_section(_whole(taught), passes * _whole(own), seconds),
-        "memory_of_a_process": memory_section(command, trained, _frozen_bytes(teacher), averaged),
+        "memory_of_a_process": memory_section(warm, trained, _frozen_bytes(teacher), averaged),
         "disk": {
             "checkpoints_bytes": checkpoint_bytes(trained, averaged),
             "encoder_bytes": 4 * trained,
         },
-        **_with_and_without_cache(command, steps["steps"], views),
+        **_with_and_without_cache(warm, steps["steps"], views),
     }
 
 
@@ -95,30 +90,29 @@ def _frozen_bytes(teacher: Teacher) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
-def _with_and_without_cache(command: PlannedCTD, steps: int, views: int) -> dict[str, Any]:
+def _with_and_without_cache(warm: WarmUp, steps: int, views: int) -> dict[str, Any]:
     """Hours, and the size of a cache: the measured way, and the other one as far as arithmetic goes."""
-    found, data = command.measured(), command.datamodule
-    step = {part: seconds / found.steps for part, seconds in found.parts.items()}
-    seconds = found.seconds / found.steps
+    data, model, seconds = warm.run.data, warm.run.module, warm.seconds_per_step
+    step = {part: spent / warm.measured.steps for part, spent in warm.measured.parts.items()}
     if data.target_cache is not None:
-        return {"with_cache_measured": time_section(seconds, steps, command)}
+        return {"with_cache_measured": time_section(seconds, steps, warm)}
     teaching, waiting = step.get("teacher", 0.0) + step.get("pooling", 0.0), step.get("data", 0.0)
     clips = views * len(data.train_entries) + len(data.val_entries)
     making = teaching + waiting + step.get("transfer", 0.0)
-    build = clips / data.batch_size * making / command.extent.processes
-    t, h, w = command.model.student.config.compression
-    patch = command.model.teacher.patch_size
+    build = clips / data.batch_size * making / warm.processes
+    t, h, w = model.student.config.compression
+    patch = model.teacher.patch_size
     rows, columns = (pixels // patch for pixels in data.frame_format.size)
-    shape = (-(-data.clip_frames // t), rows // h, columns // w, command.model.teacher.dim)
+    shape = (-(-data.clip_frames // t), rows // h, columns // w, model.teacher.dim)
     jpeg = jpeg_bytes(data)
     return {
-        "without_cache_measured": time_section(seconds, steps, command),
+        "without_cache_measured": time_section(seconds, steps, warm),
         "with_targets_cached_at_best": {
-            **time_section(seconds - teaching, steps, command),
+            **time_section(seconds - teaching, steps, warm),
             "remark": "the measured step without teacher and pooling, if decoding keeps up",
         },
         "with_targets_and_frames_cached_at_best": {
-            **time_section(seconds - teaching - waiting, steps, command),
+            **time_section(seconds - teaching - waiting, steps, warm),
             "remark": "and without waiting for data",
         },
         "cache": {

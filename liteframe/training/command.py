@@ -3,13 +3,14 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
@@ -20,9 +21,7 @@ from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_io import AtomicCheckpointIO
 from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
-from liteframe.training.profile_report import Circumstances
-from liteframe.training.profile_run import lasting, rehearse, write_profile
-from liteframe.training.profile_steps import Rehearsal
+from liteframe.training.profile_run import StepProfile, shorten, write_profile
 from liteframe.training.run_folder import Resume, RunFolder
 from liteframe.training.schedule import divide_batch
 from liteframe.training.sharded import check_strategy, common_end, torchrun_devices
@@ -77,6 +76,7 @@ class TrainingCommand(LightningCLI):
         module: what trains.
         datamodule: its data.
         arguments: words of the command line; None takes the program's own.
+        run: False builds module, data and trainer of one process and stops there: see `load_run`.
 
     Attributes:
         shardable: whether the module divides its trained weights under `--trainer.strategy fsdp2`.
@@ -89,13 +89,16 @@ class TrainingCommand(LightningCLI):
         module: type[LightningModule],
         datamodule: type[LightningDataModule],
         arguments: list[str] | None = None,
+        *,
+        run: bool = True,
     ):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         disable_progress_bar()  # of loading weights; the run's own line is the progress
         self.checkpoint: Path | None = None
-        self.rehearsal: Rehearsal | None = None
+        self.settings_as_asked: Any = None
+        self.step_profile: StepProfile | None = None
         super().__init__(
             module,
             datamodule,
@@ -105,7 +108,13 @@ class TrainingCommand(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=arguments,
+            run=run,
         )
+
+    @property
+    def settings(self) -> Any:
+        """What the configuration files and the command line say, by the keys of a YAML."""
+        return self.config.get(str(self.subcommand), self.config)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -140,7 +149,7 @@ class TrainingCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Claim the run folder before anything is loaded or written."""
-        config = self.config[self.subcommand]
+        config = self.settings
         for key, instead in OWNED.items():
             if config.trainer[key] not in (None, 1):
                 self._parser(self.subcommand).error(f"--trainer.{key} has no effect here; use {instead}")
@@ -151,8 +160,12 @@ class TrainingCommand(LightningCLI):
             )
         try:
             check_strategy(config.trainer.strategy, shardable=self.shardable)
+            if self.subcommand is None:
+                self.settings_as_asked = config.clone()
+                config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
             if config.profile:
-                self.rehearsal = rehearse(config)
+                self.step_profile = shorten(config)
+            if config.profile or self.subcommand is None:
                 self.save_config_callback = None
                 return
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
@@ -181,16 +194,19 @@ class TrainingCommand(LightningCLI):
         callbacks = [FailureWatch(), *configured, *self.run_callbacks()]
         # What the others do at the end of a step belongs to its checkpoint.
         callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))
-        if self.rehearsal is not None:
-            config["profiler"] = self.rehearsal.profiler
-            callbacks = [*lasting(configured, self.run_callbacks()), self.rehearsal]
+        if self.step_profile is not None:
+            config["profiler"] = self.step_profile.profiler
+            # Those that are there for the steps, not for the files.
+            callbacks = [callback for callback in configured if not isinstance(callback, LastCheckpoint)]
+            callbacks += [callback for callback in self.run_callbacks() if isinstance(callback, ProgressBar)]
+            callbacks.append(self.step_profile)
         trainer = self._instantiate_trainer(config, callbacks)
         self._divide_steps(trainer)
         return trainer
 
     def _divide_steps(self, trainer: Trainer) -> None:
         """Set how many micro-batches make a step; Lightning counts them, a run's intervals count steps."""
-        data = self.config[self.subcommand].data
+        data = self.settings.data
         try:
             _, trainer.accumulate_grad_batches = divide_batch(
                 data.batch_size, data.micro_batch_size, trainer.world_size
@@ -207,17 +223,17 @@ class TrainingCommand(LightningCLI):
                 self.trainer.fit(ckpt_path=self.checkpoint, **kwargs)
         except BaseException:
             # Most often a setting or a file that will be corrected.
-            if self.trainer.is_global_zero and not self.trainer.global_step and self.rehearsal is None:
+            if self.trainer.is_global_zero and not self.trainer.global_step and self.step_profile is None:
                 RunFolder(self.trainer.default_root_dir).forget()
             raise
 
     def after_fit(self) -> None:
         """Say what was measured, or finish the run."""
-        if self.rehearsal is None:
+        if self.step_profile is None:
             with common_end(self.trainer):
                 self._finish_once()
         elif self.trainer.is_global_zero:
-            write_profile(self.trainer, self.rehearsal, self.circumstances())
+            write_profile(self.trainer, self.step_profile, self.settings)
 
     def finish(self) -> None:
         """What is left to do when training is over and its result is saved."""
@@ -234,9 +250,32 @@ class TrainingCommand(LightningCLI):
             self.save_result()
         self.finish()
 
-    def circumstances(self) -> Circumstances:
-        """What decides how a bottleneck of this run can be widened."""
-        return Circumstances(workers=self.datamodule.workers)
+
+class Run(NamedTuple):
+    """What a command line describes, built in one process and not begun.
+
+    Attributes:
+        module: what would train; nothing is loaded yet.
+        data: its data module; no list is read yet.
+        trainer: of one process, or of those that torchrun has started.
+        settings: as the command line has them, by the keys of a YAML.
+    """
+
+    module: Any
+    data: Any
+    trainer: Trainer
+    settings: Any
+
+
+def load_run(kind: Callable[..., TrainingCommand], arguments: Sequence[str]) -> Run:
+    """Build a run without claiming its folder or training.
+
+    Args:
+        kind: CTDCommand or LMACommand.
+        arguments: what would follow `fit`, such as ["--config", "configs/ctd/toy.yaml", "--data.videos", "videos"].
+    """
+    command = kind(list(arguments), run=False)
+    return Run(command.model, command.datamodule, command.trainer, command.settings_as_asked)
 
 
 def automatic_precision(accelerator: Any) -> str:

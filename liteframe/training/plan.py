@@ -1,13 +1,12 @@
 """What a run will take, from a short warm-up in one process: the parts of a plan that CTD and LMA share."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from liteframe.training.command import TrainingCommand
-from liteframe.training.profile_report import sentence, shares
-from liteframe.training.profile_steps import Measurement
+from liteframe.training.command import Run, TrainingCommand, load_run
+from liteframe.training.profile_run import Measurement, StepProfile
 from liteframe.training.report import environment
 from liteframe.training.schedule import bounded_steps, divide_batch
 
@@ -16,56 +15,52 @@ ADAMW_MOMENTS = 2
 CHECKPOINTS = 3
 
 
-@dataclass
-class Extent:
-    """A run's size as its configuration asks for it.
+class WarmUp(NamedTuple):
+    """A short run in one process, which takes its part of each step, and the size of the run that is planned.
 
     Attributes:
-        processes: devices times nodes.
-        batch_size: clips or samples of an optimizer step, over all processes.
-        micro_batch_size: of one process at a time.
-        accumulated: micro batches of one process in a step.
+        run: module, data and trainer as the short run has left them; the settings are those of the planned run.
+        measured: what a step of it took.
+        processes: devices times nodes of the planned run.
+        micro_batch_size: clips or samples of one process at a time.
+        accumulated: micro-batches of one process in a step.
     """
 
+    run: Run
+    measured: Measurement
     processes: int
-    batch_size: int
     micro_batch_size: int
     accumulated: int
 
+    @property
+    def batch_size(self) -> int:
+        """Clips or samples of an optimizer step, over all processes."""
+        return self.processes * self.micro_batch_size * self.accumulated
 
-class OneProcess(TrainingCommand):
-    """Mixed into a training command: its rehearsal takes one process' part of each step, and prints nothing."""
+    @property
+    def seconds_per_step(self) -> float:
+        """Of the short run."""
+        return self.measured.seconds / self.measured.steps
 
-    extent: Extent
 
-    def before_instantiate_classes(self) -> None:
-        """Remember how many processes would run, and be one of them."""
-        super().before_instantiate_classes()
-        config = self.config[self.subcommand]
-        processes = count_processes(config.trainer)
-        micro, accumulated = divide_batch(config.data.batch_size, config.data.micro_batch_size, processes)
-        self.extent = Extent(processes, config.data.batch_size, micro, accumulated)
-        config.data.micro_batch_size, config.data.batch_size = micro, micro * accumulated
-        config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+def warm_up(kind: Callable[..., TrainingCommand], arguments: Sequence[str]) -> WarmUp:
+    """Train a few steps and throw them away.
 
-    def after_fit(self) -> None:
-        """The plan says it."""
+    Args:
+        kind: CTDCommand or LMACommand.
+        arguments: what would follow `fit`, with --run and --profile.
 
-    def measured(self) -> Measurement:
-        """What the rehearsal found.
-
-        Raises:
-            ValueError: it ended too early.
-        """
-        assert self.rehearsal is not None
-        if self.rehearsal.measurement is None:
-            raise ValueError(f"the warm-up ended at step {self.trainer.global_step}, before a step was measured")
-        return self.rehearsal.measurement
-
-    def total_steps(self, items: int) -> int:
-        """Optimizer steps of the whole run over so many videos or conversations."""
-        assert self.rehearsal is not None
-        return bounded_steps(*self.rehearsal.planned, -(-items // self.extent.batch_size))
+    Raises:
+        ValueError: the batch size does not divide, or the run ended too early.
+    """
+    settings = load_run(kind, arguments).settings
+    processes = count_processes(settings.trainer)
+    micro, accumulated = divide_batch(settings.data.batch_size, settings.data.micro_batch_size, processes)
+    one_process = [f"--data.batch_size={micro * accumulated}", f"--data.micro_batch_size={micro}"]
+    run = load_run(kind, [*arguments, *one_process])._replace(settings=settings)
+    run.trainer.fit(run.module, datamodule=run.data)
+    (step_profile,) = (callback for callback in run.trainer.callbacks if isinstance(callback, StepProfile))  # type: ignore[attr-defined]
+    return WarmUp(run, step_profile.measured(run.trainer), processes, micro, accumulated)
 
 
 def count_processes(trainer: Any) -> int:
@@ -81,57 +76,56 @@ def count_processes(trainer: Any) -> int:
     return devices * trainer.num_nodes
 
 
-def measured_section(command: OneProcess) -> dict[str, Any]:
+def measured_section(warm: WarmUp) -> dict[str, Any]:
     """The warm-up: where, how fast, and what it waited for."""
-    found = command.measured()
-    rates = shares(found)
-    seconds = found.seconds / found.steps
-    facts = environment(command.trainer.strategy.root_device)
+    shares, trainer = warm.measured.shares(), warm.run.trainer
+    facts = environment(trainer.strategy.root_device)
     return {
         "device": facts["device"],
         "threads": facts["threads"],
-        "precision": str(command.trainer.precision),
-        "steps": found.steps,
-        "seconds_per_step": seconds,
-        "data_share": rates.get("data", 0.0),
-        "teacher_share": rates.get("teacher", 0.0) + rates.get("pooling", 0.0),
-        "bottleneck": sentence(found, command.circumstances()),
-        "remark": "one process: communication between processes is not in it" if command.extent.processes > 1 else "",
+        "precision": str(trainer.precision),
+        "steps": warm.measured.steps,
+        "seconds_per_step": warm.seconds_per_step,
+        "data_share": shares.get("data", 0.0),
+        "teacher_share": shares.get("teacher", 0.0) + shares.get("pooling", 0.0),
+        "bottleneck": warm.measured.sentence(),
+        "remark": "one process: communication between processes is not in it" if warm.processes > 1 else "",
     }
 
 
-def steps_section(command: OneProcess, items: int) -> dict[str, Any]:
-    """How long the run is, and how a step is divided."""
-    extent, steps = command.extent, command.total_steps(items)
+def steps_section(warm: WarmUp, items: int) -> dict[str, Any]:
+    """How long the run over so many videos or conversations is, and how a step is divided."""
+    trainer = warm.run.settings.trainer
+    steps = bounded_steps(trainer.max_steps, trainer.max_epochs, -(-items // warm.batch_size))
     return {
         "steps": steps,
-        "epochs": steps * extent.batch_size / items,
-        "processes": extent.processes,
-        "batch_size": extent.batch_size,
-        "micro_batch_size": extent.micro_batch_size,
-        "accumulated": extent.accumulated,
+        "epochs": steps * warm.batch_size / items,
+        "processes": warm.processes,
+        "batch_size": warm.batch_size,
+        "micro_batch_size": warm.micro_batch_size,
+        "accumulated": warm.accumulated,
     }
 
 
-def time_section(seconds_per_step: float, steps: int, command: OneProcess) -> dict[str, Any]:
+def time_section(seconds_per_step: float, steps: int, warm: WarmUp) -> dict[str, Any]:
     """Hours of the run, and of all its processes."""
     hours = seconds_per_step * steps / 3600
-    unit = "gpu_hours" if command.trainer.strategy.root_device.type == "cuda" else "cpu_process_hours"
-    return {"seconds_per_step": seconds_per_step, "hours": hours, unit: hours * command.extent.processes}
+    unit = "gpu_hours" if warm.run.trainer.strategy.root_device.type == "cuda" else "cpu_process_hours"
+    return {"seconds_per_step": seconds_per_step, "hours": hours, unit: hours * warm.processes}
 
 
-def memory_section(command: OneProcess, trained: int, frozen_bytes: int, averaged: bool) -> dict[str, Any]:
+def memory_section(warm: WarmUp, trained: int, frozen_bytes: int, averaged: bool) -> dict[str, Any]:
     """Memory of a process: what the weights take for certain, the measured peak, and what is left between the two."""
-    known = {
+    certain = {
         "trained_weights_bytes": 4 * trained,
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": 4 * ADAMW_MOMENTS * trained,
         "averaged_weights_bytes": 4 * trained if averaged else 0,
         "frozen_weights_bytes": frozen_bytes,
     }
-    peak = command.measured().peak_bytes
-    rest = max(0, peak - sum(known.values()))
-    return {"measured_peak_bytes": peak, **known, "activations_and_the_rest_bytes": rest}
+    peak = warm.measured.peak_bytes
+    rest = max(0, peak - sum(certain.values()))
+    return {"measured_peak_bytes": peak, **certain, "activations_and_the_rest_bytes": rest}
 
 
 def checkpoint_bytes(trained: int, averaged: bool) -> int:

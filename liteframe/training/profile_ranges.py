@@ -7,21 +7,31 @@ counts only as far as the device had nothing else to do.
 
 import time
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
+from typing_extensions import override
 
 OTHER = "other"
-# In the order of a step.
-PARTS = (
-    "data", "transfer", "teacher", "pooling", "student", "forward", "backward", "communication", "optimizer", "logging",
-    OTHER,
-)  # fmt: skip
-# Lightning's names of actions end so.
+# Parts of a step, in its order, as they are printed.
+LABELS = {
+    "data": "data (decode, or wait for workers)",
+    "transfer": "transfer, resize",
+    "teacher": "teacher",
+    "pooling": "pooling of targets",
+    "student": "student forward",
+    "forward": "loss, rest of forward",
+    "backward": "backward",
+    "communication": "communication",
+    "optimizer": "optimizer, clipping",
+    "logging": "logging, callbacks",
+    OTHER: "other (loop, hooks)",
+}
+# Last words of Lightning's actions, and the ranges that the training modules name themselves.
 ACTIONS = {
     "train_dataloader_next": "data",
     "on_before_batch_transfer": "transfer",
@@ -33,147 +43,104 @@ ACTIONS = {
     "optimizer_zero_grad": "optimizer",
     "configure_gradient_clipping": "optimizer",
     "lr_scheduler_step": "optimizer",
+    "teacher": "teacher",
+    "pooling": "pooling",
+    "student": "student",
+    "metrics": "logging",
 }
-# What the training modules name themselves.
-OWN = {"teacher": "teacher", "pooling": "pooling", "student": "student", "metrics": "logging"}
 
 
 def part_of(action: str) -> str | None:
     """The part of a step that an action belongs to; None where it belongs to the range around it."""
-    if action.startswith("[Callback]"):
-        return "logging"
-    return OWN.get(action) or ACTIONS.get(action.rsplit(".", 1)[-1])
-
-
-class Clock(Protocol):
-    """A time line that can be marked cheaply and measured afterwards."""
-
-    def mark(self) -> Any:
-        """Now."""
-
-    def settle(self) -> None:
-        """Wait until all marks have happened."""
-
-    def between(self, first: Any, second: Any) -> float:
-        """Seconds from one mark to another."""
-
-
-class HostClock:
-    """Wall time."""
-
-    def mark(self) -> float:
-        """Now."""
-        return time.perf_counter()
-
-    def settle(self) -> None:
-        """Marks of wall time happen at once."""
-
-    def between(self, first: float, second: float) -> float:
-        """Seconds from one mark to another."""
-        return second - first
-
-
-class DeviceClock:
-    """Time of the current CUDA stream."""
-
-    def mark(self) -> torch.cuda.Event:
-        """When the device has come so far."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def settle(self) -> None:
-        """Wait for the device."""
-        torch.cuda.synchronize()
-
-    def between(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
-        """Seconds from one mark to another."""
-        return first.elapsed_time(second) / 1000
+    return "logging" if action.startswith("[Callback]") else ACTIONS.get(action.rsplit(".", 1)[-1])
 
 
 class RangeProfiler(Profiler):
     """Lightning's profiler hooks, summed by part between `begin` and `end`; every part is also a range in a trace.
 
-    Args:
-        clock: what to measure with.
+    Attributes:
+        cuda: whether time is that of the current CUDA stream; wall time otherwise.
     """
 
-    def __init__(self, clock: Clock):
+    def __init__(self) -> None:
         super().__init__()
-        self.clock = clock
-        self.recording = False
+        self.cuda = self.recording = False
         self._open: list[tuple[str, str | None, AbstractContextManager[Any] | None]] = []
         self._cuts: list[tuple[Any, str]] = []
+        self._last_reductions: list[tuple[Any, Any]] = []
 
+    @override
     def start(self, action_name: str) -> None:
-        """Enter a range."""
-        part, shown = part_of(action_name), None
+        part, trace_range = part_of(action_name), None
         if part is not None:
-            shown = torch.profiler.record_function(part)
-            shown.__enter__()
-        self._open.append((action_name, part, shown))
+            trace_range = torch.profiler.record_function(part)
+            trace_range.__enter__()
+        self._open.append((action_name, part, trace_range))
         if part is not None:
             self._cut()
 
+    @override
     def stop(self, action_name: str) -> None:
-        """Leave a range, and those inside it that an exception has left open."""
+        # An exception may have left ranges open inside this one.
         while self._open:
-            name, part, shown = self._open.pop()
-            if shown is not None:
-                shown.__exit__(None, None, None)
+            name, part, trace_range = self._open.pop()
+            if trace_range is not None:
+                trace_range.__exit__(None, None, None)
             if part is not None:
                 self._cut()
             if name == action_name:
                 return
 
+    def communication_hook(self, group: Any, bucket: torch.distributed.GradBucket) -> Future[Tensor]:
+        """DDP's own all-reduce; that of a step's last bucket holds up the backward pass, and is timed."""
+        counted = self.recording and bucket.is_last()
+        launched = self._now() if counted else None
+        reduced = allreduce_hook(group, bucket)
+        if not counted:
+            return reduced
+
+        def finished(future: Future[Tensor]) -> Tensor:
+            self._last_reductions.append((launched, self._now()))
+            return future.value()
+
+        return reduced.then(finished)
+
     def begin(self) -> None:
         """Start to count."""
-        self.clock.settle()
+        self._settle()
         self.recording = True
-        self._cuts = []
+        self._cuts, self._last_reductions = [], []
         self._cut()
 
     def end(self) -> dict[str, float]:
         """Stop counting; seconds of each part since `begin`."""
         self._cut()
         self.recording = False
-        self.clock.settle()
+        self._settle()
         seconds: dict[str, float] = {}
         for (mark, part), (following, _) in zip(self._cuts, self._cuts[1:], strict=False):
-            seconds[part] = seconds.get(part, 0.0) + self.clock.between(mark, following)
+            seconds[part] = seconds.get(part, 0.0) + self._between(mark, following)
+        exposed = sum(self._between(launched, finished) for launched, finished in self._last_reductions)
+        if exposed := min(exposed, seconds.get("backward", 0.0)):
+            seconds["communication"] = exposed
+            seconds["backward"] -= exposed
         return seconds
 
     def _cut(self) -> None:
         if self.recording:
             inside = (part for _, part, _ in reversed(self._open) if part is not None)
-            self._cuts.append((self.clock.mark(), next(inside, OTHER)))
+            self._cuts.append((self._now(), next(inside, OTHER)))
 
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
-class Communication:
-    """DDP's averaging of gradients, timed: what is left of it when the last gradient is there holds up the step.
+    def _settle(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
 
-    Args:
-        profiler: tells when to count, and with which clock.
-    """
-
-    def __init__(self, profiler: RangeProfiler):
-        self.profiler = profiler
-        self._last: list[tuple[Any, Any]] = []
-
-    def hook(self, group: Any, bucket: torch.distributed.GradBucket) -> Future[Tensor]:
-        """DDP's own all-reduce, with a mark before and after that of the last bucket."""
-        counted = self.profiler.recording and bucket.is_last()
-        launched = self.profiler.clock.mark() if counted else None
-        result = allreduce_hook(group, bucket)
-        if not counted:
-            return result
-
-        def finished(future: Future[Tensor]) -> Tensor:
-            self._last.append((launched, self.profiler.clock.mark()))
-            return future.value()
-
-        return result.then(finished)
-
-    def seconds(self) -> float:
-        """Time that backward passes since `begin` have spent on nothing but communication; call it after `end`."""
-        return sum(self.profiler.clock.between(launched, finished) for launched, finished in self._last)
+    def _between(self, first: Any, second: Any) -> float:
+        return first.elapsed_time(second) / 1000 if self.cuda else second - first

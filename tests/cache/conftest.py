@@ -7,7 +7,8 @@ from worlds.cache import make_world
 from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.job import CacheJob, Storage
-from liteframe.distill.command import read_run
+from liteframe.distill.command import CTDCommand
+from liteframe.training.command import load_run
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def build(cache_yaml):
     """Build a cache and open it; settings of the run can be changed by words of its command line."""
 
     def make(folder, *words, say=lambda message: None, **storage):
-        run = read_run(["--config", str(cache_yaml), *map(str, words)])
+        run = load_run(CTDCommand, ["--config", str(cache_yaml), *map(str, words)])
         job = CacheJob(run, Storage(**storage), Fabric(accelerator="cpu", devices=1))
         build_cache(job, folder, say=say, advance=lambda *progress: None)
         return TargetCache.open(folder)

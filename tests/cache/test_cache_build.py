@@ -18,8 +18,9 @@ from liteframe.data.preprocess import FrameFormat, FrameTransform
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.reader import read_frames
 from liteframe.distill.cache import TargetCache
-from liteframe.distill.command import read_run
+from liteframe.distill.command import CTDCommand
 from liteframe.models.teacher.load import load_teacher
+from liteframe.training.command import load_run
 from liteframe.training.failures import TooManyBadVideosError
 
 
@@ -67,7 +68,7 @@ def test_every_clip_is_the_live_one(small_cache, cache_yaml):
 
 
 def test_views_are_those_of_the_live_dataset(small_cache, cache_yaml):
-    data = read_run(["--config", str(cache_yaml)]).data
+    data = load_run(CTDCommand, ["--config", str(cache_yaml)]).data
     data.read_lists()
     settings = small_cache.settings
     data.frame_format = FrameFormat(settings.size, settings.mean, settings.std, settings.resize)

@@ -17,7 +17,8 @@ from lightning.fabric import Fabric
 
 from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.job import CacheJob, Storage
-from liteframe.distill.command import read_run
+from liteframe.distill.command import CTDCommand
+from liteframe.training.command import load_run
 
 
 def die_at_rename(number, *, after):
@@ -46,7 +47,9 @@ def forked(work):
 
 def main(yaml, folder, kills):
     torch.set_num_threads(1)
-    job = CacheJob(read_run(["--config", yaml]), Storage(2, "int8", 90, 2), Fabric(accelerator="cpu", devices=1))
+    job = CacheJob(
+        load_run(CTDCommand, ["--config", yaml]), Storage(2, "int8", 90, 2), Fabric(accelerator="cpu", devices=1)
+    )
 
     def build(place=folder):
         build_cache(job, place, say=lambda message: None, advance=lambda *progress: None)

@@ -21,12 +21,11 @@ from liteframe.distill.cache.codec import clip_bytes
 from liteframe.distill.cache.layout import Part, PartName
 from liteframe.distill.cache.settings import CacheSettings, Codec
 from liteframe.distill.clips import Clip, RawBatch, collate_clips
-from liteframe.distill.command import RunSettings
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.speed import compile_blocks, prepare_teacher
 from liteframe.distill.student_setup import fit_to_teacher
 from liteframe.distill.target_maker import TargetMaker
-from liteframe.training.command import automatic_precision
+from liteframe.training.command import Run, automatic_precision
 
 # Processes wait for each other twice, at the start and at the end, and one may have many more broken videos.
 PATIENCE = timedelta(days=7)
@@ -90,7 +89,7 @@ class CacheJob:
     """The run behind a cache.
 
     Args:
-        run: settings as `train_ctd.py` reads them.
+        run: as `load_run` gives it.
         storage: what the cache adds.
         fabric: device, precision and processes.
 
@@ -98,7 +97,7 @@ class CacheJob:
         ValueError: teacher, student and frames do not fit each other.
     """
 
-    def __init__(self, run: RunSettings, storage: Storage, fabric: Fabric):
+    def __init__(self, run: Run, storage: Storage, fabric: Fabric):
         module, self.data, self.fabric = run.module, run.data, fabric
         self.data.read_lists()
         self.clips_at_once = self.data.requested_micro_batch_size or min(self.data.batch_size, MOST_CLIPS)
