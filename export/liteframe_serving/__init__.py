@@ -3,5 +3,5 @@
 Importing this package imports nothing.
 """
 
-# architectures in an exported config.json; each plug-in's model.py holds a class of each name
+# architectures in an exported config.json, one a family (a test compares); each plug-in serves a class of each name
 ARCHITECTURES = ("LiteFrameInternVLForConditionalGeneration", "LiteFrameLlavaOnevisionForConditionalGeneration")

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from sglang.srt.managers.mm_utils import general_mm_embed_routine, pad_mm_tokens
@@ -12,14 +12,9 @@ from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
-from liteframe.models.vlm.base import VideoModel
-from liteframe.models.vlm.internvl import LiteFrameInternVLModel
-from liteframe.models.vlm.llava_onevision import LiteFrameLlavaOnevisionModel
-from liteframe.models.vlm.vision import LiteFrameVisionModel
 from liteframe_serving.prompts import served_name
+from liteframe_serving.served import ServedVision, served_classes
 
 LANGUAGE_MODEL = "language_model."
 
@@ -36,21 +31,13 @@ def language_model_class(text_config: Any) -> type[nn.Module]:
     return ModelRegistry.resolve_model_cls(architecture)[0]
 
 
-class LiteFrameVideoLLM(nn.Module):
-    """What all families do; one names its projector and brings `merge_patches` and perhaps `end_embedding`."""
-
-    projector: ClassVar[type[nn.Module]]
-
-    # Clips and what surrounds the projector are computed by the very functions that trained the model.
-    get_video_features: Any = VideoModel.get_video_features
-    _encode = VideoModel._encode
-    end_embedding = VideoModel.end_embedding
+class LiteFrameVideoLLM(ServedVision, nn.Module):
+    """What all families do."""
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = ""):
         super().__init__()
         self.config = config
-        self.vision_tower = LiteFrameVisionModel(config.vision_config)
-        self.multi_modal_projector = self.projector(config)
+        self.add_vision(config)
         self.language_model: Any = language_model_class(config.text_config)(
             config.text_config, quant_config=quant_config, prefix=add_prefix("language_model", prefix)
         )
@@ -104,23 +91,6 @@ class LiteFrameVideoLLM(nn.Module):
             raise ValueError(f"the checkpoint lacks {missing} and has {unexpected}, which no part of the model takes")
 
 
-class LiteFrameInternVLForConditionalGeneration(LiteFrameVideoLLM):
-    """InternVL with a LiteFrame encoder."""
-
-    projector = InternVLMultiModalProjector
-    merge_patches = LiteFrameInternVLModel.merge_patches
-
-
-class LiteFrameLlavaOnevisionForConditionalGeneration(LiteFrameVideoLLM):
-    """LLaVA-OneVision with a LiteFrame encoder, whose videos end with a vector of their own."""
-
-    projector = LlavaOnevisionMultiModalProjector
-    merge_patches = LiteFrameLlavaOnevisionModel.merge_patches
-    end_embedding = LiteFrameLlavaOnevisionModel.end_embedding
-
-    def __init__(self, config: Any, quant_config: Any = None, prefix: str = ""):
-        super().__init__(config, quant_config=quant_config, prefix=prefix)
-        self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
-
-
-EntryClass = [LiteFrameInternVLForConditionalGeneration, LiteFrameLlavaOnevisionForConditionalGeneration]
+# architecture of an export -> the class that serves it
+SERVED = served_classes(LiteFrameVideoLLM, __name__)
+EntryClass = list(SERVED.values())

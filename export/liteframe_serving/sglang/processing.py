@@ -14,10 +14,7 @@ from sglang.srt.multimodal.processors.base_processor import (
 
 from liteframe.data.video.sampling import at_fps
 from liteframe_serving.prompts import frames_of, rgb, runs
-from liteframe_serving.sglang.model import (
-    LiteFrameInternVLForConditionalGeneration,
-    LiteFrameLlavaOnevisionForConditionalGeneration,
-)
+from liteframe_serving.sglang.model import SERVED
 
 # Most frames of a video, as `liteframe ask` has it; --mm-process-config '{"video": {"num_frames": N}}' says otherwise.
 NUM_FRAMES = 64
@@ -26,7 +23,7 @@ NUM_FRAMES = 64
 class LiteFrameSglangProcessor(BaseMultimodalProcessor):
     """A request's text, videos and images to token ids, pixels and the places of their features."""
 
-    models = [LiteFrameInternVLForConditionalGeneration, LiteFrameLlavaOnevisionForConditionalGeneration]
+    models = list(SERVED.values())
     gpu_image_decode = False
     video_preprocessing_device = "cpu"  # frames are decoded there, too, so that they are those of training
 

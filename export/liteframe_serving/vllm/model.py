@@ -1,12 +1,9 @@
 """Video LLMs with a LiteFrame encoder as vLLM models: vLLM's language model, the encoder and projector as trained."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
 from vllm.model_executor.models.module_mapping import MultiModelKeys
@@ -18,11 +15,8 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from liteframe.models.vlm.base import VideoModel
-from liteframe.models.vlm.internvl import LiteFrameInternVLModel
-from liteframe.models.vlm.llava_onevision import LiteFrameLlavaOnevisionModel
-from liteframe.models.vlm.vision import LiteFrameVisionModel
 from liteframe_serving.prompts import PREFIXES
+from liteframe_serving.served import ServedVision, served_classes
 from liteframe_serving.vllm.processing import LiteFrameDummyInputs, LiteFrameProcessingInfo, LiteFrameVllmProcessor
 
 as_registered = MULTIMODAL_REGISTRY.register_processor(
@@ -30,26 +24,18 @@ as_registered = MULTIMODAL_REGISTRY.register_processor(
 )
 
 
-class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
-    """What all families do; one names projector and image token and brings `merge_patches`, perhaps `end_embedding`."""
+class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
+    """What all families do."""
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=PREFIXES)
-    projector: ClassVar[type[nn.Module]]
-    image_token: ClassVar[str]
     _mark_tower_model: Any  # vLLM's, like the next; type checkers do not read vLLM
     _mark_language_model: Any
-
-    # Clips and what surrounds the projector are computed by the very functions that trained the model.
-    get_video_features = VideoModel.get_video_features
-    _encode = VideoModel._encode
-    end_embedding = VideoModel.end_embedding
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: Any = vllm_config.model_config.hf_config
         with self._mark_tower_model(vllm_config, {"image", "video"}):
-            self.vision_tower = LiteFrameVisionModel(self.config.vision_config)
-            self.multi_modal_projector = self.projector(self.config)
+            self.add_vision(self.config)
         with self._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
@@ -61,7 +47,7 @@ class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         """What stands for a video or an image in a prompt."""
-        return {"video": "<video>", "image": cls.image_token}[modality]
+        return {"video": "<video>", "image": cls.family.image_token}[modality]
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Features of videos and images, one tensor [tokens, text hidden size] each, in the order of the arguments.
@@ -108,24 +94,6 @@ class LiteFrameVideoLLM(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA)
         )
 
 
-@as_registered
-class LiteFrameInternVLForConditionalGeneration(LiteFrameVideoLLM):
-    """InternVL with a LiteFrame encoder."""
-
-    projector = InternVLMultiModalProjector
-    image_token = "<IMG_CONTEXT>"
-    merge_patches = LiteFrameInternVLModel.merge_patches
-
-
-@as_registered
-class LiteFrameLlavaOnevisionForConditionalGeneration(LiteFrameVideoLLM):
-    """LLaVA-OneVision with a LiteFrame encoder, whose videos end with a vector of their own."""
-
-    projector = LlavaOnevisionMultiModalProjector
-    image_token = "<image>"
-    merge_patches = LiteFrameLlavaOnevisionModel.merge_patches
-    end_embedding = LiteFrameLlavaOnevisionModel.end_embedding
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.image_newline = nn.Parameter(torch.empty(self.config.text_config.hidden_size))
+# architecture of an export -> the class that serves it, which vLLM looks up in this module
+SERVED = {name: as_registered(cls) for name, cls in served_classes(LiteFrameVideoLLM, __name__).items()}
+globals().update(SERVED)
