@@ -63,7 +63,7 @@ class Stored:
         return self.codec + (" and JPEG frames" if self.frames else "")
 
 
-CACHES = (Stored("bf16"), Stored("bf16", frames=True), Stored("fp8"), Stored("int8"))
+CACHES = (Stored("bf16"), Stored("bf16", frames=True), Stored("int8"))
 
 
 def main(output: Path, work: Path, setup: Setup) -> None:
@@ -114,7 +114,7 @@ def build(stored: Stored, folder: Path, world: ToyFolder, setup: Setup) -> dict[
         raise ValueError(f"liteframe cache build failed with exit code {code}")
     seconds = time.perf_counter() - began
     cache = TargetCache.open(folder)
-    clips = sum(entry.clips for entry in cache.index.entries.values())
+    clips = sum(shard.clips for shard in cache.index.shards.values())
     sample = check_sample(cache, setup.sample, 0, "cpu", lambda *_: None)
     if wrong := [one for one in sample if one.problem is not None]:
         raise ValueError(f"{folder}: {wrong[0].place}: {wrong[0].problem}")
@@ -123,7 +123,7 @@ def build(stored: Stored, folder: Path, world: ToyFolder, setup: Setup) -> dict[
         "seconds": round(seconds, 2),
         "clips": clips,
         "bytes_a_frame": round(
-            sum(entry.bytes for entry in cache.index.entries.values()) / clips / cache.settings.clip_frames, 1
+            sum(shard.bytes for shard in cache.index.shards.values()) / clips / cache.settings.clip_frames, 1
         ),
         "psnr_db": [round(one.psnr, 2) for one in sample if one.psnr is not None],
     }

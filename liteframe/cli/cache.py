@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import get_args
 
 from rich.console import Console
@@ -14,8 +13,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -24,8 +21,8 @@ from liteframe.distill.cache.settings import Codec
 from liteframe.training.progress import PLAIN_SECONDS, duration
 
 
-class CacheProgress:
-    """Shows the first process's share of the work; the others stay silent.
+class CacheProgress(Progress):
+    """Rich's bar on a terminal, a line now and then in a log file: the first process's share; the others are silent.
 
     Args:
         rank: number of this process.
@@ -34,38 +31,35 @@ class CacheProgress:
 
     def __init__(self, rank: int = 0, processes: int = 1):
         console = Console(stderr=True)
-        self.rank, self.terminal = rank, console.is_terminal and rank == 0
         self.note = f" (1 of {processes} processes)" if processes > 1 else ""
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-        self._bar = Progress(
-            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not self.terminal
+        self.plain = rank == 0 and not console.is_terminal
+        self.printed = 0.0
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "ETA")
+        super().__init__(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=rank > 0 or self.plain,
+            speed_estimate_period=600,  # seconds; a batch of clips may take a minute
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._began = self._printed = 0.0
-
-    def __enter__(self) -> CacheProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
 
     def say(self, message: str) -> None:
         """Print above the bar."""
-        self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def advance(self, what: str, done: int, total: int) -> None:
+    def show(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` things are done."""
         now = time.monotonic()
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what + self.note, total=total)
-            self._began = self._printed = now
-        self._bar.update(self._tasks[what], completed=done)
-        if self.rank or self.terminal or (now - self._printed < PLAIN_SECONDS and done < total):
-            return
-        self._printed = now
-        left = (now - self._began) / max(1, done) * (total - done)
-        print(f"{what} {done}/{total}{self.note}  ETA {duration(left)}", file=sys.stderr, flush=True)
+        if not self.tasks or self.tasks[-1].description != what + self.note:
+            self.add_task(what + self.note, total=total)
+            self.printed = now
+        task = self.tasks[-1]
+        self.update(task.id, completed=done)
+        if self.plain and (now - self.printed >= PLAIN_SECONDS or done == total):
+            self.printed = now
+            left = "?" if task.time_remaining is None else duration(task.time_remaining)
+            print(f"{task.description} {done}/{total}  ETA {left}", file=sys.stderr, flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,19 +103,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     from liteframe.distill.cache.build import build_cache
-    from liteframe.distill.cache.job import CacheJob, Storage, launch_fabric
+    from liteframe.distill.cache.builder import CacheOptions, builder_of_run, launch_fabric
     from liteframe.distill.command import CTDCommand
     from liteframe.training.command import load_run
     from liteframe.training.failures import TooManyBadVideosError
 
     run = load_run(CTDCommand, ["--config", args.config, *args.overrides])
-    storage = Storage(args.views, args.codec, args.jpeg_quality if args.frames else None)
+    options = CacheOptions(args.views, args.codec, args.jpeg_quality if args.frames else None)
     fabric = launch_fabric(run.settings.trainer)
     folder = Path(args.output)
     with CacheProgress(fabric.global_rank, fabric.world_size) as progress:
         try:
-            job = CacheJob(run, storage, fabric)
-            build_cache(job, folder, say=progress.say, advance=progress.advance)
+            build_cache(builder_of_run(run, options, fabric), folder, say=progress.say, advance=progress.show)
         except TooManyBadVideosError as error:
             print(f"liteframe cache: {error}", file=sys.stderr)
             return 1
@@ -134,26 +127,24 @@ def _build(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from liteframe.distill.cache import TargetCache
-    from liteframe.distill.cache.verify import check_files, check_sample
+    from liteframe.distill.cache.verify import check_files, check_sample, tolerance
 
     cache = TargetCache.open(args.cache)
     with CacheProgress() as progress:
-        problems = check_files(cache, progress.advance)
-        compared = []
-        if args.sample:
-            compared = check_sample(cache, args.sample, args.seed, args.accelerator, progress.advance)
-    problems += [f"{one.place}: {one.problem}" for one in compared if one.problem is not None]
-    print(f"{len(cache.index.entries)} shards read, {len(compared)} clips compared with {cache.settings.teacher}")
-    if compared:
+        problems = check_files(cache, progress.show)
+        checks = check_sample(cache, args.sample, args.seed, args.accelerator, progress.show) if args.sample else []
+    problems += [f"{check.place}: {check.problem}" for check in checks if check.problem is not None]
+    print(f"{len(cache.index.shards)} shards read, {len(checks)} clips compared with {cache.settings.teacher}")
+    if checks:
         print(
-            f"largest difference: {max(one.largest for one in compared):.3g} times what {cache.settings.codec} may "
-            f"change; beyond that at most {max(one.beyond for one in compared):.2g} standard deviations of a channel"
+            f"largest difference: {max(check.error for check in checks):.2g} standard deviations of a channel; "
+            f"{tolerance(cache.settings):.2g} are allowed for {cache.settings.codec} and {cache.settings.precision}"
         )
-    if any(one.psnr is not None for one in compared):
-        print(f"stored frames: at least {min(one.psnr for one in compared if one.psnr is not None):.1f} dB PSNR")
+    if frames := [check.psnr for check in checks if check.psnr is not None]:
+        print(f"stored frames: at least {min(frames):.1f} dB PSNR")
     for problem in problems:
         print(problem, file=sys.stderr)
-    if args.sample and not compared:
+    if args.sample and not checks:
         print("no clip could be compared: all of them failed when the cache was built", file=sys.stderr)
         return 1
     return 1 if problems else 0

@@ -6,7 +6,7 @@ from worlds.cache import make_world
 
 from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.build import build_cache
-from liteframe.distill.cache.job import CacheJob, Storage
+from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
 from liteframe.training.command import load_run
 
@@ -20,10 +20,10 @@ def cache_yaml(tmp_path_factory):
 def build(cache_yaml):
     """Build a cache and open it; settings of the run can be changed by words of its command line."""
 
-    def make(folder, *words, say=lambda message: None, **storage):
+    def make(folder, *words, say=lambda message: None, **options):
         run = load_run(CTDCommand, ["--config", str(cache_yaml), *map(str, words)])
-        job = CacheJob(run, Storage(**storage), Fabric(accelerator="cpu", devices=1))
-        build_cache(job, folder, say=say, advance=lambda *progress: None)
+        builder = builder_of_run(run, CacheOptions(**options), Fabric(accelerator="cpu", devices=1))
+        build_cache(builder, folder, say=say, advance=lambda *progress: None)
         return TargetCache.open(folder)
 
     return make
@@ -32,4 +32,4 @@ def build(cache_yaml):
 @pytest.fixture(scope="session")
 def small_cache(build, tmp_path_factory):
     """Two views in shards of two clips, with frames; tests that change files must copy it."""
-    return build(tmp_path_factory.mktemp("caches") / "small", views=2, codec="int8", jpeg_quality=90, part_clips=2)
+    return build(tmp_path_factory.mktemp("caches") / "small", views=2, codec="int8", jpeg_quality=90, shard_clips=2)

@@ -54,8 +54,10 @@ def test_every_clip_is_the_live_one(small_cache, cache_yaml):
                     continue
                 assert clip.view.video == entry.video
                 target, frames = live_target(clip.view, small_cache)
-                bound = small_cache.codec.bound(small_cache.record(part, number, index).encoded)
-                assert ((clip.target - target).abs() <= bound + 1e-4 * small_cache.codec.std).all()
+                # int8 rounds by half a step, of which a token's largest value has 127.
+                difference = (clip.target - target) / small_cache.codec.std
+                white = (target - small_cache.codec.mean) / small_cache.codec.std
+                assert (difference.abs() <= white.abs().amax(-1, keepdim=True) / 254 + 1e-4).all()
                 assert clip.frames.shape == (8, 64, 64, 3)
                 assert np.abs(clip.frames.astype(int) - frames).mean() < 3
                 views.add((clip.view.video, clip.view.indices, clip.view.box, clip.view.flip))
@@ -95,22 +97,20 @@ def test_statistics_are_those_of_a_run(small_cache, cache_yaml, tmp_path, monkey
 
 def test_codecs_agree_on_the_same_clips(small_cache, build, tmp_path):
     exact = build(tmp_path / "bf16", views=1, codec="bf16")
-    small = build(tmp_path / "fp8", views=1, codec="fp8")
     assert exact.read("train", 0, 1).frames is None
     for index in (0, 2):
         target = exact.read("val" if index == 0 else "train", 0, index).target.float()
-        for other, room in ((small_cache, 0.02), (small, 0.05)):
-            same = other.read("val" if index == 0 else "train", 0, index).target
-            error = ((same - target) / other.codec.std).square().mean().sqrt()
-            assert error < room
-    sizes = [sum(entry.bytes for entry in cache.index.entries.values()) for cache in (exact, small)]
+        same = small_cache.read("val" if index == 0 else "train", 0, index).target
+        assert ((same - target) / small_cache.codec.std).square().mean().sqrt() < 0.02
+    small = build(tmp_path / "int8", views=1, codec="int8")
+    sizes = [sum(info.bytes for info in cache.index.shards.values()) for cache in (exact, small)]
     assert sizes[1] < 0.8 * sizes[0]
 
 
 def test_a_finished_cache_is_not_built_again(small_cache, build):
     before = contents(small_cache.folder)
     said = []
-    build(small_cache.folder, views=2, codec="int8", jpeg_quality=90, part_clips=2, say=said.append)
+    build(small_cache.folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2, say=said.append)
     assert contents(small_cache.folder) == before
     assert not said
 
@@ -121,26 +121,41 @@ def test_a_lost_shard_is_made_again(small_cache, build, tmp_path):
     (folder / ".train-001-00002.safetensors.77.tmp").write_bytes(b"left by a killed build")
     with pytest.raises(ValueError, match=r"train-001-00001.*cache build"):
         TargetCache.open(folder).read("train", 1, 2)
-    build(folder, views=2, codec="int8", jpeg_quality=90, part_clips=2)
+    build(folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2)
+    assert contents(folder) == contents(small_cache.folder)
+
+
+def test_what_is_no_shard_of_this_cache_is_made_again(small_cache, build, tmp_path):
+    """An unfinished folder with half a shard, a file of something else, and shards of other caches."""
+    folder = shutil.copytree(small_cache.folder, tmp_path / "copy")
+    (folder / "index.json").unlink()
+    shard = folder / "train-000-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (folder / "train-000-00001.safetensors").write_bytes(b"something else")
+    shutil.copy(folder / "statistics.safetensors", folder / "train-000-00002.safetensors")
+    other = build(tmp_path / "bf16", views=1, codec="bf16", shard_clips=2).folder
+    shutil.copy(other / "train-000-00003.safetensors", folder / "train-000-00003.safetensors")
+    shutil.copy(folder / "train-001-00001.safetensors", folder / "val-000-00000.safetensors")
+    build(folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2)
     assert contents(folder) == contents(small_cache.folder)
 
 
 @pytest.mark.parametrize(
-    ("words", "storage", "name"),
+    ("words", "options", "name"),
     [
         (["--model.target.scope", "frame"], {}, "scope is 'block' there and 'frame' here"),
         (["--seed_everything", "4"], {}, "seed is 3 there and 4 here"),
         (["--data.augment.flip", "0"], {}, "flip is 0.5 there and 0.0 here"),
         ([], {"views": 3}, "views is 2 there and 3 here"),
-        ([], {"codec": "fp8"}, "codec is 'int8' there and 'fp8' here"),
+        ([], {"codec": "bf16"}, "codec is 'int8' there and 'bf16' here"),
         ([], {"jpeg_quality": None}, "jpeg_quality is 90 there and None here"),
     ],
 )
-def test_other_settings_are_refused_and_named(small_cache, build, words, storage, name):
+def test_other_settings_are_refused_and_named(small_cache, build, words, options, name):
     before = contents(small_cache.folder)
     with pytest.raises(ValueError, match=name):
         build(
-            small_cache.folder, *words, **{"views": 2, "codec": "int8", "jpeg_quality": 90, "part_clips": 2, **storage}
+            small_cache.folder, *words, **{"views": 2, "codec": "int8", "jpeg_quality": 90, "shard_clips": 2, **options}
         )
     assert contents(small_cache.folder) == before
 
@@ -150,6 +165,14 @@ def test_a_folder_of_something_else_is_refused(build, tmp_path):
     with pytest.raises(ValueError, match="holds no target cache"):
         build(tmp_path, views=1)
     assert list(contents(tmp_path)) == ["notes.txt"]
+
+
+def test_shards_without_settings_are_refused(small_cache, build, tmp_path):
+    """Nothing says which settings they were made with."""
+    folder = shutil.copytree(small_cache.folder, tmp_path / "copy")
+    (folder / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds no target cache"):
+        build(folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2)
 
 
 def test_size_and_time_are_said_before_anything_is_written(build, tmp_path, monkeypatch):
@@ -170,7 +193,7 @@ def test_size_and_time_are_said_before_anything_is_written(build, tmp_path, monk
         build(tmp_path / "other", views=2, codec="bf16", jpeg_quality=80)
     assert not (tmp_path / "other").exists()
     needed = float(str(refusal.value).split("needs ")[1].split(" kB")[0]) * 1e3
-    written = sum(entry.bytes for entry in cache.index.entries.values())
+    written = sum(info.bytes for info in cache.index.shards.values())
     assert written < needed < 2.5 * written
 
 

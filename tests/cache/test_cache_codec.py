@@ -29,6 +29,16 @@ def codec_for(name, features):
     return TargetCodec(name, *statistics.whitening)
 
 
+def largest_rounding(codec, features, decoded):
+    """Half a step of each value, which is relative in bf16 and a 127th of the token's largest value in int8."""
+    if codec.name == "bf16":
+        return decoded.double().abs() * 2.0**-8
+    white = (features.double() - codec.mean.double()) / codec.std.double()
+    step = white.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+    arithmetic = 4 * torch.finfo(torch.float32).eps * (decoded.abs() + codec.mean.abs())
+    return 1.001 * step / 2 * codec.std.double() + arithmetic
+
+
 def whitened_error(features, decoded, codec):
     """What a loss on standardized channels sees: root mean square error over root mean square of the features."""
     std = codec.std.double()
@@ -39,7 +49,7 @@ def whitened_error(features, decoded, codec):
 
 
 # The figures of the measurement, with a fifth of room: they were drawn from another random generator.
-@pytest.mark.parametrize(("name", "figure"), [("bf16", 1.7e-3), ("int8", 7.9e-3), ("fp8", 2.6e-2)])
+@pytest.mark.parametrize(("name", "figure"), [("bf16", 1.7e-3), ("int8", 7.9e-3)])
 def test_error_of_each_codec(name, figure):
     features = vit_like()
     codec = codec_for(name, features)
@@ -47,9 +57,9 @@ def test_error_of_each_codec(name, figure):
     decoded = codec.decode(encoded)
     assert whitened_error(features, decoded, codec) < 1.2 * figure
     difference = (decoded.double() - features.double()).abs()
-    assert (difference <= codec.bound(encoded).double()).all()
-    # A bound that is far too wide would hide a wrong clip.
-    assert float((difference / codec.bound(encoded).double()).max()) > 0.9
+    largest = largest_rounding(codec, features, decoded)
+    assert (difference <= largest).all()
+    assert float((difference / largest).max()) > 0.9
     assert sum(tensor.numel() * tensor.element_size() for tensor in encoded.values()) == clip_bytes(name, SHAPE)
     assert scale_shape(name, SHAPE) == (tuple(encoded["scale"].shape) if "scale" in encoded else None)
 
@@ -80,31 +90,15 @@ def test_int8_equals_a_loop_in_float64():
                 assert math.isclose(float(decoded[0, i, j, channel]), expected, rel_tol=1e-4, abs_tol=1e-4)
 
 
-def test_fp8_takes_the_nearest_of_all_numbers():
-    """The numbers of e4m3 from their definition: sign, four bits of exponent, three of fraction, no infinity."""
-    numbers = [
-        (1 + f / 8) * 2.0 ** (e - 7) if e else f / 8 * 2.0**-6 for e in range(16) for f in range(8) if (e, f) != (15, 7)
-    ]
-    numbers = sorted({sign * number for number in numbers for sign in (1, -1)})
-    features = vit_like(2, (1, 4, 4, 8))
-    codec = codec_for("fp8", features)
-    encoded = codec.encode(features)
-    white = (features.double() - codec.mean.double()) / codec.std.double() / encoded["scale"].double()
-    for stored, value in zip(encoded["target"].double().flatten(), white.flatten(), strict=True):
-        best = min(abs(number - float(value)) for number in numbers)
-        assert abs(float(stored) - float(value)) <= best + 1e-4
-    # Per channel: the largest value of each uses the whole range.
-    assert torch.equal(encoded["target"].double().abs().amax((0, 1, 2)), torch.full((8,), 448.0).double())
-
-
 def test_constant_channels_and_blank_clips_survive():
     features = vit_like(3)
     features[..., 5] = 2.0
-    for name in ("bf16", "fp8", "int8"):
+    for name in ("bf16", "int8"):
         codec = codec_for(name, features)
         for clip in (features, torch.zeros_like(features), codec.mean.expand(SHAPE)):
             encoded = codec.encode(clip)
-            assert ((codec.decode(encoded).float() - clip).abs() <= codec.bound(encoded) + 1e-6).all()
+            decoded = codec.decode(encoded).float()
+            assert ((decoded - clip).abs() <= largest_rounding(codec, clip, decoded) + 1e-6).all()
 
 
 def test_what_is_not_finite_is_refused():

@@ -47,7 +47,7 @@ def test_a_full_disk_leaves_nothing_half_written(small_cache, build, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(OSError, match=r"safetensors needs at least [\d,]+ bytes"):
-            build(folder, views=2, codec="int8", jpeg_quality=90, part_clips=2)
+            build(folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = contents(folder)
@@ -55,7 +55,7 @@ def test_a_full_disk_leaves_nothing_half_written(small_cache, build, tmp_path):
     assert "index.json" not in left
     whole = contents(small_cache.folder)
     assert all(left[name] == whole[name] for name in left)
-    build(folder, views=2, codec="int8", jpeg_quality=90, part_clips=2)
+    build(folder, views=2, codec="int8", jpeg_quality=90, shard_clips=2)
     assert contents(folder) == whole
 
 

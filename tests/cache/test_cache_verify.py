@@ -11,7 +11,7 @@ from worlds.ctd import write_video
 
 from liteframe.cli.main import main
 from liteframe.distill.cache import TargetCache
-from liteframe.distill.cache.layout import all_parts, sha256
+from liteframe.distill.cache.settings import all_shards
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def copy(small_cache, tmp_path):
 def read_all(folder):
     cache = TargetCache.open(folder)
     cache.statistics  # noqa: B018
-    return [cache.read(part.part, *key) for part in all_parts(cache.settings) for key in part.keys]
+    return [cache.read(key.split, *clip) for key in all_shards(cache.settings) for clip in key.clips]
 
 
 @pytest.mark.parametrize("name", ["train-000-00001.safetensors", "val-000-00000.safetensors", "statistics.safetensors"])
@@ -38,13 +38,33 @@ def test_one_flipped_byte_is_found(copy, capsys, name, place):
         read_all(copy)
 
 
+def test_no_byte_of_a_header_changes_what_is_read(copy):
+    """Found, or of no consequence: a clip is what was written or an error."""
+    path, written = copy / "val-000-00000.safetensors", TargetCache.open(copy).read("val", 0, 0)
+    data, found = path.read_bytes(), 0
+    header = 8 + int.from_bytes(data[:8], "little")
+    for place in range(header):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            clip = TargetCache.open(copy).read("val", 0, 0)
+        except ValueError:
+            found += 1
+        else:
+            assert (clip.view, clip.target.tolist()) == (written.view, written.target.tolist())
+            assert (clip.frames == written.frames).all()
+    assert found > 0.95 * header
+
+
 def test_settings_cannot_be_changed(copy):
     settings = json.loads((copy / "settings.json").read_text())
     (copy / "settings.json").write_text(json.dumps({**settings, "scope": "frame"}))
     with pytest.raises(ValueError, match="does not have the digest"):
         TargetCache.open(copy)
-    (copy / "settings.json").write_text(json.dumps({**settings, "format": 2}))
-    with pytest.raises(ValueError, match="format 2"):
+    (copy / "settings.json").write_text(json.dumps({**settings, "format": 1, "licence": None}))
+    with pytest.raises(ValueError, match=r"format 1 and this version of LiteFrame reads 2.*build another"):
+        TargetCache.open(copy)
+    (copy / "settings.json").write_text(json.dumps({**settings, "codec": "fp8"}))
+    with pytest.raises(ValueError, match="codec is 'fp8'; choose one of bf16, int8"):
         TargetCache.open(copy)
     (copy / "settings.json").write_text(json.dumps({**settings, "train_videos": 10**15}))
     with pytest.raises(ValueError, match="names 9 shards"):
@@ -63,7 +83,7 @@ def test_a_changed_video_is_found(build, cache_yaml, tmp_path, capsys):
     assert main(["cache", "verify", str(cache.folder), "--sample", "50"]) == 1
     printed = capsys.readouterr()
     assert "train video 3, view 0" in printed.err
-    assert "standard deviations beyond" in printed.err
+    assert "standard deviations" in printed.err
     assert "train video 4, view 0: the video cannot be read again" in printed.err
     assert printed.err.count("view 0:") == 2
 
@@ -89,7 +109,7 @@ def test_another_teacher_is_refused(build, cache_yaml, tmp_path, capsys):
         (lambda index: index["shards"]["val-000-00000"].update(clips=7), "settings give it 1 clips"),
         (lambda index: index["shards"]["val-000-00000"].update(file="../y"), "needs clips"),
         (lambda index: index["shards"]["val-000-00000"].update(bytes="9"), "needs clips"),
-        (lambda index: index["shards"]["val-000-00000"].update(sha256=["builtins", "eval"]), "needs clips"),
+        (lambda index: index["shards"]["val-000-00000"].update(tables=["builtins", "eval"]), "needs clips"),
     ],
 )
 def test_hostile_index_is_refused(copy, change, words):
@@ -116,7 +136,7 @@ def test_a_shard_that_is_a_pickle_is_not_opened(copy):
     trap = pickle.dumps(Trap())
     (copy / f"{name}.safetensors").write_bytes(trap)
     index = json.loads((copy / "index.json").read_text())
-    index["shards"][name].update(bytes=len(trap), sha256=sha256(trap))
+    index["shards"][name].update(bytes=len(trap))
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="not a shard"):
         TargetCache.open(copy).read("val", 0, 0)

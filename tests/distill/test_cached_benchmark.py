@@ -24,19 +24,19 @@ def test_stored_targets_teach_what_the_teacher_teaches(made):
     assert record["setup"]["views"] == 3
     runs = {run["targets"]: run for run in record["runs"]}
     assert list(runs) == [LIVE, *(one.name for one in CACHES)]
-    for name, tolerance in (("bf16", 2e-4), ("fp8", 3e-3), ("int8", 1e-3), ("bf16 and JPEG frames", 2e-2)):
+    for name, tolerance in (("bf16", 2e-4), ("int8", 1e-3), ("bf16 and JPEG frames", 2e-2)):
         for figure in ("token_cosine", "projected_cosine"):
             assert runs[name][figure] == pytest.approx(runs[LIVE][figure], abs=tolerance), (name, figure)
-    assert len({run["token_cosine"] for run in runs.values()}) == 5
+    assert len({run["token_cosine"] for run in runs.values()}) == 4
 
 
 def test_bytes_a_frame_and_quality(made):
     caches = json.loads((made / "cached_ctd.json").read_text())["caches"]
     # 4x4 tokens of 128 channels for 4 frames: 512 values a frame, and what tables and scales take.
     assert 1024 < caches["bf16"]["bytes_a_frame"] < 1200
-    assert 512 < caches["int8"]["bytes_a_frame"] < caches["fp8"]["bytes_a_frame"] < 700
+    assert 512 < caches["int8"]["bytes_a_frame"] < 700
     assert caches["bf16 and JPEG frames"]["bytes_a_frame"] > caches["bf16"]["bytes_a_frame"] + 500
     assert min(caches["bf16 and JPEG frames"]["psnr_db"]) > 30
     table = [line for line in (made / "cached_ctd.md").read_text().splitlines() if line.startswith("| ")]
-    assert len(table) == 1 + 5
+    assert len(table) == 1 + 4
     assert {line.count("|") for line in table} == {10}

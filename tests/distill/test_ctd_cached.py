@@ -60,7 +60,7 @@ def live(seven_steps):
     settings = CacheSettings(
         **module.target_identity(module.student.config), **module.data().clip_identity(), teacher="vlm",
         teacher_options={}, patch_size=8, license=None, precision="32-true", views=4, codec="bf16", jpeg_quality=None,
-        part_clips=2,
+        shard_clips=2,
     )  # fmt: skip
     statistics = TargetStatistics(
         measured.count, measured.mean, measured.std, torch.eye(len(measured.mean)), measured.norm_mean_std

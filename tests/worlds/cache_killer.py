@@ -16,7 +16,7 @@ import torch
 from lightning.fabric import Fabric
 
 from liteframe.distill.cache.build import build_cache
-from liteframe.distill.cache.job import CacheJob, Storage
+from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
 from liteframe.training.command import load_run
 
@@ -47,12 +47,11 @@ def forked(work):
 
 def main(yaml, folder, kills):
     torch.set_num_threads(1)
-    job = CacheJob(
-        load_run(CTDCommand, ["--config", yaml]), Storage(2, "int8", 90, 2), Fabric(accelerator="cpu", devices=1)
-    )
+    options, fabric = CacheOptions(2, "int8", 90, 2), Fabric(accelerator="cpu", devices=1)
+    builder = builder_of_run(load_run(CTDCommand, ["--config", yaml]), options, fabric)
 
     def build(place=folder):
-        build_cache(job, place, say=lambda message: None, advance=lambda *progress: None)
+        build_cache(builder, place, say=lambda message: None, advance=lambda *progress: None)
 
     begin = time.monotonic()
     assert os.waitpid(forked(lambda: build(folder.with_name("timed"))), 0)[1] == 0

@@ -1,12 +1,11 @@
-"""Stored CTD targets: settings, codecs, shards and the reader. No teacher and no trainer here.
+"""Stored CTD targets: settings, codecs, shards, the reader, and how a cache is built and verified.
 
 A cache is a folder:
 
     settings.json            what the targets depend on (CacheSettings)
     statistics.safetensors   channel statistics (TargetStatistics)
     train-000-00000.safetensors, ..., val-000-00000.safetensors
-                             shards: clips of one view, in the order of the videos
-    parts/*.json             size and digest of each shard, written when it is whole
+                             shards: clips of one view, in the order of the videos; one that is there is whole
     bad_videos.jsonl         a row for each video that could not be read
     index.json               all digests, written last: a folder without it is not finished
 """

@@ -1,4 +1,4 @@
-"""Targets in fewer bytes, and the largest error that this may cause.
+"""Targets and frames in fewer bytes: bfloat16 or whitened int8, and JPEG.
 
 Shapes: T' slots, (h,w) grid, C channels. Whitened means (x - mean) / std with the channel statistics of the cache: a
 few channels of large ViTs are a hundred times the rest, and int8 on raw features would keep nothing of the others.
@@ -45,21 +45,14 @@ def decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"a stored frame is not a JPEG: {error}") from error
 
 
-FP8 = torch.float8_e4m3fn
-FP8_LARGEST = 448.0
-# Half the distance to the next number, relative to a number: 8 bits of precision in bf16, 4 in e4m3.
-BF16_STEP, FP8_STEP = 2.0**-8, 2.0**-4
-FP8_SMALLEST = 2.0**-9  # subnormal
-
-STORED = {"bf16": torch.bfloat16, "fp8": FP8, "int8": torch.int8}
+STORED = {"bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
 class TargetCodec:
     """Encodes targets [T',h,w,C] and decodes them again.
 
-    "bf16": rounded. "fp8": whitened, then e4m3 with a scale for each channel of the clip, so that nothing saturates.
-    "int8": whitened, then int8 with a scale for each token.
+    "bf16": rounded. "int8": whitened, then int8 with a scale for each token, so that nothing saturates.
 
     Attributes:
         name: which of them.
@@ -77,7 +70,7 @@ class TargetCodec:
         return cls(settings.codec, *statistics.whitening)
 
     def encode(self, target: Tensor) -> dict[str, Tensor]:
-        """Float32 [T',h,w,C] -> "target" of the same shape and, but for bf16, "scale" float32.
+        """Float32 [T',h,w,C] -> "target" of the same shape and, with int8, "scale" float32 [T',h,w].
 
         Raises:
             ValueError: a value is not finite.
@@ -87,38 +80,21 @@ class TargetCodec:
         if self.name == "bf16":
             return {"target": target.to(torch.bfloat16)}
         white = (target.float() - self.mean.to(target.device)) / self.std.to(target.device)
-        if self.name == "fp8":
-            scale = white.abs().amax((0, 1, 2)).clamp_min(1e-12) / FP8_LARGEST
-            return {"target": (white / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8), "scale": scale}
         scale = white.abs().amax(-1).clamp_min(1e-12) / 127
         return {"target": (white / scale[..., None]).round().clamp(-127, 127).to(torch.int8), "scale": scale}
 
     def decode(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """What `encode` gave -> [T',h,w,C], bf16 for "bf16" and float32 for the others."""
+        """What `encode` gave -> [T',h,w,C], bf16 for "bf16" and float32 for "int8"."""
         stored = encoded["target"]
         if self.name == "bf16":
             return stored
-        scale = encoded["scale"] if self.name == "fp8" else encoded["scale"][..., None]
-        white = stored.float().mul_(scale)
+        white = stored.float().mul_(encoded["scale"][..., None])
         return white.mul_(self.std.to(white.device)).add_(self.mean.to(white.device))
-
-    def bound(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Largest error of each value that `decode` gives, float32 [T',h,w,C], rounding of the arithmetic included."""
-        decoded = self.decode(encoded).float()
-        if self.name == "bf16":
-            return decoded.abs() * BF16_STEP
-        if self.name == "fp8":
-            step = (encoded["target"].float().abs() * FP8_STEP).clamp_min(FP8_SMALLEST / 2) * encoded["scale"]
-        else:
-            step = (encoded["scale"][..., None] / 2).expand_as(decoded)
-        mean, std = self.mean.to(decoded.device), self.std.to(decoded.device)
-        # Four float32 operations; the subtraction of a large mean is the one that shows.
-        return step * std * 1.001 + 4 * torch.finfo(torch.float32).eps * (decoded.abs() + mean.abs())
 
 
 def scale_shape(codec: Codec, shape: tuple[int, int, int, int]) -> tuple[int, ...] | None:
     """Shape of a clip's "scale", or None where the codec has none."""
-    return {"bf16": None, "fp8": shape[3:], "int8": shape[:3]}[codec]
+    return shape[:3] if codec == "int8" else None
 
 
 def clip_bytes(codec: Codec, shape: tuple[int, int, int, int]) -> int:

@@ -1,17 +1,18 @@
-"""Clips and targets out of a target cache, as a dataset with the keys of the live one."""
+"""A target cache in the place of live clips and a teacher: a dataset with the same keys, and what a run must share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
-from liteframe.distill.cache import TargetCache
+from liteframe.distill.cache.reader import TargetCache
+from liteframe.distill.cache.settings import Split
 from liteframe.distill.clips import Clip, ClipDataset
 
 
@@ -22,12 +23,12 @@ class CachedClips(Dataset["Clip | VideoError"]):
 
     Args:
         cache: K views of each video.
-        part: "train" or "val".
+        split: "train" or "val".
         clips: the same videos; decodes the frames of a stored view where the cache has none.
     """
 
-    def __init__(self, cache: TargetCache, part: Literal["train", "val"], clips: ClipDataset):
-        self.cache, self.part, self.clips = cache, part, clips
+    def __init__(self, cache: TargetCache, split: Split, clips: ClipDataset):
+        self.cache, self.split, self.clips = cache, split, clips
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -36,7 +37,7 @@ class CachedClips(Dataset["Clip | VideoError"]):
     def __getitem__(self, key: Key) -> Clip | VideoError:
         """The clip and target of `key` = (epoch, index), or the reason why there is none."""
         epoch, index = key
-        stored = self.cache.read(self.part, epoch % self.views, index)
+        stored = self.cache.read(self.split, epoch % self.views, index)
         path = self.clips.entries[index].video  # the videos may have moved since
         if isinstance(stored, VideoError):
             return VideoError(path, stored.kind, stored.reason, stored.remedy)
@@ -50,7 +51,7 @@ class CachedClips(Dataset["Clip | VideoError"]):
     @property
     def views(self) -> int:
         """K; held-out videos have one."""
-        return self.cache.settings.views if self.part == "train" else 1
+        return self.cache.settings.views if self.split == "train" else 1
 
 
 def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:

@@ -1,30 +1,80 @@
-"""Reads a finished cache: any clip by part, view and index."""
+"""Reads a finished cache, from a folder or from object storage: any clip by split, view and index."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from torch import Tensor
 
 from liteframe.data.video.errors import VideoError
 from liteframe.distill.cache.codec import TargetCodec, decode_jpeg
-from liteframe.distill.cache.layout import INDEX, SETTINGS, STATISTICS, Index, Part, PartName, locate, sha256
-from liteframe.distill.cache.remote import fetch, is_remote, mirror
-from liteframe.distill.cache.settings import CacheSettings
-from liteframe.distill.cache.shard import Record, Shard
+from liteframe.distill.cache.settings import (
+    CacheSettings,
+    ShardKey,
+    Split,
+    all_shards,
+    locate,
+    parse_object,
+    shard_count,
+)
+from liteframe.distill.cache.shard import Shard, ShardInfo, StoredClip
 from liteframe.distill.clip_view import ClipView
 from liteframe.distill.statistics import TargetStatistics
+from liteframe.files import durable_file
 
+SETTINGS, STATISTICS, INDEX = "settings.json", "statistics.safetensors", "index.json"
 # Open shards of a process; each keeps a mapping and some 50 kB of tables.
 OPEN_SHARDS = 256
 REBUILD = "delete this file and run `liteframe cache build` again with the same settings: it makes only what is missing"
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """All digests of a finished cache.
+
+    Attributes:
+        files: sha256 of settings and statistics by file name.
+        shards: by their names.
+    """
+
+    files: Mapping[str, str]
+    shards: Mapping[str, ShardInfo]
+
+    def to_json(self) -> str:
+        """Readable JSON."""
+        shards = {name: asdict(info) for name, info in self.shards.items()}
+        return json.dumps({"files": dict(self.files), "shards": shards}, indent=1) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, settings: CacheSettings) -> CacheIndex:
+        """The index of a cache with these settings.
+
+        Raises:
+            ValueError: it names other files than the settings give, or values are missing.
+        """
+        values = parse_object(text)
+        files, shards = values.get("files"), values.get("shards")
+        if not isinstance(files, dict) or set(files) != {SETTINGS, STATISTICS} or not isinstance(shards, dict):
+            raise ValueError(f"it must give digests of {SETTINGS}, {STATISTICS} and the shards, and of nothing else")
+        if (count := shard_count(settings)) > len(shards):
+            raise ValueError(f"it names {len(shards)} shards and the settings give {count}")
+        keys = {key.name: key for key in all_shards(settings)}
+        if set(shards) != set(keys):
+            strange = sorted(set(shards) ^ set(keys))
+            raise ValueError(f"it does not name the shards that the settings give: {', '.join(map(repr, strange[:5]))}")
+        return cls(files, {name: ShardInfo.parse(shards[name], key) for name, key in keys.items()})
 
 
 @dataclass(frozen=True)
@@ -34,7 +84,7 @@ class CachedClip:
     Attributes:
         view: which clip it is; `view.frame_mask` tells the real frames.
         target: raw pooled teacher features [T',h,w,C], before clipping and standardization; bf16, or float32 where the
-            codec is fp8 or int8.
+            codec is int8.
         frames: uint8 [T,H,W,3] at the size that the teacher saw, or None where the cache holds none.
     """
 
@@ -56,7 +106,7 @@ class TargetCache:
         remote: address that missing shards are fetched from.
     """
 
-    def __init__(self, folder: Path, settings: CacheSettings, index: Index, remote: str | None = None):
+    def __init__(self, folder: Path, settings: CacheSettings, index: CacheIndex, remote: str | None = None):
         self.folder, self.settings, self.index, self.remote = folder, settings, index, remote
         self._shards: OrderedDict[str, Shard] = OrderedDict()
 
@@ -71,19 +121,19 @@ class TargetCache:
         Raises:
             ValueError: the folder holds none, or its small files are damaged.
         """
-        remote = os.fspath(folder) if is_remote(folder) else None
-        root = Path(folder) if remote is None else mirror(remote)
+        remote = os.fspath(folder) if "://" in os.fspath(folder) else None
+        root = Path(folder) if remote is None else _mirror(remote)
         if not (root / INDEX).is_file():
             state = "is not finished: run" if (root / SETTINGS).is_file() else "is not a target cache: make one with"
             raise ValueError(f"{root} {state} `liteframe cache build --config YAML -o {root} --views K`")
-        data = read_inside(root, SETTINGS)
+        data = _read_inside(root, SETTINGS)
         try:
             settings = CacheSettings.from_json(data.decode())
         except ValueError as error:
-            raise ValueError(f"{root / SETTINGS}: {error}") from error
+            raise ValueError(f"{root / SETTINGS}: {error}; copy the cache again, or build another") from error
         try:
-            index = Index.parse(read_inside(root, INDEX).decode(), settings)
-            if index.files[SETTINGS] != sha256(data):
+            index = CacheIndex.parse(_read_inside(root, INDEX).decode(), settings)
+            if index.files[SETTINGS] != hashlib.sha256(data).hexdigest():
                 raise ValueError(f"{SETTINGS} does not have the digest that it names")
         except ValueError as error:
             raise ValueError(f"{root / INDEX}: {error}; {REBUILD}") from error
@@ -96,11 +146,11 @@ class TargetCache:
         Raises:
             ValueError: the file is damaged.
         """
-        data, path = read_inside(self.folder, STATISTICS), self.folder / STATISTICS
-        if sha256(data) != self.index.files[STATISTICS]:
+        data = _read_inside(self.folder, STATISTICS)
+        if hashlib.sha256(data).hexdigest() != self.index.files[STATISTICS]:
             raise ValueError(
-                f"{path} does not have the digest that {INDEX} names; copy the cache again, or delete {self.folder} "
-                "and build it anew"
+                f"{self.folder / STATISTICS} does not have the digest that {INDEX} names; copy the cache again, or "
+                f"delete {self.folder} and build it anew"
             )
         return TargetStatistics.from_bytes(data, self.settings.dim)
 
@@ -109,8 +159,8 @@ class TargetCache:
         """How the targets are stored."""
         return TargetCodec.of(self.settings, self.statistics)
 
-    def read(self, part: PartName, view: int, index: int) -> CachedClip | VideoError:
-        """View `view` of video `index` of the part; the middle clip of a held-out video is view 0 of part "val".
+    def read(self, split: Split, view: int, index: int) -> CachedClip | VideoError:
+        """View `view` of video `index` of the split; the middle clip of a held-out video is view 0 of "val".
 
         A video that could not be read when the cache was built comes back as that error.
 
@@ -118,65 +168,53 @@ class TargetCache:
             IndexError: the cache does not cover it.
             ValueError: a file is missing or damaged; the message names it and the remedy.
         """
-        record = self.record(part, view, index)
-        if record.failed:
-            return VideoError(**record.facts["failure"])
+        clip = self.stored(split, view, index)
+        if clip.failed:
+            return VideoError(**clip.facts["failure"])
         frames = None
-        if record.jpeg:
-            frames = np.stack([decode_jpeg(file, self.settings.size) for file in record.jpeg])
-        return CachedClip(ClipView.from_dict(record.facts["view"]), self.codec.decode(record.encoded), frames)
+        if clip.jpeg:
+            frames = np.stack([decode_jpeg(file, self.settings.size) for file in clip.jpeg])  # [T,H,W,3]
+        return CachedClip(ClipView.from_dict(clip.facts["view"]), self.codec.decode(clip.encoded), frames)
 
-    def record(self, part: PartName, view: int, index: int) -> Record:
+    def stored(self, split: Split, view: int, index: int) -> StoredClip:
         """The clip as it is stored.
 
         Raises:
             IndexError: the cache does not cover it.
             ValueError: a file is missing or damaged.
         """
-        place, row = locate(self.settings, part, view, index)
+        key, number = locate(self.settings, split, view, index)
+        path = self.folder / f"{key.name}.safetensors"
         try:
-            return self._shard(place).read(row)
+            return self._shard(key, path).read(number)
         except (ValueError, OSError) as error:
             remedy = REBUILD if self.remote is None else f"delete this file: it is fetched again from {self.remote}"
-            raise ValueError(f"{self.path(place)}: {error}; {remedy}") from error
+            raise ValueError(f"{path}: {error}; {remedy}") from error
 
-    def path(self, place: Part) -> Path:
-        """The file of a part."""
-        return self.folder / f"{place.name}.safetensors"
-
-    def checked_path(self, place: Part) -> Path:
-        """The file of a part, fetched if it is elsewhere; it lies in the folder and has the size that the index names.
-
-        Raises:
-            ValueError: it does not.
-            OSError: there is no such file.
-        """
-        path = self.path(place)
+    def _shard(self, key: ShardKey, path: Path) -> Shard:
+        if key.name in self._shards:
+            self._shards.move_to_end(key.name)
+            return self._shards[key.name]
         if self.remote is not None:
-            fetch(self.remote, path)
+            _fetch(self.remote, path)
         _refuse_outside(path)
-        size, wanted = path.stat().st_size, self.index.entries[place.name].bytes
-        if size != wanted:
-            raise ValueError(f"it has {size} bytes and the index names {wanted}")
-        return path
+        info = self.index.shards[key.name]
+        if (size := path.stat().st_size) != info.bytes:
+            raise ValueError(f"it has {size} bytes and the index names {info.bytes}")
+        shard = Shard(path, key, self.settings)
+        if shard.info != info:
+            raise ValueError("its tables do not have the digest that the index names")
+        self._shards[key.name] = shard
+        if len(self._shards) > OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return shard
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files."""
         return {**self.__dict__, "_shards": OrderedDict()}
 
-    def _shard(self, place: Part) -> Shard:
-        if place.name in self._shards:
-            self._shards.move_to_end(place.name)
-            return self._shards[place.name]
-        entry = self.index.entries[place.name]
-        path = self.checked_path(place)
-        shard = self._shards[place.name] = Shard(path, self.settings, entry.clips, entry.tables)
-        if len(self._shards) > OPEN_SHARDS:
-            self._shards.popitem(last=False)
-        return shard
 
-
-def read_inside(folder: Path, name: str) -> bytes:
+def _read_inside(folder: Path, name: str) -> bytes:
     """The bytes of a small file of the cache.
 
     Raises:
@@ -193,3 +231,44 @@ def read_inside(folder: Path, name: str) -> bytes:
 def _refuse_outside(path: Path) -> None:
     if path.resolve().parent != path.parent.resolve():
         raise ValueError(f"it is a link to {path.resolve()}, outside of the cache")
+
+
+def _mirror(url: str) -> Path:
+    """A local folder with the small files of a cache in object storage; shards follow one by one.
+
+    It lies below XDG_CACHE_HOME (default ~/.cache) under the digest of the index, so another cache at the same address
+    gets another folder.
+
+    Raises:
+        ValueError: the address cannot be read.
+    """
+    with _reading(url, INDEX) as file:
+        index = file.read()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "liteframe" / "targets" / hashlib.sha256(index).hexdigest()[:32]
+    for name in (SETTINGS, STATISTICS, INDEX):
+        _fetch(url, folder / name)
+    return folder
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Copy a file of the cache at `url` to `path`, which has the file's own name, unless it is there.
+
+    Workers may fetch the same file at the same time; each renames a whole one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if not path.exists():
+        with _reading(url, path.name) as source, durable_file(path) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _reading(url: str, name: str) -> fsspec.core.OpenFile:
+    address = f"{url.rstrip('/')}/{name}"
+    try:
+        return fsspec.open(address, "rb").open()
+    except ImportError as error:
+        raise ValueError(f"{address}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{address} cannot be read ({error}); is it a finished target cache?") from error

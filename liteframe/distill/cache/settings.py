@@ -1,4 +1,4 @@
-"""What stored targets depend on, as JSON, and in which of it a cache and a run disagree."""
+"""What stored targets depend on, as JSON; and which clips are in which shard, which follows from it alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 
 from liteframe.reduce.wap import SoftmaxOver
 
-Codec = Literal["bf16", "fp8", "int8"]
-FORMAT = 1
+Codec = Literal["bf16", "int8"]
+Split = Literal["train", "val"]
+FORMAT = 2
 
 # A teacher may have moved; its weights say who it is.
 NAMES = ("teacher", "teacher_options", "license")
 # What the cache decides by itself; a run that reads it has no such settings.
-STORAGE = (*NAMES, "patch_size", "precision", "views", "codec", "jpeg_quality", "part_clips", "format")
+STORAGE = (*NAMES, "patch_size", "precision", "views", "codec", "jpeg_quality", "shard_clips", "format")
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class CacheSettings:
         crop_ratio: see Augmentation.
         flip: see Augmentation.
         seed: of positions and augmentation.
-        train_videos: number of videos in the train part.
+        train_videos: number of training videos.
         train_list: digest of their names and spans.
         val_videos: number of held-out videos.
         val_list: digest of their names and spans.
         views: K clips of each training video; view k of video i is the clip of key (k, i).
         codec: how targets are stored.
         jpeg_quality: of the stored frames; None stores no frames.
-        part_clips: clips in a shard.
+        shard_clips: clips in a shard.
         format: version of the files.
     """
 
@@ -82,19 +83,18 @@ class CacheSettings:
     views: int
     codec: Codec
     jpeg_quality: int | None
-    part_clips: int
+    shard_clips: int
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         """Refuse what no cache can have; the values may come from a file."""
-        if self.format != FORMAT:
-            raise ValueError(f"it has format {self.format!r} and this version of LiteFrame reads {FORMAT}")
+        check_format(self.format)
         if self.codec not in get_args(Codec):
             raise ValueError(f"codec is {self.codec!r}; choose one of {', '.join(get_args(Codec))}")
         if self.jpeg_quality is not None and not (_whole(self.jpeg_quality) and 1 <= self.jpeg_quality <= 100):
             raise ValueError(f"jpeg_quality is {self.jpeg_quality!r}; it must lie in 1 to 100")
         grid = (*self.compression, *self.size, self.patch_size)
-        counts = (self.dim, self.clip_frames, self.train_videos, self.views, self.part_clips)
+        counts = (self.dim, self.clip_frames, self.train_videos, self.views, self.shard_clips)
         if not all(_whole(n) and n >= 1 for n in (*grid, *counts)) or not _whole(self.val_videos):
             raise ValueError("sizes and counts must be whole numbers from 1 (val_videos from 0)")
         if len(self.compression) != 3 or len(self.size) != 2 or self.val_videos < 0:
@@ -103,9 +103,7 @@ class CacheSettings:
     @property
     def target_shape(self) -> tuple[int, int, int, int]:
         """T', h, w, C of one clip's target."""
-        t, h, w = self.compression
-        grid = [pixels // self.patch_size for pixels in self.size]
-        return math.ceil(self.clip_frames / t), grid[0] // h, grid[1] // w, self.dim
+        return target_shape(self.clip_frames, self.size, self.patch_size, self.compression, self.dim)
 
     def to_json(self) -> str:
         """Readable JSON."""
@@ -119,6 +117,7 @@ class CacheSettings:
             ValueError: it is something else.
         """
         values, names = parse_object(text), {field.name for field in fields(cls)}
+        check_format(values.get("format", FORMAT))
         if set(values) != names:
             strange = ", ".join(sorted(set(values) ^ names))
             raise ValueError(f"these are not the settings of a target cache (missing or unknown: {strange})")
@@ -139,6 +138,88 @@ class CacheSettings:
             for name in there
             if name not in ignored and there[name] != here[name]
         ]
+
+
+@dataclass(frozen=True)
+class ShardKey:
+    """Which clips are in a shard.
+
+    Attributes:
+        split: "train" or "val".
+        view: number of the view.
+        number: of the shard within the view.
+        first: index of its first video.
+        count: videos.
+    """
+
+    split: Split
+    view: int
+    number: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return f"{self.split}-{self.view:03d}-{self.number:05d}"
+
+    @property
+    def clips(self) -> list[tuple[int, int]]:
+        """(view, index) of each clip, in order."""
+        return [(self.view, index) for index in range(self.first, self.first + self.count)]
+
+
+def all_shards(settings: CacheSettings) -> list[ShardKey]:
+    """Every shard of a cache: the views one after the other, then the held-out videos.
+
+    A training epoch reads one view, so one epoch touches a K-th of the files.
+    """
+    views: list[tuple[Split, int, int]] = [("train", view, settings.train_videos) for view in range(settings.views)]
+    views.append(("val", 0, settings.val_videos))
+    size = settings.shard_clips
+    return [
+        ShardKey(split, view, first // size, first, min(size, videos - first))
+        for split, view, videos in views
+        for first in range(0, videos, size)
+    ]
+
+
+def shard_count(settings: CacheSettings) -> int:
+    """How many shards a cache has, without a list of them."""
+    size = settings.shard_clips
+    return settings.views * -(-settings.train_videos // size) + -(-settings.val_videos // size)
+
+
+def locate(settings: CacheSettings, split: Split, view: int, index: int) -> tuple[ShardKey, int]:
+    """The shard that holds a clip, and the clip's number in it.
+
+    Raises:
+        IndexError: the cache does not cover it.
+    """
+    videos, views = (settings.train_videos, settings.views) if split == "train" else (settings.val_videos, 1)
+    if not 0 <= view < views or not 0 <= index < videos:
+        raise IndexError(f"view {view} of {split} video {index}: the cache holds {views} views of {videos} videos")
+    number, row = divmod(index, settings.shard_clips)
+    first = number * settings.shard_clips
+    return ShardKey(split, view, number, first, min(settings.shard_clips, videos - first)), row
+
+
+def target_shape(
+    clip_frames: int, size: tuple[int, int], patch_size: int, compression: tuple[int, int, int], dim: int
+) -> tuple[int, int, int, int]:
+    """T', h, w, C of the target of a clip of so many frames of (height, width) pixels."""
+    t, h, w = compression
+    return math.ceil(clip_frames / t), size[0] // patch_size // h, size[1] // patch_size // w, dim
+
+
+def check_format(version: Any) -> None:
+    """Refuse files of another version.
+
+    Raises:
+        ValueError: this version of LiteFrame does not read it.
+    """
+    if version != FORMAT:
+        raise ValueError(f"it has format {version!r} and this version of LiteFrame reads {FORMAT}")
 
 
 def parse_object(text: str) -> Mapping[str, Any]:

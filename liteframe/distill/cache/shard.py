@@ -2,7 +2,7 @@
 
 Tensors of a shard of N clips, M of which could be read:
 
-    target [M,T',h,w,C], scale [M,...]   as the codec wants them
+    target [M,T',h,w,C], scale [M,T',h,w]   as the codec wants them
     row     int32 [N]      place of clip n among the M; -1 where the video failed
     text    uint8, text_end int64 [N]    JSON of each clip: its view, or its failure
     jpeg    uint8, jpeg_end int64 [M,T]  frames, where the cache has them
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from liteframe.distill.cache.codec import STORED, scale_shape
-from liteframe.distill.cache.settings import CacheSettings
+from liteframe.distill.cache.settings import CacheSettings, ShardKey
 
 TABLES = ("row", "text_end", "jpeg_end", "sha256")
+# safetensors' own names of the types.
+DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int8: "I8"}
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredClip:
     """One clip as it is stored.
 
     Attributes:
@@ -53,57 +55,92 @@ class Record:
         return "failure" in self.facts
 
 
-def pack_shard(records: Sequence[Record], settings: CacheSettings) -> tuple[bytes, str]:
-    """The bytes of a shard's file, and the digest of its tables."""
-    texts = [json.dumps(record.facts, ensure_ascii=False).encode() for record in records]
-    good = [record for record in records if not record.failed]
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the index says of a shard.
+
+    Attributes:
+        clips: of the shard.
+        failed: of them.
+        bytes: size of the file.
+        tables: digest of its tables, which hold a digest of each clip.
+    """
+
+    clips: int
+    failed: int
+    bytes: int
+    tables: str
+
+    @classmethod
+    def parse(cls, values: Any, key: ShardKey) -> ShardInfo:
+        """What an index says of the shard `key`.
+
+        Raises:
+            ValueError: a value is missing, or of the wrong kind or size.
+        """
+        kinds = {"clips": int, "failed": int, "bytes": int, "tables": str}
+        if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != kinds:
+            raise ValueError(f"the entry of {key.name} needs {', '.join(field.name for field in fields(cls))}")
+        info = cls(**values)
+        if info.clips != key.count or not 0 <= info.failed <= info.clips or info.bytes < 1:
+            raise ValueError(f"the entry of {key.name} does not fit: the settings give it {key.count} clips")
+        return info
+
+
+def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
+    """The bytes of a shard's file."""
+    texts = [json.dumps(clip.facts, ensure_ascii=False).encode() for clip in clips]
+    good = [clip for clip in clips if not clip.failed]
     shape, scale = settings.target_shape, scale_shape(settings.codec, settings.target_shape)
+    failed = np.array([clip.failed for clip in clips])
+    digests = [_digest(text, clip.encoded, clip.jpeg) for text, clip in zip(texts, clips, strict=True)]
     tensors = {
-        "target": _stacked([record.encoded["target"] for record in good], shape, STORED[settings.codec]),
-        "row": torch.tensor([-1 if r.failed else i for r, i in _numbered(records)], dtype=torch.int32),
+        "target": _stacked([clip.encoded["target"] for clip in good], shape, STORED[settings.codec]),
+        "row": torch.from_numpy(np.where(failed, -1, np.cumsum(~failed) - 1).astype(np.int32)),
         "text": _bytes(b"".join(texts)),
         "text_end": torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64),
-        "sha256": torch.stack(
-            [_bytes(_digest(text, r.encoded, r.jpeg)) for text, r in zip(texts, records, strict=True)]
-        ),
+        "sha256": torch.stack([_bytes(digest) for digest in digests]),
     }
     if scale is not None:
-        tensors["scale"] = _stacked([record.encoded["scale"] for record in good], scale, torch.float32)
+        tensors["scale"] = _stacked([clip.encoded["scale"] for clip in good], scale, torch.float32)
     if settings.jpeg_quality is not None:
-        files = [file for record in good for file in record.jpeg]
+        files = [file for clip in good for file in clip.jpeg]
         tensors["jpeg"] = _bytes(b"".join(files))
         ends = np.cumsum([len(file) for file in files], dtype=np.int64).reshape(len(good), settings.clip_frames)
         tensors["jpeg_end"] = torch.from_numpy(ends)
-    return save(tensors), _tables_digest({name: tensors[name] for name in TABLES if name in tensors})
+    return save(tensors)
 
 
 class Shard:
-    """An open shard. Clips are read from the mapped file; nothing but the header stays in memory.
+    """An open shard. Clips are read from the mapped file; nothing but the header and the tables stays in memory.
 
     Args:
         path: the file.
+        key: which clips it must hold.
         settings: of the cache.
-        clips: N.
-        tables: the digest of its tables, from the index.
 
     Raises:
-        ValueError: it is not the shard that the index names.
+        ValueError: it is not a whole shard of so many clips of a cache with these settings.
+        OSError: there is no such file.
     """
 
-    def __init__(self, path: Path, settings: CacheSettings, clips: int, tables: str):
+    def __init__(self, path: Path, key: ShardKey, settings: CacheSettings):
         self.settings = settings
-        wanted = [name for name in TABLES if name != "jpeg_end" or settings.jpeg_quality is not None]
+        names = [name for name in TABLES if name != "jpeg_end" or settings.jpeg_quality is not None]
         try:
             self._file = safe_open(path, "pt")
-            found = {name: self._file.get_tensor(name) for name in wanted}
+            tables = {name: self._file.get_tensor(name) for name in names}
+            self._check_payload(int((tables["row"] >= 0).sum()))
         except SafetensorError as error:
             raise ValueError(f"it is not a shard of a target cache ({error})") from error
-        if _tables_digest(found) != tables or len(found["row"]) != clips:
-            raise ValueError("its tables do not have the digest that the index names")
+        if len(tables["row"]) != key.count:
+            raise ValueError(f"it holds {len(tables['row'])} clips, not the {key.count} that the settings give it")
         # A few dozen kilobytes.
-        self._tables = {name: tensor.numpy() for name, tensor in found.items()}
+        self._tables = {name: tensor.numpy() for name, tensor in tables.items()}
+        failed = int((tables["row"] < 0).sum())
+        self.info = ShardInfo(key.count, failed, path.stat().st_size, _tables_digest(tables))
 
-    def read(self, number: int) -> Record:
+    def read(self, number: int) -> StoredClip:
         """Clip `number`, checked against its digest.
 
         Raises:
@@ -117,35 +154,32 @@ class Shard:
             raise ValueError(f"clip {number} cannot be read ({error})") from error
         if _digest(text, encoded, jpeg) != self._tables["sha256"][number].tobytes():
             raise ValueError(f"clip {number} does not have the digest that it was written with")
-        return Record(json.loads(text), encoded, jpeg)
+        return StoredClip(json.loads(text), encoded, jpeg)
+
+    def _check_payload(self, clips: int) -> None:
+        for name, (shape, dtype) in self._payload_kinds().items():
+            tensor = self._file.get_slice(name)
+            if (tensor.get_shape(), tensor.get_dtype()) != ([clips, *shape], DTYPES[dtype]):
+                raise ValueError(
+                    f"{name} is {tensor.get_dtype()} {tensor.get_shape()}, expected {DTYPES[dtype]} {[clips, *shape]}"
+                )
+
+    def _payload_kinds(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        codec, shape = self.settings.codec, self.settings.target_shape
+        kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": (shape, STORED[codec])}
+        scale = scale_shape(codec, shape)
+        return kinds if scale is None else {**kinds, "scale": (scale, torch.float32)}
 
     def _payload(self, row: int) -> tuple[dict[str, Tensor], list[bytes]]:
-        codec, shape = self.settings.codec, self.settings.target_shape
-        encoded = {"target": self._row("target", row, shape, STORED[codec])}
-        scale = scale_shape(codec, shape)
-        if scale is not None:
-            encoded["scale"] = self._row("scale", row, scale, torch.float32)
+        encoded = {name: self._file.get_slice(name)[row : row + 1][0] for name in self._payload_kinds()}
         if self.settings.jpeg_quality is None:
             return encoded, []
-        frames = self.settings.clip_frames
-        ends = self._tables["jpeg_end"].reshape(-1)
+        frames, ends = self.settings.clip_frames, self._tables["jpeg_end"].reshape(-1)
         return encoded, [self._span("jpeg", ends, row * frames + i) for i in range(frames)]
-
-    def _row(self, name: str, row: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        tensor = self._file.get_slice(name)[row : row + 1][0]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
-        return tensor
 
     def _span(self, name: str, ends: np.ndarray, number: int) -> bytes:
         first, last = (int(ends[number - 1]) if number else 0), int(ends[number])
         return self._file.get_slice(name)[first:last].numpy().tobytes()
-
-
-def _numbered(records: Sequence[Record]) -> list[tuple[Record, int]]:
-    """Each record with the number of good ones before it."""
-    good = np.cumsum([0, *(not record.failed for record in records)])
-    return [(record, int(good[i])) for i, record in enumerate(records)]
 
 
 def _stacked(tensors: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
