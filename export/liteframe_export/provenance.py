@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
-from peft import PeftModel
 from transformers.utils import cached_file
 
-from liteframe.models.vlm.adapter import frozen_digest, load_adapter
+from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
 
 
@@ -96,19 +95,4 @@ def load_parts(parts: Parts) -> tuple[Any, Any]:
         ) from error
     if parts.adapter is None:
         return model, processor
-    adapted = load_adapter(model, parts.adapter)
-    _check_base(adapted, parts)
-    return adapted.eval(), processor
-
-
-def _check_base(model: PeftModel, parts: Parts) -> None:
-    """The run that made an adapter has noted a hash of the frozen weights it was trained on."""
-    noted = parts.adapter_report.get("frozen_weights_sha256")
-    if noted is None:
-        return
-    digest = frozen_digest(model.requires_grad_(False))
-    if digest != noted:
-        raise ValueError(
-            f"{parts.adapter} was trained on other weights than those of {parts.vlm} with {parts.encoder} "
-            f"(sha256 {noted[:12]}.. noted, {digest[:12]}.. found); give the InternVL and the encoder of its run"
-        )
+    return load_adapter(model, parts.adapter).eval(), processor

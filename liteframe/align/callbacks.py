@@ -89,7 +89,6 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
         "init_adapter": module.init_adapter,
         "quantize": module.quantize,
         "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
-        "frozen_weights_sha256": module.frozen_digest,
         "precision": str(trainer.precision),
         **environment(module.device),
     }

@@ -10,7 +10,7 @@ from worlds.vlms import make_internvl
 
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.cli.main import main
-from liteframe.models.vlm.adapter import frozen_digest
+from liteframe.models.vlm.adapter import ORIGIN, origin
 from liteframe.models.vlm.load import load_video_llm
 
 REPORT = {
@@ -30,15 +30,16 @@ def make_encoder(folder, **changes):
 
 def make_run(folder, vlm, encoder):
     model, _ = load_video_llm(vlm, encoder=encoder)
+    recognized = origin(model)
     model = add_lora(model, LoraSettings(rank=3), train_projector=True)
-    digest = frozen_digest(model)
     torch.manual_seed(2)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    report = {"kind": "lma", "vlm": str(vlm), "encoder": str(encoder), "frozen_weights_sha256": digest}
-    (folder / "report.json").write_text(json.dumps({**report, "figures": {"train/loss": 0.25}}))
+    parts = {"vlm": str(vlm), "encoder": str(encoder)}
+    (folder / "adapter" / ORIGIN).write_text(json.dumps({**parts, **recognized}))
+    (folder / "report.json").write_text(json.dumps({"kind": "lma", **parts, "figures": {"train/loss": 0.25}}))
     return folder
 
 

@@ -121,14 +121,14 @@ def test_a_vlm_without_all_its_weights_is_refused(world, tmp_path, no_child):
 
 
 def test_an_adapter_of_other_weights_is_refused(world, tmp_path, no_child):
-    # Same shapes, one weight of the base changed: only the digest in the run's report tells.
+    # Same shapes, one weight of the base changed: only the digest beside the adapter tells.
     other = tmp_path / "vlm"
     shutil.copytree(world.vlm, other)
     weights = load_file(other / "model.safetensors")
     name = next(name for name in weights if "gate_proj" in name)
     weights[name][0, 0] += 1e-3
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="trained on other weights"):
+    with pytest.raises(ValueError, match="was not trained on this model"):
         export_vlm(parts_of_run(world.run, vlm=str(other)), tmp_path / "out")
     assert left(tmp_path) == ["vlm"]
 
