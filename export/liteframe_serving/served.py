@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from liteframe.models.vlm.base import VideoModel
+from liteframe.models.vlm.base import VlmBackbone
 from liteframe.models.vlm.family import FAMILIES, Family
 from liteframe.models.vlm.vision import LiteFrameVisionModel
 
@@ -21,8 +21,8 @@ class ServedVision:
     vision_tower: Any
     multi_modal_projector: Any
 
-    get_video_features: Any = VideoModel.get_video_features
-    _encode = VideoModel._encode
+    get_video_features: Any = VlmBackbone.get_video_features
+    _encode = VlmBackbone._encode
 
     def add_vision(self, config: Any) -> None:
         """Set vision tower and projector, with weights that are loaded later."""

@@ -17,7 +17,7 @@ from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames, uniform
-from liteframe.models.vlm.base import VideoModel
+from liteframe.models.vlm.base import VlmBackbone
 from liteframe.models.vlm.chat import IGNORE, encode_conversation
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.failures import BadConversationsError
@@ -292,7 +292,7 @@ class FeatureCache:
         return len(self._features)
 
     @torch.no_grad()
-    def features(self, model: VideoModel, batch: ChatBatch) -> BaseModelOutputWithPooling:
+    def features(self, model: VlmBackbone, batch: ChatBatch) -> BaseModelOutputWithPooling:
         """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""
         fresh = iter(())
         if batch.video_frames:

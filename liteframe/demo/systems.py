@@ -22,8 +22,8 @@ from liteframe.evaluate.intervals import Share
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student
 from liteframe.models.teacher.load import load_teacher
-from liteframe.models.vlm.attach import attach_encoder
-from liteframe.models.vlm.load import load_video_llm, processor_for
+from liteframe.models.vlm.attach import attach_encoder, processor_for
+from liteframe.models.vlm.load import load_video_llm
 from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
 from liteframe.toyworld.model import CHECKPOINT
 

@@ -14,8 +14,9 @@ from liteframe.align.module import LMAModule
 from liteframe.cli.main import main
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.attach import with_encoder
 from liteframe.models.vlm.chat import question_prompt
-from liteframe.models.vlm.load import load_video_llm, with_encoder
+from liteframe.models.vlm.load import load_video_llm
 
 QUESTION = "What colour is the circle?"
 

@@ -1,17 +1,21 @@
-"""Put an encoder into a Video LLM that is in memory.
+"""Put an encoder into a Video LLM that is in memory, and make its processor fit.
 
 Shapes: [V,T,3,H,W] videos -> [V,ceil(T/t),h,w,C] features, C the width of the vision tower that is replaced.
 """
 
+import copy
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.family import family_of
+from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 
 
@@ -27,7 +31,9 @@ class InMemoryTower(nn.Module):
         return BaseModelOutput(last_hidden_state=self.encoder(pixel_values_videos))
 
 
-def attach_encoder(vlm: Any, encoder: nn.Module, *, config: LiteFrameConfig | None = None) -> Any:
+def attach_encoder(
+    vlm: PreTrainedModel, encoder: nn.Module, *, config: LiteFrameConfig | None = None
+) -> PreTrainedModel:
     """A Video LLM whose images go through `encoder`; language model, projector and head are those of `vlm`, shared.
 
     Args:
@@ -43,10 +49,10 @@ def attach_encoder(vlm: Any, encoder: nn.Module, *, config: LiteFrameConfig | No
         config = encoder.config
     if config is None:
         raise ValueError(f"attach_encoder: pass config= with a {type(encoder).__name__}: it does not describe its grid")
-    wanted = vlm.config.vision_config.hidden_size
-    if config.teacher_dim != wanted:
+    width = vlm.config.vision_config.hidden_size
+    if config.teacher_dim != width:
         raise ValueError(
-            f"the encoder emits {config.teacher_dim} channels, but the projector of this Video LLM takes {wanted}; "
+            f"the encoder emits {config.teacher_dim} channels, but the projector of this Video LLM takes {width}; "
             "use an encoder distilled from this model's own vision tower"
         )
     family = family_of(vlm.config.model_type)
@@ -80,3 +86,57 @@ def _tokens_per_slot(config: LiteFrameConfig, merge_factor: int) -> int:
     _, h, w = config.compression
     side = config.image_size // config.patch_size
     return (side // h // merge_factor) * (side // w // merge_factor)
+
+
+def with_encoder(vlm: PreTrainedModel, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> PreTrainedModel:
+    """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
+    if isinstance(encoder, nn.Module):
+        encoder = copy.deepcopy(encoder)  # the caller's keeps its precision
+    else:
+        encoder = LiteFrameEncoder.from_pretrained(encoder)
+    return attach_encoder(vlm, encoder.to(device=vlm.device, dtype=vlm.dtype))
+
+
+def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
+    """A transformers processor made to fit the encoder that its model now has.
+
+    Args:
+        base: transformers' processor of the model.
+        config: of the model with its encoder.
+
+    Raises:
+        ValueError: the two disagree on frame size, mean or std.
+    """
+    family, encoder = family_of(config.model_type), config.vision_config.encoder_config
+    t, h, w = encoder.compression
+    if h != w:
+        raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
+    video_processor = base.video_processor
+    if not family.keeps_frame_size:
+        video_processor = copy.deepcopy(video_processor)
+        video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
+    template = {"chat_template": base.chat_template} if family.keeps_chat_template else {}
+    processor: LiteFrameProcessor = family.processor_class(
+        base.tokenizer,
+        video_processor,
+        frames_per_slot=t,
+        pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
+        **template,
+    )
+    _check_preprocessing(processor, encoder)
+    return processor
+
+
+def _check_preprocessing(processor: LiteFrameProcessor, encoder: LiteFrameConfig) -> None:
+    of_processor = {
+        "size": processor.frame_size,
+        "mean": tuple(processor.video_processor.image_mean),
+        "std": tuple(processor.video_processor.image_std),
+    }
+    of_encoder = {"size": (encoder.image_size,) * 2, "mean": encoder.image_mean, "std": encoder.image_std}
+    for name, value in of_encoder.items():
+        if any(abs(a - b) > 1e-3 for a, b in zip(of_processor[name], value, strict=True)):
+            raise ValueError(
+                f"the Video LLM prepares frames with {name} {of_processor[name]}, but the encoder was trained with "
+                f"{value}; use an encoder distilled from this model's own vision tower"
+            )

@@ -21,7 +21,7 @@ from liteframe.models.vlm.vision import LiteFrameVisionModel
 CLIPS_PER_FORWARD = 8
 
 
-class VideoModel:
+class VlmBackbone:
     """Mix-in of a model without head; it has `vision_tower`, `multi_modal_projector` and `language_model`.
 
     A family brings `add_projector`, `merge_patches` and, where something ends its videos, `end_embedding`.
@@ -90,7 +90,7 @@ class VideoModel:
         """[sum of T,3,H,W] -> per video [T',h,w,C]. A clip never holds frames of two videos."""
         clip_frames = self.config.vision_config.encoder_config.clip_frames
         clips_of_video = [video.split(clip_frames) for video in frames.split(counts)]
-        clips = [clip for video in clips_of_video for clip in video]
+        clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
         by_length = defaultdict(list)
         for i, clip in enumerate(clips):
             by_length[len(clip)].append(i)
@@ -98,11 +98,11 @@ class VideoModel:
         for members in by_length.values():
             for start in range(0, len(members), CLIPS_PER_FORWARD):
                 part = members[start : start + CLIPS_PER_FORWARD]
-                features = self.vision_tower(torch.stack([clips[i] for i in part])).last_hidden_state
+                batch = torch.stack([clips[i] for i in part])  # [n,t,3,H,W]
+                features = self.vision_tower(batch).last_hidden_state  # [n,t',h,w,C]
                 encoded.update(zip(part, features, strict=True))
         ends = list(accumulate(len(video) for video in clips_of_video))
-        starts = [0, *ends[:-1]]
-        return [torch.cat([encoded[i] for i in range(a, b)]) for a, b in zip(starts, ends, strict=True)]
+        return [torch.cat([encoded[i] for i in range(a, b)]) for a, b in pairwise([0, *ends])]  # V x [T',h,w,C]
 
     @can_return_tuple
     def forward(
@@ -191,8 +191,8 @@ def check_placeholders(input_ids: Tensor, image_token_id: int, video_tokens: lis
     return [b - a for a, b in pairwise(videos_up_to)]
 
 
-class VideoLanguageModel:
-    """Mix-in of a model with head; it has `model`, a VideoModel, and `lm_head`."""
+class VlmForGeneration:
+    """Mix-in of a model with head; it has `model`, a VlmBackbone, and `lm_head`."""
 
     input_modalities = ("video", "text")
     output_class: Any

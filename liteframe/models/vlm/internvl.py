@@ -21,7 +21,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 
-from liteframe.models.vlm.base import VideoLanguageModel, VideoModel
+from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
 
@@ -77,7 +77,7 @@ def shuffle_factor(downsample_ratio: float) -> int:
     return factor
 
 
-class LiteFrameInternVLModel(VideoModel, InternVLPreTrainedModel):
+class LiteFrameInternVLModel(VlmBackbone, InternVLPreTrainedModel):
     """LiteFrame encoder, InternVL's projector and language model, without the language model's head."""
 
     config_class = LiteFrameInternVLConfig
@@ -101,7 +101,7 @@ class LiteFrameInternVLModel(VideoModel, InternVLPreTrainedModel):
 
 
 class LiteFrameInternVLForConditionalGeneration(
-    VideoLanguageModel, StrictLoading, InternVLPreTrainedModel, GenerationMixin
+    VlmForGeneration, StrictLoading, InternVLPreTrainedModel, GenerationMixin
 ):
     """InternVL with a LiteFrame encoder: answers text about videos."""
 

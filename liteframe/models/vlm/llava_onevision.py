@@ -19,7 +19,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
     LlavaOnevisionPreTrainedModel,
 )
 
-from liteframe.models.vlm.base import VideoLanguageModel, VideoModel
+from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
 
@@ -51,7 +51,7 @@ class LiteFrameLlavaOnevisionConfig(LlavaOnevisionConfig):
         super().__post_init__(**kwargs)
 
 
-class LiteFrameLlavaOnevisionModel(VideoModel, LlavaOnevisionPreTrainedModel):
+class LiteFrameLlavaOnevisionModel(VlmBackbone, LlavaOnevisionPreTrainedModel):
     """LiteFrame encoder, LLaVA-OneVision's projector and language model, without the language model's head."""
 
     config_class = LiteFrameLlavaOnevisionConfig
@@ -80,7 +80,7 @@ class LiteFrameLlavaOnevisionModel(VideoModel, LlavaOnevisionPreTrainedModel):
 
 
 class LiteFrameLlavaOnevisionForConditionalGeneration(
-    VideoLanguageModel, StrictLoading, LlavaOnevisionPreTrainedModel, GenerationMixin
+    VlmForGeneration, StrictLoading, LlavaOnevisionPreTrainedModel, GenerationMixin
 ):
     """LLaVA-OneVision with a LiteFrame encoder: answers text about videos."""
 

@@ -1,23 +1,17 @@
-"""A Video LLM ready for use: from disk, with or without a LiteFrame encoder and a LoRA adapter.
+"""A Video LLM from disk ready for use, with or without a LiteFrame encoder and a LoRA adapter."""
 
-Knows both rooms, models and data, and PEFT; it imports no training code, so that exports can use it too.
-"""
-
-import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from liteframe.files import check_weight_index
-from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
-from liteframe.models.vlm.attach import attach_encoder
+from liteframe.models.vlm.attach import attach_encoder, processor_for, with_encoder
 from liteframe.models.vlm.family import OURS, family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
 
@@ -83,45 +77,6 @@ def model_class(source: str | os.PathLike[str], model_type: str) -> Any:
     return family.generation_class if model_type.startswith(OURS) else family.hf_class
 
 
-def with_encoder(vlm: Any, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> Any:
-    """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
-    if isinstance(encoder, nn.Module):
-        encoder = copy.deepcopy(encoder)  # the caller's keeps its precision
-    else:
-        encoder = LiteFrameEncoder.from_pretrained(encoder)
-    return attach_encoder(vlm, encoder.to(device=vlm.device, dtype=vlm.dtype))
-
-
-def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
-    """A transformers processor made to fit the encoder that its model now has.
-
-    Args:
-        base: transformers' processor of the model.
-        config: of the model with its encoder.
-
-    Raises:
-        ValueError: the two disagree on frame size, mean or std.
-    """
-    family, encoder = family_of(config.model_type), config.vision_config.encoder_config
-    t, h, w = encoder.compression
-    if h != w:
-        raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
-    video_processor = base.video_processor
-    if not family.keeps_frame_size:
-        video_processor = copy.deepcopy(video_processor)
-        video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
-    template = {"chat_template": base.chat_template} if family.keeps_chat_template else {}
-    processor: LiteFrameProcessor = family.processor_class(
-        base.tokenizer,
-        video_processor,
-        frames_per_slot=t,
-        pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
-        **template,
-    )
-    _check_preprocessing(processor, encoder)
-    return processor
-
-
 def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[str]) -> LiteFrameProcessor:
     """The processor that `load_video_llm(source, encoder=encoder)` gives, without reading any weights.
 
@@ -136,18 +91,3 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
         vlm = cls(config)
         model = attach_encoder(vlm, LiteFrameEncoder(read_config(Path(encoder))))
     return processor_for(AutoProcessor.from_pretrained(source), model.config)
-
-
-def _check_preprocessing(processor: LiteFrameProcessor, encoder: LiteFrameConfig) -> None:
-    found = {
-        "size": processor.frame_size,
-        "mean": tuple(processor.video_processor.image_mean),
-        "std": tuple(processor.video_processor.image_std),
-    }
-    wanted = {"size": (encoder.image_size,) * 2, "mean": encoder.image_mean, "std": encoder.image_std}
-    for name, value in wanted.items():
-        if any(abs(a - b) > 1e-3 for a, b in zip(found[name], value, strict=True)):
-            raise ValueError(
-                f"the Video LLM prepares frames with {name} {found[name]}, but the encoder was trained with {value}; "
-                "use an encoder distilled from this model's own vision tower"
-            )

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoProcessor, InternVLForConditionalGeneration, InternVLProcessor, Qwen2Config
 
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.attach import processor_for, with_encoder
 from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
-from liteframe.models.vlm.load import load_video_llm, processor_for, with_encoder
+from liteframe.models.vlm.load import load_video_llm
 from liteframe.toyworld.model import build_processor
 
 
