@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from liteframe.training.checkpoint_folder import CheckpointFolder
-from liteframe.training.checkpoint_io import AtomicCheckpointIO
+from liteframe.training.checkpoint_folder import AtomicCheckpointIO, CheckpointFolder
 
 MEGABYTES = (1, 4, 16, 100)
 

@@ -12,8 +12,7 @@ from liteframe.align.module import LMAModule
 from liteframe.files import write_json
 from liteframe.models.vlm.adapter import ORIGIN, frozen_digest
 from liteframe.models.vlm.vision import LiteFrameVisionModel
-from liteframe.training.progress import ProgressLine
-from liteframe.training.report import environment
+from liteframe.training.report import ProgressLine, environment
 from liteframe.training.run_folder import RunFolder
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
 from liteframe.files import write_atomically
 from liteframe.training.command import TrainingCommand
+from liteframe.training.report import tell
 from liteframe.training.run_folder import RunFolder
 
 
@@ -63,9 +63,9 @@ def run_stages(arguments: Sequence[str]) -> None:
     for number, stage in enumerate(plan["stages"], 1):
         folder = RunFolder(run / f"{number}_{stage['name']}")
         if folder.report.is_file():
-            print(f"stage {folder.path.name} is finished", file=sys.stderr)
+            tell(f"stage {folder.path.name} is finished")
         else:
-            print(f"stage {folder.path.name}", file=sys.stderr)
+            tell(f"stage {folder.path.name}")
             overrides = run / f"{number}_{stage['name']}.yaml"
             write_atomically(overrides, yaml.safe_dump({k: v for k, v in stage.items() if k != "name"}).encode())
             before = [] if adapter is None else [f"--model.init_adapter={adapter}"]

@@ -1,6 +1,5 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
+from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
 
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
@@ -99,8 +99,7 @@ class LMAModule(GuardedModule):
             self.held_digest = frozen_digest(self.model)
         longest = self._longest(data)
         lines = [describe(self.model), longest, template_warning(data.processor)]
-        if self.trainer.is_global_zero:
-            print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)
+        tell("\n".join(filter(None, lines)))
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine; a trained encoder learns more slowly."""

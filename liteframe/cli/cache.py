@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from liteframe.distill.cache.settings import Codec
-from liteframe.training.progress import PLAIN_SECONDS, duration
+from liteframe.training.report import PLAIN_SECONDS, duration
 
 
 class CacheProgress(Progress):

@@ -1,8 +1,5 @@
 """What a CTD run says before it starts."""
 
-import sys
-
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from liteframe.distill.datamodule import ClipDataModule
@@ -25,9 +22,3 @@ def opening_line(student: LiteFrameEncoder, teacher: Teacher, data: ClipDataModu
 
 def _millions(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f}M"
-
-
-@rank_zero_only
-def tell(message: str) -> None:
-    """Tell the user, once."""
-    print(message, file=sys.stderr, flush=True)

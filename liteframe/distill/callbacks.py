@@ -15,8 +15,7 @@ from liteframe.distill.module import CTDModule
 from liteframe.distill.panel import clip_panel
 from liteframe.files import write_json
 from liteframe.training.ema import weight_ema
-from liteframe.training.progress import ProgressLine
-from liteframe.training.report import environment
+from liteframe.training.report import ProgressLine, environment
 from liteframe.training.run_folder import RunFolder
 from liteframe.training.sharded import is_sharded
 

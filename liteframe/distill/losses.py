@@ -1,7 +1,7 @@
 """Losses between student and target tokens: pure functions.
 
 Shapes: predictions and targets [B,T,h,w,C]; a token's loss averages over C; a clip's loss averages over its tokens by
-weight; `batch_loss` sums clips and divides by the nominal batch size, so accumulation and failed clips change nothing.
+weight; `batch_loss` sums clips and divides by the micro-batch size, so accumulation and failed clips change nothing.
 """
 
 from typing import Literal
@@ -51,6 +51,6 @@ def clip_losses(losses: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-12)
 
 
-def batch_loss(per_clip: Tensor, nominal: int) -> Tensor:
-    """Sum of the clips' losses [B] over the nominal number of clips: the only place where a batch is normalized."""
-    return per_clip.sum() / nominal
+def batch_loss(per_clip: Tensor, micro_batch_size: int) -> Tensor:
+    """Sum of the clips' losses [B] over the clips of a full micro-batch: the only place where a batch is normalized."""
+    return per_clip.sum() / micro_batch_size

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from liteframe.distill.announce import opening_line, tell
+from liteframe.distill.announce import opening_line
 from liteframe.distill.cache.dataset import check_cache
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.datamodule import ClipDataModule
@@ -34,9 +34,9 @@ from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher
 from liteframe.reduce.wap import real_slots
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
-from liteframe.training.report import StepMeans
+from liteframe.training.report import StepMeans, tell
 from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
-from liteframe.training.sharded import shard, whole_state
+from liteframe.training.sharded import full_state_dict, shard
 from liteframe.training.signals import leave_if_told
 
 
@@ -73,7 +73,7 @@ class CTDModule(GuardedModule):
         self.compiled, self.activation_checkpointing = compile, activation_checkpointing
         self.teacher_settings, self.student_config, self.target_settings = teacher, student, target
         self.loss_name, self.init, self.init_from, self.optimizer_settings = loss, init, init_from, optimizer
-        self.nominal = 1
+        self.micro_batch_size = 1
         self.step_means = StepMeans("loss", "cosine", "clipped_fraction")
 
     def configure_model(self) -> None:
@@ -118,7 +118,7 @@ class CTDModule(GuardedModule):
     def on_fit_start(self) -> None:
         """Measure the target statistics unless a checkpoint brought them, and move the head to standardized space."""
         data = self.data()
-        self.nominal = data.micro_batch_size
+        self.micro_batch_size = data.micro_batch_size
         if not self.target.ready:
             self._fit_target(data)
             unfold_head(self.student.head, self.target, raw=self.init == "weight_selection" or bool(self.init_from))
@@ -151,7 +151,7 @@ class CTDModule(GuardedModule):
             raise RuntimeError(f"the teacher {self.teacher.name} is in training mode; something called .train() on it")
 
     def step_loss(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch: each clip weighs 1 / nominal batch size, whatever became of the others."""
+        """Loss of a batch: each clip weighs 1 / micro_batch_size, whatever became of the others."""
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
             return self.encode(self.blank_clip()).sum() * 0.0, {}
@@ -172,7 +172,7 @@ class CTDModule(GuardedModule):
                 len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
             )
         watched = {"frames": batch.video, "target": pooled, "prediction": prediction}
-        return batch_loss(per_clip, self.nominal), watched
+        return batch_loss(per_clip, self.micro_batch_size), watched
 
     def clips(self, batch: ClipBatch) -> list[dict[str, Any]]:
         """See GuardedModule."""
@@ -204,7 +204,7 @@ class CTDModule(GuardedModule):
         """Raw WAP features out of the cache or the teacher; a cache has no logits."""
         if batch.targets is not None:
             return Pooled(batch.targets.float(), real_slots(batch.frame_mask, self.pooled_teacher.window[0]), None)
-        with self.timed("teacher"), whole_batches(len(batch.paths), self.nominal):
+        with self.timed("teacher"), whole_batches(len(batch.paths), self.micro_batch_size):
             features = self.teacher(batch.video)
         with self.timed("pooling"):
             pooled = self.pooled_teacher.pool(features, batch.frame_mask)
@@ -212,7 +212,7 @@ class CTDModule(GuardedModule):
 
     def encode(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
-        with whole_batches(video.shape[0], self.nominal):
+        with whole_batches(video.shape[0], self.micro_batch_size):
             return self.student(video)
 
     def predict_raw(self, video: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class CTDModule(GuardedModule):
         """A copy of the student, on the CPU, whose head emits raw teacher features; all ranks must ask for it."""
         with torch.device("meta"):
             encoder = LiteFrameEncoder(self.student.config).eval()
-        encoder.load_state_dict(whole_state(self.student), assign=True)
+        encoder.load_state_dict(full_state_dict(self.student), assign=True)
         standardizer = copy.deepcopy(self.target.standardizer).cpu()
         standardizer.fold(encoder.head)
         return encoder

@@ -38,6 +38,6 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         block.compile(dynamic=False, backend=backend)
 
 
-def whole_batches(clips: int, nominal: int) -> AbstractContextManager[object]:
+def whole_batches(clips: int, micro_batch_size: int) -> AbstractContextManager[object]:
     """Context in which compiled blocks run: a batch that lacks clips runs eagerly, not after compiling for its size."""
-    return nullcontext() if clips == nominal else torch.compiler.set_stance("eager_on_recompile")
+    return nullcontext() if clips == micro_batch_size else torch.compiler.set_stance("eager_on_recompile")

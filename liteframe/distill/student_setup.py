@@ -1,11 +1,9 @@
 """A student that fits its teacher: its grid, its weights at the start, its head in the space of the loss."""
 
 import dataclasses
-import sys
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from liteframe.data.preprocess import FrameFormat
@@ -14,7 +12,8 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
 from liteframe.models.teacher.base import Teacher
-from liteframe.training.sharded import fill, whole
+from liteframe.training.report import tell
+from liteframe.training.sharded import copy_into_shards, full_tensor
 
 
 def fit_to_teacher(
@@ -92,10 +91,7 @@ def build_student(
         raise ValueError(f"--init_from {init_from}: {error}") from error
     cut = ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
     before, after = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (saved, student))
-    rank_zero_only(print)(
-        f"--init_from {init_from}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})",
-        file=sys.stderr,
-    )
+    tell(f"--init_from {init_from}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})")
     return student
 
 
@@ -109,10 +105,10 @@ def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
     # The head may be divided over several devices.
     plain = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, device=target.mean.device)
     for name, parameter in head.named_parameters():
-        fill(plain.get_parameter(name), whole(parameter))
+        copy_into_shards(plain.get_parameter(name), full_tensor(parameter))
     with torch.no_grad():
         unreached = (plain.weight == 0).all(1) & (plain.bias == 0)
         plain.bias[unreached] = target.standardizer.mean[unreached].to(plain.bias.dtype)
     target.standardizer.unfold(plain)
     for name, parameter in head.named_parameters():
-        fill(parameter, plain.get_parameter(name))
+        copy_into_shards(parameter, plain.get_parameter(name))

@@ -1,15 +1,17 @@
 """The newest state of a run is on the disk in time, before validation, at the end, and when the run is told to stop."""
 
+import random
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from liteframe.training.checkpoint_folder import NamedCheckpoint
-from liteframe.training.checkpoint_io import AtomicCheckpointIO
-from liteframe.training.rng import gather_rng_states, set_rng_state
+from liteframe.training.checkpoint_folder import AtomicCheckpointIO, NamedCheckpoint
+from liteframe.training.report import tell
 from liteframe.training.run_folder import RunFolder
 from liteframe.training.signals import STOP
 
@@ -72,8 +74,8 @@ class LastCheckpoint(Callback):
             return
         if len(self._rng) == trainer.world_size:
             set_rng_state(self._rng[trainer.global_rank], trainer.strategy.root_device)
-        elif trainer.is_global_zero:
-            trainer.print(
+        else:
+            tell(
                 f"the run had {len(self._rng)} processes and has {trainer.world_size}: clips and their order stay, "
                 "random numbers drawn from here on (dropout) do not"
             )
@@ -156,3 +158,43 @@ class LastCheckpoint(Callback):
     def _leave(self, trainer: Trainer, number: int) -> NoReturn:
         path = RunFolder(trainer.default_root_dir).last_checkpoint
         STOP.leave(number, f"stopped at step {trainer.global_step}; state is in {path}, continue with --resume")
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """This process's generators: torch on the CPU and on `device`, NumPy, Python. Inverse: `set_rng_state`."""
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    _, words, python_gauss = random.getstate()
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        **states,
+        "numpy": torch.tensor([*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"]]),
+        "python": torch.tensor(words),
+        # NaN where no second normal number is kept.
+        "gauss": torch.tensor(
+            [numpy["gauss"], float("nan") if python_gauss is None else python_gauss], dtype=torch.float64
+        ),
+    }
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put this process's generators into a state that `rng_state` has returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    *keys, position, has_gauss = state["numpy"].tolist()
+    gauss, python_gauss = state["gauss"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    random.setstate((3, tuple(state["python"].tolist()), None if python_gauss != python_gauss else python_gauss))
+
+
+def gather_rng_states(trainer: Trainer) -> list[dict[str, Any]]:
+    """The states of all ranks, in order; every rank must call this."""
+    state = rng_state(trainer.strategy.root_device)
+    if trainer.world_size == 1:
+        return [state]
+    device = trainer.strategy.root_device
+    gathered = {name: trainer.strategy.all_gather(tensor.to(device)).cpu() for name, tensor in state.items()}
+    return [{name: tensors[rank].clone() for name, tensors in gathered.items()} for rank in range(trainer.world_size)]

@@ -1,4 +1,4 @@
-"""The folder `checkpoints/`: the newest two checkpoints, and a manifest that names only what is whole.
+"""The folder `checkpoints/`: the newest two, a manifest that names only what is whole, and how they are written.
 
 A checkpoint `step-<n>.ckpt` is complete on the disk before manifest.json names it; `last.ckpt` is a link to the newest;
 a file is removed only when the manifest has stopped naming it. So at any moment at least one named file is whole.
@@ -7,10 +7,16 @@ a file is removed only when the manifest has stopped naming it. So at any moment
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
 
 from liteframe.files import durable_file, fsync_path
 
@@ -143,3 +149,58 @@ def _is_whole_zip(path: Path) -> bool:
             return archive.testzip() is None
     except zipfile.BadZipFile:
         return False
+
+
+class Written(NamedTuple):
+    """Size in bytes and sha256 of a file that was written."""
+
+    bytes: int
+    sha256: str
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear complete or not at all, and are read with `weights_only=True`.
+
+    Lightning's own save moves a file from TMPDIR and never flushes it.
+
+    Attributes:
+        written: the latest file; its digest is taken while it is written.
+    """
+
+    written: Written | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write beside `path`, flush, rename.
+
+        Raises:
+            OSError: it cannot be written; `path` is as it was.
+        """
+        with durable_file(Path(path), needed=tensor_bytes(checkpoint)) as file:
+            torch.save(checkpoint, file)  # type: ignore[arg-type]  # it asks for no more than write and flush
+        self.written = Written(file.bytes, file.sha256)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of tensors and plain values; anything else is refused, whatever `weights_only` says.
+
+        Raises:
+            ValueError: the file is damaged or holds other objects.
+        """
+        remedy = "start a new run, with --init_from RUN/encoder if an encoder was saved"
+        # torch.load would try its old format on anything else.
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is not a loadable checkpoint (no complete zip archive); {remedy}")
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a loadable checkpoint ({reason}); {remedy}") from error
+
+
+def tensor_bytes(values: Any) -> int:
+    """Bytes of the tensors in nested containers; a checkpoint is hardly larger."""
+    storages = {
+        leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes()
+        for leaf in tree_leaves(values)
+        if isinstance(leaf, torch.Tensor)
+    }
+    return sum(storages.values())

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from liteframe.files import OUT_OF_SPACE, OutOfSpaceError
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
-from liteframe.training.checkpoint_io import AtomicCheckpointIO
+from liteframe.training.checkpoint_folder import AtomicCheckpointIO
 from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
 from liteframe.training.profile_run import StepProfile, shorten, write_profile

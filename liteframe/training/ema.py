@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from liteframe.training.sharded import fill, whole
+from liteframe.training.sharded import copy_into_shards, full_tensor
 
 
 class WeightAverage:
@@ -47,9 +47,9 @@ class WeightAverage:
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(plain)
 
-    def whole(self) -> dict[str, Tensor]:
+    def full_tensors(self) -> dict[str, Tensor]:
         """The averages, gathered where they are sharded; to be called on all ranks."""
-        return {name: whole(tensor) for name, tensor in self.weights.items()}
+        return {name: full_tensor(tensor) for name, tensor in self.weights.items()}
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], updates: int) -> None:
@@ -62,7 +62,7 @@ class WeightAverage:
             names = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"--resume: the averaged weights belong to another model; they differ in {names[:5]}")
         for name, mine in self.weights.items():
-            fill(mine, weights[name])
+            copy_into_shards(mine, weights[name])
         self.updates = updates
 
 
@@ -122,7 +122,7 @@ class WeightEMA(Callback):
         if self._exchanged:
             raise RuntimeError("a checkpoint was asked for while the model holds averaged weights")
         checkpoint["weight_average"] = {
-            "decay": self.decay, "updates": self.average.updates, "weights": self.average.whole()
+            "decay": self.decay, "updates": self.average.updates, "weights": self.average.full_tensors()
         }  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ from liteframe.training.guard import (
     drop_rows_from,
     json_number,
 )
-from liteframe.training.sharded import whole, whole_state
+from liteframe.training.report import tell
+from liteframe.training.sharded import full_state_dict, full_tensor
 
 
 @dataclass
@@ -185,7 +185,7 @@ class GuardedModule(LightningModule):
         if self.trainer.is_global_zero:
             append_row(self._run(), {**row, "clips": suspects})
             names = ", ".join(Path(clip["path"]).name for clip in suspects[:3]) + ", ..." * (len(suspects) > 3)
-            print(f"\nstep {step} skipped: {why} ({names})", file=sys.stderr, flush=True)
+            tell(f"\nstep {step} skipped: {why} ({names})")
         if stop:
             settings = self.guard.settings
             folder = self._write_dump({**row, "clips": clips}, micro_batches)
@@ -215,7 +215,7 @@ class GuardedModule(LightningModule):
         (temporary / f"batch_{self.global_rank}.json").write_text(json.dumps(others))
         save_file(tensors, temporary / f"batch_{self.global_rank}.safetensors")
         # All ranks hold a part of each where weights are sharded.
-        weights = whole_state(self)
+        weights = full_state_dict(self)
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             save_file(weights, temporary / "weights.safetensors")
@@ -243,7 +243,7 @@ class GuardedModule(LightningModule):
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     """Norm of all gradients together, over all shards."""
-    return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    return full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def gather(rows: list[dict[str, Any]], world_size: int) -> list[list[dict[str, Any]]]:

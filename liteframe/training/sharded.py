@@ -167,19 +167,19 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with all its shards; every rank must call it where there are any."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def fill(target: Tensor, value: Tensor) -> None:
+def copy_into_shards(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor, the same on all ranks, into one that may be sharded."""
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(value)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """State dict of whole tensors on the CPU, apart from the model's own; every rank must call it where sharded."""
-    return {name: whole(tensor).detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor).detach().cpu().clone() for name, tensor in model.state_dict().items()}

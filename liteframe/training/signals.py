@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -18,6 +17,8 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
+
+from liteframe.training.report import tell
 
 PATIENCE = 30.0
 
@@ -41,8 +42,7 @@ def requeue() -> None:
         outcome = "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         outcome = str(error)
-    told = f"job {job} is requeued" if not outcome else f"job {job} is NOT requeued: {' '.join(command)}: {outcome}"
-    print(told, file=sys.stderr, flush=True)
+    tell(f"job {job} is requeued" if not outcome else f"job {job} is NOT requeued: {' '.join(command)}: {outcome}")
 
 
 def slurm_plugins() -> list[SLURMEnvironment]:
@@ -93,8 +93,8 @@ class StopRequest:
         """The signal that any rank received, on every rank; all ranks must ask at the same place."""
         number = self.received or 0
         if trainer.world_size > 1:
-            told = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(told, reduce_op="max"))  # type: ignore[arg-type]
+            own = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(own, reduce_op="max"))  # type: ignore[arg-type]
         return number or None
 
     def leave(self, number: int, state: str) -> NoReturn:
@@ -108,7 +108,7 @@ class StopRequest:
 
     @rank_zero_only
     def _farewell(self, number: int, state: str) -> None:
-        print(f"\n{signal.Signals(number).name}: {state}", file=sys.stderr, flush=True)
+        tell(f"\n{signal.Signals(number).name}: {state}")
         if self.requeue and number != signal.SIGINT:
             requeue()
 

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from worlds.states import assert_same_state
 
 from liteframe.distill.module import CTDModule
 from liteframe.models.student.encoder import LiteFrameEncoder
@@ -26,9 +27,19 @@ def straight(seven_steps):
 def assert_same(run, straight):
     expected, result = weights(straight[0]), weights(run)
     assert result["global_step"] == expected["global_step"] == 7
-    for name, tensor in expected["state_dict"].items():
-        assert torch.equal(tensor, result["state_dict"][name]), name
-    assert str(expected["optimizer_states"]) == str(result["optimizer_states"])
+    assert_same_state(expected["state_dict"], result["state_dict"])
+    assert_same_state(expected["optimizer_states"], result["optimizer_states"])
+
+
+def test_one_bit_of_one_moment_is_a_difference(straight):
+    expected, changed = (weights(straight[0])["optimizer_states"] for _ in range(2))
+    assert_same_state(expected, changed)
+    moments = [value["exp_avg"] for value in changed[0]["state"].values()]
+    largest = max(moments, key=torch.Tensor.numel)
+    assert largest.numel() > 1000  # printing elides some
+    largest.view(torch.int32).view(-1)[largest.numel() // 2] ^= 1
+    with pytest.raises(AssertionError, match="exp_avg"):
+        assert_same_state(expected, changed)
 
 
 def send(monkeypatch, hook, when, number):

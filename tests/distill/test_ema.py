@@ -71,10 +71,10 @@ def test_sharded_weights_are_averaged_saved_whole_and_restored(tmp_path):
                     model.weight.mul_(1.5)
                 average.update(model)
         assert isinstance(averages[1].weights["weight"], DTensor)
-        assert not isinstance(averages[1].whole()["weight"], DTensor)
-        close(averages[1].whole(), averages[0].weights)
+        assert not isinstance(averages[1].full_tensors()["weight"], DTensor)
+        close(averages[1].full_tensors(), averages[0].weights)
         again = WeightAverage(sharded, 0.6)
-        again.restore(averages[1].whole(), 5)
+        again.restore(averages[1].full_tensors(), 5)
         again.exchange(sharded)
         close({name: p.full_tensor() for name, p in trained(sharded).items()}, averages[0].weights)
     finally:

@@ -80,7 +80,7 @@ def test_accumulation_1x8_equals_2x4(name):
             rows = rows[good[rows]]
             prediction = layer(x[rows].flatten(1)).unflatten(1, (3, 2, 2, 6))
             per_clip = clip_losses(token_losses(prediction, target[rows], name), weight[rows])
-            (batch_loss(per_clip, nominal=8 // chunks) / chunks).backward()
+            (batch_loss(per_clip, micro_batch_size=8 // chunks) / chunks).backward()
         return layer.weight.grad
 
     assert torch.allclose(gradient(1), gradient(2), rtol=1e-5, atol=1e-7)

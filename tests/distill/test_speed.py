@@ -67,7 +67,7 @@ def test_compiled_blocks_match_and_odd_batches_run_eagerly(student, recompute):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert compiled > 0, "nothing was compiled"
-    with whole_batches(1, nominal=2):
+    with whole_batches(1, micro_batch_size=2):
         results = step(student, video[:1])
     for ours, theirs in zip(results, odd, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from liteframe.training.guard import GuardSettings, TrainingDivergedError
 from liteframe.training.guarded_module import GuardedModule
-from liteframe.training.sharded import shard, whole
+from liteframe.training.sharded import full_tensor, shard
 
 
 class Batch(NamedTuple):
@@ -58,7 +58,7 @@ class Line(GuardedModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.5)
 
     def on_train_batch_end(self, *_):
-        self.history.append([whole(p).flatten().tolist() for p in self.layer.parameters()])
+        self.history.append([full_tensor(p).flatten().tolist() for p in self.layer.parameters()])
 
 
 def main(run: Path, strategy: str) -> None:

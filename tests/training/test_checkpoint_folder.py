@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from liteframe.files import OutOfSpaceError, durable_file
-from liteframe.training.checkpoint_folder import CheckpointFolder
-from liteframe.training.checkpoint_io import AtomicCheckpointIO, tensor_bytes
-from liteframe.training.rng import rng_state, set_rng_state
+from liteframe.training.checkpoint import rng_state, set_rng_state
+from liteframe.training.checkpoint_folder import AtomicCheckpointIO, CheckpointFolder, tensor_bytes
 from liteframe.training.run_folder import RunFolder
 
 

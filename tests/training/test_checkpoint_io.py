@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from liteframe.training.checkpoint import LastCheckpoint
-from liteframe.training.checkpoint_io import AtomicCheckpointIO
+from liteframe.training.checkpoint_folder import AtomicCheckpointIO
 
 
 def test_temporary_file_lies_beside_the_target(tmp_path, monkeypatch):

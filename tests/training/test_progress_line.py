@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from liteframe.training.progress import ProgressLine, duration
+from liteframe.training.report import ProgressLine, duration
 
 
 def trainer(steps):

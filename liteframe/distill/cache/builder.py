@@ -31,7 +31,7 @@ from liteframe.distill.speed import compile_blocks, prepare_teacher
 from liteframe.distill.student_setup import fit_to_teacher
 from liteframe.distill.target_maker import TargetMaker
 from liteframe.training.command import Run, automatic_precision
-from liteframe.training.progress import duration
+from liteframe.training.report import duration
 
 # Processes wait for each other twice, at the start and at the end, and one may have many more broken videos.
 PATIENCE = timedelta(days=7)
