@@ -1,1 +1,1 @@
-"""From a video file to a clip tensor: manifests, frame choice, decoding, transforms."""
+"""From a file to frames: manifests, media, published data sets; knows no model and no trainer."""

@@ -1,1 +1,1 @@
-"""Models: the student, its teachers, and what carries weights from one to the other."""
+"""The boxes of the method's figure: student, teacher, Video LLM. They know no trainer and no command line."""

@@ -1,0 +1,1 @@
+"""What distilling and aligning share: command, run folder, checkpoints, signals, guard, schedule, progress."""

@@ -1,0 +1,1 @@
+"""The student: config, network, files, temporal mixers, cost, and its first weights."""

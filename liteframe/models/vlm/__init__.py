@@ -1,0 +1,1 @@
+"""Video LLMs with a LiteFrame encoder: families, prompts, loading, adapters."""
