@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from liteframe.models.student.encoder import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
+from liteframe.models.vlm.family import family_of
 
 # Values that share a scale; rows are cut into blocks of so many.
 BLOCK = 64
@@ -45,9 +47,6 @@ def quantize_frozen(model: PeftModel) -> int:
     return count
 
 
-LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# A list of suffixes would also hit the vision towers, whose attention layers bear the same names.
-PATTERN = rf".*language_model.*\.({'|'.join(LAYERS)})"
 PROJECTOR, ENCODER = "multi_modal_projector", "vision_tower"
 
 
@@ -94,7 +93,8 @@ def add_lora(
         ValueError: the language model lacks the layers that LoRA is meant for, a layer elsewhere matched, or the
             adapter to start from has other layers, another rank, or was trained on another model.
     """
-    expected = language_model_layers(model)
+    names = family_of(model.config.model_type).lora_layers
+    expected = language_model_layers(model, names)
     trained_whole = [name for name, wanted in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if wanted]
     held = _whole_parts(start_from)
     if start_from is not None:
@@ -104,7 +104,8 @@ def add_lora(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, a float is as good
         lora_dropout=settings.dropout,
-        target_modules=PATTERN,
+        # A list of suffixes would also hit the vision towers, whose attention layers bear the same names.
+        target_modules=rf".*language_model.*\.({'|'.join(names)})",
         modules_to_save=[*trained_whole, *kept] or None,
         task_type="CAUSAL_LM",
     )
@@ -144,18 +145,18 @@ def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
     set_peft_model_state_dict(model, own | found)
 
 
-def language_model_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers that LoRA is meant for.
+def language_model_layers(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Full names of the linear layers that LoRA is meant for, given how they are called within a block.
 
     Raises:
         ValueError: there is none.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = [name for name in linear if "language_model" in name.split(".") and name.split(".")[-1] in LAYERS]
+    found = [name for name in linear if "language_model" in name.split(".") and name.split(".")[-1] in layers]
     if not found:
         inside = sorted({name.split(".")[-1] for name in linear if "language_model" in name.split(".")})
         raise ValueError(
-            f"the language model has no layer named {', '.join(LAYERS)}; its linear layers are "
+            f"the language model has no layer named {', '.join(layers)}; its linear layers are "
             f"{', '.join(inside) or 'none'}"
         )
     return found
@@ -170,7 +171,8 @@ def adapted_layers(model: nn.Module) -> list[str]:
 def describe(model: PeftModel) -> str:
     """What will be trained, to be read before a run starts."""
     layers = adapted_layers(model)
-    kinds = {kind: sum(layer.endswith(f".{kind}") for layer in layers) for kind in LAYERS}
+    names = family_of(model.get_base_model().config.model_type).lora_layers
+    kinds = {kind: sum(layer.endswith(f".{kind}") for layer in layers) for kind in names}
     trained = [p for p in model.parameters() if p.requires_grad]
     total = sum(p.numel() for p in model.parameters())
     whole = {part: _is_trained(model, part) for part in (PROJECTOR, ENCODER)}

@@ -7,6 +7,7 @@ from torch import nn
 
 from liteframe.align.lora import LoraSettings, adapted_layers, add_lora, describe, language_model_layers
 from liteframe.models.vlm.adapter import frozen_digest
+from liteframe.models.vlm.family import INTERNVL
 
 
 def test_every_layer_of_the_language_model_and_no_other(model):
@@ -29,7 +30,7 @@ def test_every_layer_of_the_language_model_and_no_other(model):
 def test_the_tower_has_the_same_names_so_a_suffix_list_would_hit_it(vlm):
     adapted = get_peft_model(vlm, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
     assert any("vision_tower" in name for name in adapted_layers(adapted))
-    assert not any("vision_tower" in name for name in language_model_layers(vlm))
+    assert not any("vision_tower" in name for name in language_model_layers(vlm, INTERNVL.lora_layers))
 
 
 def test_projector_and_encoder_are_trained_when_asked(model):
@@ -50,7 +51,7 @@ def test_what_is_trained_is_float32_in_a_bfloat16_model(model):
 def test_a_language_model_without_these_layers_is_refused():
     other = nn.ModuleDict({"language_model": nn.ModuleDict({"wqkv": nn.Linear(2, 2)}), "q_proj": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="its linear layers are wqkv"):
-        add_lora(other, LoraSettings())
+        language_model_layers(other, INTERNVL.lora_layers)
 
 
 def test_settings_out_of_range_are_refused():
