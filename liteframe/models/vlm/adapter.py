@@ -41,8 +41,8 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated")  # PEFT's own code
         adapted = PeftModel.from_pretrained(model, adapter, ignore_mismatched_sizes=True)
         # PEFT ignores what has no place, and leaves at its start what is missing.
-        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        if problems := weight_misfits(load_file(path), wanted):
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if problems := weight_misfits(load_file(path), expected):
             raise ValueError(f"the adapter {adapter} was not trained on this model, which it does not fit: {problems}")
     return adapted
 

@@ -50,9 +50,9 @@ def load_video_llm(
         model, info = cls.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except SafetensorError as error:
         raise ValueError(f"the weights of {source} are damaged ({error}); copy or download them again") from error
-    if lacking := sorted(info["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{source} lacks {len(lacking)} weights of its model (first: {lacking[0]}), which would be random; "
+            f"{source} lacks {len(missing)} weights of its model (first: {missing[0]}), which would be random; "
             "copy or download it again"
         )
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)

@@ -157,10 +157,10 @@ class LiteFrameProcessor(ProcessorMixin):
         self, prompts: list[str], clips: list[torch.Tensor], stills: list[torch.Tensor]
     ) -> tuple[list[str], list[torch.Tensor]]:
         pattern = re.compile(f"{re.escape(self.video_token)}|{re.escape(self.image_token)}")
-        for kind, token, given in (("videos", self.video_token, clips), ("images", self.image_token, stills)):
-            wanted = sum(prompt.count(token) for prompt in prompts)
-            if wanted != len(given):
-                raise ValueError(f"the text holds {wanted} {token} placeholders, but {len(given)} {kind} were given")
+        for kind, token, arrays in (("videos", self.video_token, clips), ("images", self.image_token, stills)):
+            count = sum(prompt.count(token) for prompt in prompts)
+            if count != len(arrays):
+                raise ValueError(f"the text holds {count} {token} placeholders, but {len(arrays)} {kind} were given")
         sources = {self.video_token: iter(clips), self.image_token: iter(stills)}
         ordered: list[torch.Tensor] = []
 
