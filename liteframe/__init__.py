@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from liteframe.answer.ask import ask as ask
     from liteframe.answer.encode import encode_video as encode_video
+    from liteframe.answer.memory import memories as memories
+    from liteframe.answer.session import StreamSession as StreamSession
     from liteframe.models.student.config import LiteFrameConfig as LiteFrameConfig
     from liteframe.models.student.cost import cost as cost
     from liteframe.models.student.encoder import LiteFrameEncoder as LiteFrameEncoder
@@ -31,15 +33,19 @@ _HOME = {
     "cost": "liteframe.models.student.cost",
     "load_video_llm": "liteframe.models.vlm.load",
     "ask": "liteframe.answer.ask",
+    "StreamSession": "liteframe.answer.session",
+    "memories": "liteframe.answer.memory",
 }
 __all__ = [
     "LiteFrameConfig",
     "LiteFrameEncoder",
+    "StreamSession",
     "ask",
     "cost",
     "encode_video",
     "load_teacher",
     "load_video_llm",
+    "memories",
     "reducers",
     "weighted_average_pool",
 ]

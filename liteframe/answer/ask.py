@@ -1,20 +1,24 @@
-"""One question about one video file, answered as the words are found."""
+"""One question about one video file, answered as the words are found: a session that keeps everything."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event, Thread
 from typing import Any
 
-import torch
+import numpy as np
 
-from liteframe.answer.generate import plain_request, stream_answer
-from liteframe.answer.session import prefill_overlapped
+from liteframe.answer.generate import check_text
+from liteframe.answer.session import StreamSession
 from liteframe.data.video.process import DecodeProcess
-from liteframe.data.video.sampling import at_fps
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
-from liteframe.models.vlm.family import CONTROL_TOKENS
-from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.data.video.sampling import choose_frames
+
+PART = 32  # frames that are read at once where nothing overlaps: bounds memory
+AHEAD = 8  # clips that may be read before they are encoded
 
 
 def ask(
@@ -33,8 +37,6 @@ def ask(
     overlap: bool | None = None,
 ) -> Iterator[str]:
     """Stream a greedy answer, piece by piece; `"".join(ask(...))` is the whole.
-
-    With a LiteFrame encoder on a GPU, reading the file, encoding and prefill overlap clip by clip (see overlap).
 
     Args:
         model: of `load_video_llm`.
@@ -56,50 +58,105 @@ def ask(
         ValueError: an argument is out of range, the text holds a control token or placeholder, or prompt and answer are
             longer than the language model reads.
     """
-    check_text(question, system)
-    with DecodeProcess(deadline) as decoder:
-        indices = choose_frames(decoder, path, frames=frames, fps=fps, start=start, end=end)
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "system": system}
-        wanted = model.device.type == "cuda" if overlap is None else overlap
-        if wanted and isinstance(processor, LiteFrameProcessor):
-            size = model.config.vision_config.encoder_config.clip_frames
-            parts = (indices[i : i + size] for i in range(0, len(indices), size))
-            clips = (decoder.read(path, part) for part in parts)
-            request = prefill_overlapped(model, processor, clips, len(indices), question, **settings)
-        else:
-            with torch.inference_mode():
-                request = plain_request(model, processor, decoder.read(path, indices), [question], **settings)
-    yield from stream_answer(model, processor, request)
+    asked = VideoQuestion.prepare(path, question, frames=frames, fps=fps, start=start, end=end, system=system)
+    yield from asked.answer(model, processor, max_new_tokens=max_new_tokens, deadline=deadline, overlap=overlap)
 
 
-def choose_frames(
-    decoder: DecodeProcess,
-    path: str | os.PathLike[str],
-    *,
-    frames: int,
-    fps: float | None,
-    start: float | None,
-    end: float | None,
-) -> list[int]:
-    """Numbers of the frames that a question is about; arguments and errors as of ask."""
-    info = decoder.probe(path)
-    return at_fps(
-        info.frames,
-        info.fps,
-        target_fps=info.fps if fps is None else fps,
-        max_frames=frames,
-        start=start or 0.0,
-        end=end,
-    )
+@dataclass(frozen=True)
+class VideoQuestion:
+    """A question about a file that is known to be there, and which frames are looked at: `prepare` makes it."""
+
+    path: str
+    question: str
+    system: str | None
+    indices: tuple[int, ...]
+
+    @classmethod
+    def prepare(
+        cls,
+        path: str | os.PathLike[str],
+        question: str,
+        *,
+        frames: int,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        system: str | None = None,
+    ) -> VideoQuestion:
+        """Check all that can be checked without a model; arguments and errors as of ask."""
+        check_text(question)
+        check_text(system or "", "system message")
+        with DecodeProcess() as decoder:
+            info = decoder.probe(path)
+        indices = choose_frames(info.frames, info.fps, frames=frames, target_fps=fps, start=start, end=end)
+        return cls(os.fspath(path), question, system, tuple(indices))
+
+    def answer(
+        self, model: Any, processor: Any, *, max_new_tokens: int, deadline: float = 120.0, overlap: bool | None = None
+    ) -> Iterator[str]:
+        """Read the frames and stream the answer; arguments and errors as of ask."""
+        session = StreamSession(model, processor, system=self.system, prefill=overlap)
+        with DecodeProcess(deadline) as decoder:
+            if session.prefill:
+                parts = self._read(decoder, session.clip_frames)
+                with closing(read_ahead(parts, AHEAD)) as ready:
+                    for frames in ready:
+                        session.add(frames)
+            else:
+                for frames in self._read(decoder, PART):
+                    session.add(frames)
+        yield from session.stream(self.question, max_new_tokens=max_new_tokens)
+
+    def _read(self, decoder: DecodeProcess, size: int) -> Iterator[np.ndarray]:
+        for first in range(0, len(self.indices), size):
+            yield decoder.read(self.path, list(self.indices[first : first + size]))
 
 
-def check_text(question: str, system: str | None) -> None:
-    """Refuse text that would become control or image tokens.
+def read_ahead(parts: Iterator[np.ndarray], most: int) -> Generator[np.ndarray]:
+    """Parts of a video [n,H,W,3], read in a thread of its own, as many at a time as are ready.
 
     Raises:
-        ValueError: names the token.
+        Exception: what reading raised, after the parts before it.
     """
-    for name, text in (("question", question), ("system message", system or "")):
-        for token in (*CONTROL_TOKENS, PLACEHOLDER, IMAGE):
-            if token in text:
-                raise ValueError(f"the {name} holds {token!r}, which is a control token or placeholder; leave it out")
+    queue: Queue[Any] = Queue(most)
+    stop = Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                queue.put(item, timeout=0.1)
+                return True
+            except Full:
+                continue
+        return False
+
+    def read() -> None:
+        last: BaseException | None = None
+        try:
+            for part in parts:
+                if not put(part):
+                    return
+        except BaseException as error:  # raised again where the parts are used
+            last = error
+        put(last)
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while True:
+            ready = [queue.get()]
+            while isinstance(ready[-1], np.ndarray):
+                try:
+                    ready.append(queue.get_nowait())
+                except Empty:
+                    break
+            clips = [item for item in ready if isinstance(item, np.ndarray)]
+            if clips:
+                yield np.concatenate(clips)
+            if not isinstance(ready[-1], np.ndarray):
+                if ready[-1] is not None:
+                    raise ready[-1]
+                return
+    finally:
+        stop.set()
+        thread.join()

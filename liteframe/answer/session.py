@@ -1,154 +1,311 @@
-"""Encode a video clip by clip while the language model already reads the earlier clips: less waiting, same answer.
+"""A video that comes in as it happens, and questions about it at any time.
 
-Decoding (CPU), encoding and prefill of one video need each other only clip by clip, because a LiteFrame encoder's clips
-are independent and a causal language model can read its prompt in parts (chunked prefill into the KV cache).
+Frames are encoded clip by clip, with the borders of offline encoding, and handed to a memory, which decides what of
+them the language model is shown. Asking changes nothing: frames that fill no clip yet are encoded for the answer alone.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from queue import Empty, Full, Queue
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import DynamicCache
 
-from liteframe.answer.generate import check_length, greedy
+from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.generate import check_length, check_text, generate_text, greedy, stream_text
+from liteframe.answer.memory import StreamMemory, memories
+from liteframe.answer.prefill import Prefill, cache_name
+from liteframe.files import write_atomically
+from liteframe.models.vlm.base import place_features
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
+from liteframe.reduce.base import Tokens
 
-# Clips that may be encoded and not yet read: bounds memory.
-AHEAD = 8
+FORMAT = 1
+SLACK = 1e-6  # seconds by which a frame may come before its time
 
 
-@torch.inference_mode()
-def prefill_overlapped(
-    model: Any,
-    processor: Any,
-    clips: Iterable[np.ndarray],
-    frames: int,
-    question: str,
-    *,
-    system: str | None = None,
-    max_new_tokens: int = 32,
-) -> dict[str, Any]:
-    """Fill the KV cache with a video and a question, except for the last token, from which an answer starts.
+@dataclass(frozen=True)
+class Answer:
+    """What the model says, and how many frames had come by then."""
+
+    text: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class SessionSize:
+    """What a session holds: tokens of its memory, and bytes of memory, waiting frames and KV cache."""
+
+    tokens: int
+    bytes: int
+
+
+class StreamSession:
+    """Ask a Video LLM about frames that come one after another.
 
     Args:
-        model: a Video LLM with a LiteFrame encoder, in eval mode.
-        processor: the processor that fits it.
-        clips: uint8 [t,H,W,3] each, the video's frames in order, cut into clips of the encoder's `clip_frames`; read in
-            a thread of its own, so reading them from a file overlaps as well.
-        frames: how many frames the clips hold together.
-        question: without the video placeholder.
+        model: of `load_video_llm`, in eval mode, on its device.
+        processor: of `load_video_llm`.
+        memory: what remembers the video, such as `memories["all"]()`, the default; it is emptied.
+        fps: frames a second that are taken, where the times of frames are told.
         system: a system message; None sends none.
-        max_new_tokens: longest answer.
+        prefill: whether the language model reads slots into its KV cache as they come, so that a question waits for
+            less; needs a memory that only appends. None does so on a GPU where the memory allows it. On a CPU, encoding
+            and prefill compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
 
-    Returns:
-        Arguments of `generate` for a greedy answer: input_ids [1,L], attention_mask, past_key_values and the rest.
+    Attributes:
+        frames: how many were taken so far.
+        clip_frames: how many are encoded together.
 
     Raises:
-        ValueError: the clips hold another number of frames, or prompt and answer are too long.
+        ValueError: fps is not positive, the system message holds a control token, or the memory does not only append.
     """
-    ids, mask = _prompt(model, processor, frames, question, system, max_new_tokens)
-    places = mask[0].nonzero().flatten().tolist()
-    cache = DynamicCache(config=model.config.text_config)
-    embed, language = model.get_input_embeddings(), model.model.language_model
-    done = read = 0  # tokens in the cache; image tokens among them
-    ending = model.model.end_embedding()
-    most = len(places) - (0 if ending is None else 1)
-    for features in _encoded(model, processor, clips):
-        read += len(features)
-        if read > most:
-            raise ValueError(f"the clips hold more than the {frames} frames they were said to")
-        end = places[read - 1] + 1
-        embeds = embed(ids[:, done:end]).masked_scatter(mask[:, done:end, None], features.to(embed.weight.dtype))
-        language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        done = end
-    if read != most:
-        raise ValueError(f"the clips hold fewer than the {frames} frames they were said to")
-    rest = embed(ids[:, done:-1])
-    if ending is not None:
-        rest = rest.masked_scatter(mask[:, done:-1, None], ending.to(rest))
-    language(inputs_embeds=rest, past_key_values=cache, use_cache=True)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "past_key_values": cache,
-        **greedy(processor, max_new_tokens),
-    }
 
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        memory: StreamMemory | None = None,
+        *,
+        fps: float = 1.0,
+        system: str | None = None,
+        prefill: bool | None = None,
+    ) -> None:
+        if not fps > 0:
+            raise ValueError(f"fps={fps}: a positive number of frames a second is needed")
+        check_text(system or "", "system message")
+        self.model, self.tokenizer = model, processor.tokenizer
+        self.memory = memories["all"]() if memory is None else memory
+        self.fps, self.system = fps, system
+        if prefill and not self.memory.append_only:
+            raise ValueError(f"prefill=True needs a memory that only appends, which {self.memory.name!r} does not")
+        self.prefill = self.memory.append_only and model.device.type == "cuda" if prefill is None else prefill
+        self._encoder = frame_encoder(model, processor)
+        self.clip_frames = self._encoder.clip_frames
+        self._cache_name = cache_name(model.model.language_model)
+        on_side = self.prefill and model.device.type == "cuda"  # there it overlaps with prefill
+        self._stream = torch.cuda.Stream(model.device) if on_side else None
+        self.reset()
 
-def _prompt(
-    model: Any, processor: Any, frames: int, question: str, system: str | None, max_new_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Token ids [1,L] and where image tokens are, bool [1,L]."""
-    video = processor.video_text(processor.slots(frames, *processor.frame_size))
-    text = question_prompt(question, system).replace(PLACEHOLDER, video, 1)
-    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
-    check_length(frames, ids.shape[1], max_new_tokens, model)
-    return ids, ids == model.config.image_token_id
+    def reset(self) -> None:
+        """Forget the video."""
+        self.memory.load_state({})
+        self.frames = 0
+        self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
+        self._next_time: float | None = None  # seconds at which the next frame is taken
+        self._partial: Tokens | None = None  # of the waiting frames, for questions
+        self._prefilled: Prefill | None = None
 
+    @torch.inference_mode()
+    def add(self, frames: np.ndarray, times: Sequence[float] | None = None) -> None:
+        """See further frames, any number of them.
 
-def _encoded(model: Any, processor: Any, clips: Iterable[np.ndarray]) -> Iterator[Tensor]:
-    """Features [tokens,D] of clips that are ready, as many at a time as there are."""
-    queue: Queue[Any] = Queue(AHEAD)
-    stop = threading.Event()
-    thread = threading.Thread(target=_produce, args=(model, processor, clips, queue, stop), daemon=True)
-    thread.start()
-    try:
-        ended = False
-        while not ended:
-            ready = [queue.get()]
-            while True:
-                try:
-                    ready.append(queue.get_nowait())
-                except Empty:
-                    break
-            ended = not isinstance(ready[-1], tuple)
-            failure = ready.pop() if ended else None
-            if ready:
-                yield torch.cat([_arrived(*item) for item in ready])
-            if failure is not None:
-                raise failure
-    finally:
-        stop.set()
-        thread.join()
+        Args:
+            frames: uint8 [n,H,W,3].
+            times: seconds of each, ascending, from any start; the first is taken, then `fps` a second. None: take all.
 
+        Raises:
+            ValueError: not such frames or times, or (with prefill) more than the language model reads.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"expected frames [n,H,W,3] uint8, got {list(frames.shape)} {frames.dtype}")
+        if times is not None:
+            frames = frames[self._in_time(times, len(frames))]
+        size, most = self.clip_frames, self._encoder.most_frames
+        while len(frames):
+            start = 0 if self._waiting is None else len(self._waiting)
+            part, frames = self._resized(frames[: most - start]), frames[most - start :]  # [n,3,h,w]
+            waiting = part if self._waiting is None else torch.cat([self._waiting, part])
+            whole = len(waiting) // size * size
+            if whole:
+                self._remember(self._encode(waiting[:whole], self.frames - start))
+            self.frames += len(part)
+            self._waiting = waiting[whole:].clone() if whole < len(waiting) else None
+            self._partial = None
 
-def _produce(model: Any, processor: Any, clips: Iterable[np.ndarray], queue: Queue[Any], stop: threading.Event) -> None:
-    """Encode on a stream of its own; the last thing put is None, or the error that ended it."""
-    ending: BaseException | None = None
-    stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
-    try:
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            for frames in clips:
-                pixels = processor.pixels(frames).to(model.device)
-                features = model.model.get_video_features(pixels, final=False).pooler_output[0]
-                if not _put(queue, (features, None if stream is None else stream.record_event()), stop):
-                    return
-    except BaseException as error:  # raised again where the features are used
-        ending = error
-    _put(queue, ending, stop)
+    def ask(self, question: str, *, max_new_tokens: int = 32) -> Answer:
+        """A greedy answer to a question about what was seen so far; before the first frame, to its words alone.
 
+        Raises:
+            ValueError: the question holds a control token, or is too long with the video and the answer.
+        """
+        request = self._request(question, max_new_tokens)
+        return Answer(generate_text(self.model, self.tokenizer, request), self.frames)
 
-def _put(queue: Queue[Any], item: Any, stop: threading.Event) -> bool:
-    """Put unless nobody will take it any more."""
-    while not stop.is_set():
+    def stream(self, question: str, *, max_new_tokens: int = 32) -> Iterator[str]:
+        """As ask, piece by piece as the words are found; `"".join(...)` is the whole."""
+        return stream_text(self.model, self.tokenizer, self._request(question, max_new_tokens))
+
+    @torch.inference_mode()
+    def score(self, question: str, candidates: Sequence[str]) -> Tensor:
+        """Log-probabilities, float32 [candidates], that the answer starts with the first token of each candidate.
+
+        Raises:
+            ValueError: two candidates start with the same token, or as of ask.
+        """
+        firsts = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:1] for text in candidates]
+        if [] in firsts or len({first[0] for first in firsts}) < len(firsts):
+            raise ValueError(f"the candidates {list(candidates)} do not start with tokens of their own")
+        request = self._request(question, 1)
+        if "inputs_embeds" in request:
+            inputs = {"inputs_embeds": request["inputs_embeds"]}
+        else:
+            inputs = {"input_ids": request["input_ids"][:, -1:], self._cache_name: request[self._cache_name]}
+        hidden = self.model.model.language_model(**inputs).last_hidden_state[:, -1]  # [1,D]
+        log_probabilities = self.model.lm_head(hidden)[0].float().log_softmax(-1)  # [vocabulary]
+        return log_probabilities[[first[0] for first in firsts]].cpu()
+
+    def size(self) -> SessionSize:
+        """What the session holds now."""
+        state = self.memory.state()
+        held = [*state.values(), *([] if self._waiting is None else [self._waiting])]
+        cached = 0 if self._prefilled is None else self._prefilled.bytes
+        return SessionSize(len(state["tokens"]) if state else 0, sum(t.nbytes for t in held) + cached)
+
+    def fork(self) -> StreamSession:
+        """A session that goes on from here; neither sees what the other is given. Tensors are shared."""
+        other = object.__new__(StreamSession)
+        other.__dict__.update(self.__dict__)
+        other.memory = self.memory.fork()
+        other._prefilled = None if self._prefilled is None else self._prefilled.fork()
+        return other
+
+    def with_system(self, system: str | None) -> StreamSession:
+        """A fork that sends another system message."""
+        check_text(system or "", "system message")
+        other = self.fork()
+        other.system, other._prefilled = system, None
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session, without the model, as one safetensors file: whole or not at all."""
+        tensors = {f"memory.{name}": tensor.contiguous() for name, tensor in self.memory.state().items()}
+        if self._waiting is not None:
+            tensors["waiting"] = self._waiting
+        facts = {**self._settings(), "frames": self.frames, "next_time": self._next_time}
+        write_atomically(Path(path), save_tensors(tensors, metadata={"session": json.dumps(facts)}))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on with a saved session in place of what this one holds.
+
+        Raises:
+            ValueError: no such file, or that of a session with another model, memory or setting.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; give what StreamSession.save wrote")
         try:
-            queue.put(item, timeout=0.1)
-            return True
-        except Full:
-            continue
-    return False
+            with safetensors.safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["session"])
+            tensors = load_tensors(path.read_bytes())
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no saved session ({error!r}); give what StreamSession.save wrote") from error
+        for name, value in self._settings().items():
+            if facts.get(name) != value:
+                raise ValueError(f"{path} was saved with {name} {facts.get(name)!r}, this session has {value!r}")
+        self.reset()
+        device = self.model.device
+        state = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
+        self.memory.load_state({name: t.to(device) if name == "tokens" else t for name, t in state.items()})
+        self.frames, self._next_time = facts["frames"], facts["next_time"]
+        self._waiting = tensors.get("waiting")
 
+    def _settings(self) -> dict[str, Any]:
+        config = self.model.config
+        return {
+            "format": FORMAT,
+            "model": config.model_type,
+            "width": config.text_config.hidden_size,
+            "clip_frames": self.clip_frames,
+            "memory": self.memory.name,
+            "fps": self.fps,
+        }
 
-def _arrived(features: Tensor, event: Any) -> Tensor:
-    """Features for use on the current stream."""
-    if event is not None:
-        current = torch.cuda.current_stream(features.device)
-        current.wait_event(event)
-        features.record_stream(current)
-    return features
+    def _in_time(self, times: Sequence[float], count: int) -> np.ndarray:
+        """Which of the frames are taken, bool [n]."""
+        if len(times) != count or any(b < a for a, b in pairwise(times)):
+            raise ValueError(f"{count} frames need {count} times in ascending order, got {list(times)}")
+        taken = np.zeros(count, bool)
+        for number, time in enumerate(times):
+            due = time if self._next_time is None else self._next_time
+            if taken_now := time >= due - SLACK:
+                while due <= time + SLACK:
+                    due += 1 / self.fps
+            taken[number], self._next_time = taken_now, due
+        return taken
+
+    def _remember(self, clips: Tokens) -> None:
+        self.memory.add(clips)
+        if self.prefill:
+            shown = self.memory.context("")
+            assert shown is not None
+            self._prefill().extend(shown)
+
+    def _prefill(self) -> Prefill:
+        if self._prefilled is None:
+            head, _ = question_prompt("", self.system).split(PLACEHOLDER)
+            self._prefilled = Prefill(self.model, self.tokenizer, self._encoder, head)
+        return self._prefilled
+
+    def _resized(self, frames: np.ndarray) -> Tensor:
+        return self._encoder.resized(np.ascontiguousarray(frames))  # a flip, as of BGR, has negative strides
+
+    def _encode(self, frames: Tensor, first_frame: int) -> Tokens:
+        if self._stream is None:
+            return self._encoder.encode(frames, first_frame)
+        with torch.cuda.stream(self._stream):
+            encoded = self._encoder.encode(frames, first_frame)
+        current = torch.cuda.current_stream(self.model.device)
+        current.wait_stream(self._stream)
+        encoded.tokens.record_stream(current)
+        return encoded
+
+    @torch.inference_mode()
+    def _shown(self, question: str) -> Tokens | None:
+        """What the language model sees; frames that wait are remembered by a fork, which is thrown away."""
+        if self._waiting is None:
+            return self.memory.context(question)
+        if self._partial is None:
+            self._partial = self._encode(self._waiting, self.frames - len(self._waiting))
+        memory = self.memory.fork()
+        memory.add(self._partial)
+        return memory.context(question)
+
+    @torch.inference_mode()
+    def _request(self, question: str, max_new_tokens: int) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        check_text(question)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")
+        shown = self._shown(question)
+        head, tail = question_prompt(question, self.system).split(PLACEHOLDER)
+        if shown is not None and self.prefill:
+            if (kept := self.memory.context(question)) is not None:
+                self._prefill().extend(kept)  # nothing new but after load and with_system
+            prompt = self._prefill().fork()
+            prompt.extend(shown)
+            prompt.finish(tail)
+            check_length(self.frames, len(prompt.ids), max_new_tokens, self.model)
+            ids = torch.tensor([prompt.ids], device=self.model.device)
+            inputs = {"input_ids": ids, self._cache_name: prompt.cache}
+            return {**inputs, "attention_mask": torch.ones_like(ids), **greedy(self.tokenizer, max_new_tokens)}
+        text = head + tail.removeprefix("\n") if shown is None else head + self._encoder.video_text(shown.slots) + tail
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
+        check_length(self.frames, ids.shape[1], max_new_tokens, self.model)
+        embeddings = self.model.get_input_embeddings()(ids.to(self.model.device))  # [1,L,D]
+        if shown is not None:
+            end = self._encoder.end_embedding()
+            features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
+            embeddings = place_features(embeddings, ids, self._encoder.placeholder_id, [features])
+        inputs = {"inputs_embeds": embeddings, "attention_mask": torch.ones_like(ids).to(embeddings.device)}
+        return {**inputs, **greedy(self.tokenizer, max_new_tokens)}

@@ -26,31 +26,26 @@ def run(args: argparse.Namespace) -> int:
     """Load, look, answer."""
     from transformers.utils import logging
 
-    from liteframe.answer.ask import ask, check_text, choose_frames
-    from liteframe.data.video.process import DecodeProcess
+    from liteframe.answer.ask import VideoQuestion
     from liteframe.evaluate.settings import find_device
     from liteframe.models.vlm.load import load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
-    span = {"frames": args.frames, "fps": args.fps, "start": args.start, "end": args.end}
     device = find_device(args.device)
-    check_text(args.question, args.system)
-    with DecodeProcess() as decoder:
-        choose_frames(decoder, args.video, **span)  # before the weights are loaded, which takes long
+    asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
+        args.video,
+        args.question,
+        frames=args.frames,
+        fps=args.fps,
+        start=args.start,
+        end=args.end,
+        system=args.system,
+    )
     logging.disable_progress_bar()
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
     model.to(device)
-    pieces = ask(
-        model,
-        processor,
-        args.video,
-        args.question,
-        **span,
-        max_new_tokens=args.max_new_tokens,
-        system=args.system,
-    )
-    for piece in pieces:
+    for piece in asked.answer(model, processor, max_new_tokens=args.max_new_tokens):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

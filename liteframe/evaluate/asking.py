@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from liteframe.answer.generate import encode_pixels, prepare_frames, prompt_request
+from liteframe.answer.ask import PART
+from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
-from liteframe.models.vlm.family import CONTROL_TOKENS
 
-PART = 32  # frames held as they are in the file, before they are resized
 NO_SUBTITLES = "(none)"
 
 
@@ -51,9 +49,9 @@ class Asking:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Prepared frames [T,3,h,w] of a video, when they are (seconds), and the video's length (seconds)."""
+    """Frames uint8 [T,h,w,3] of the model's size, when they are (seconds), and the video's length (seconds)."""
 
-    pixels: Tensor
+    frames: np.ndarray
     times: tuple[float, ...]
     duration: float
 
@@ -88,7 +86,7 @@ def ask_all(
 
         def read(group: list[Question]) -> VideoFrames | VideoError:
             try:
-                return read_video(decoder, processor, group[0], asking)
+                return read_video(model, processor, decoder, group[0], asking)
             except VideoError as error:
                 return error
 
@@ -103,8 +101,8 @@ def ask_all(
                 yield from _answers(model, processor, benchmark, group, video, asking)
 
 
-def read_video(decoder: DecodeProcess, processor: Any, question: Question, asking: Asking) -> VideoFrames:
-    """Read, resize and normalize the frames that a question is about.
+def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Question, asking: Asking) -> VideoFrames:
+    """Read and resize the frames that a question is about.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded, or the span holds no frame.
@@ -123,54 +121,38 @@ def read_video(decoder: DecodeProcess, processor: Any, question: Question, askin
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
     # Part by part, since hundreds of 4K frames do not fit into memory.
-    parts = [prepare_frames(processor, decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
-    return VideoFrames(torch.cat(parts), tuple(i / info.fps for i in indices), info.duration)
+    encoder = frame_encoder(model, processor)
+    parts = [encoder.resized(decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
+    frames = np.concatenate([part.permute(0, 2, 3, 1).numpy() for part in parts])  # [T,h,w,3]
+    return VideoFrames(frames, tuple(i / info.fps for i in indices), info.duration)
 
 
 def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, asking: Asking) -> str:
     """The words put to the model, without the video.
 
     Raises:
-        ValueError: they hold a control token, or the subtitles are broken.
+        ValueError: the subtitles are broken.
     """
     lines: list[str] = []
     if asking.subtitles and question.subtitles and Path(question.subtitles).is_file():
         read = read_subtitles(Path(question.subtitles), question.subtitle_shift, video.duration)
         rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
         lines = rule(read, video.times)
-    text = ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
-    check_tokens(text)
-    return text
-
-
-def check_tokens(text: str) -> None:
-    """Refuse words that the tokenizer would turn into control or image tokens.
-
-    Raises:
-        ValueError: the text holds one.
-    """
-    if token := next((token for token in (*CONTROL_TOKENS, PLACEHOLDER, IMAGE) if token in text), None):
-        raise ValueError(f"the question's text holds {token!r}, which is a control token of the model: {text!r}")
-
-
-def generate_text(model: Any, processor: Any, request: dict[str, Any]) -> str:
-    """The text of one greedy answer."""
-    with torch.inference_mode():
-        generated = model.generate(**request)
-    return processor.tokenizer.decode(generated[0], skip_special_tokens=True).strip()
+    return ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
 
 
 def _answers(
     model: Any, processor: Any, benchmark: Benchmark, group: Sequence[Question], video: VideoFrames, asking: Asking
 ) -> Iterator[Reply]:
-    encoded = encode_pixels(model, processor, video.pixels)
+    session = StreamSession(model, processor)
+    session.add(video.frames)
     for question in group:
         try:
             text = question_text(benchmark, question, video, asking)
-            request = prompt_request(model, processor, encoded, [text], max_new_tokens=asking.max_new_tokens)
+            answer = session.ask(text, max_new_tokens=asking.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"question {question.id}: {error}") from error
-        yield Reply(question, generate_text(model, processor, request), len(video.times))
+        yield Reply(question, answer.text, answer.frames)
 
 
 def _by_video(questions: Sequence[Question]) -> list[list[Question]]:

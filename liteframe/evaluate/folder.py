@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from liteframe.evaluate.provenance import flatten
 from liteframe.files import write_json
 
 FORMAT = 1
@@ -104,8 +103,16 @@ class EvalFolder:
         return rows
 
 
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `outer.inner` -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _refuse_other_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = flatten(before), flatten(now)
+    old, new = _flatten(before), _flatten(now)
     other = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if other:
         named = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in other)

@@ -17,10 +17,11 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from liteframe.answer.generate import EncodedVideo, encode_pixels, prepare_frames, prompt_request
+from liteframe.answer.generate import check_text
+from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.evaluate.asking import Asking, check_tokens, generate_text, read_video
+from liteframe.evaluate.asking import Asking, read_video
 from liteframe.evaluate.benchmarks.base import Question
 from liteframe.models.vlm.load import load_video_llm
 
@@ -28,7 +29,7 @@ LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatRequest:
     """One question of a task: what is looked at, the words, and a system message."""
 
     visual: Any
@@ -84,29 +85,29 @@ class LiteFrameChat(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Greedy replies in the order of the requests; a video that cannot be read gives "", and a line in the log."""
         jobs = []
-        for number, request in enumerate(requests):
-            _, to_messages, settings, doc, task, split = request.args
-            turn = read_turn(to_messages(self.task_dict[task][split][doc]))
-            check_request(turn, settings)  # before an hour has gone into the others
-            jobs.append((number, turn, settings))
+        for number, instance in enumerate(requests):
+            _, to_messages, settings, doc, task, split = instance.args
+            request = read_chat(to_messages(self.task_dict[task][split][doc]))
+            check_request(request, settings)  # before an hour has gone into the others
+            jobs.append((number, request, settings))
         jobs.sort(key=lambda job: str(job[1].visual) if isinstance(job[1].visual, str) else "")
         replies = [""] * len(jobs)
-        encoded: dict[str, EncodedVideo | None] = {}  # of the video at hand
+        seen: dict[str, StreamSession | None] = {}  # the video at hand
         with DecodeProcess(self.asking.deadline) as decoder:
-            for number, turn, settings in tqdm(jobs, desc="liteframe", disable=self.rank != 0):
-                key = turn.visual if isinstance(turn.visual, str) else f"images of request {number}"
-                if key not in encoded:
-                    encoded = {key: self._encode(decoder, turn.visual)}
-                video = encoded[key]
-                replies[number] = "" if video is None else self._reply(video, turn, settings)
+            for number, request, settings in tqdm(jobs, desc="liteframe", disable=self.rank != 0):
+                key = request.visual if isinstance(request.visual, str) else f"images of request {number}"
+                if key not in seen:
+                    seen = {key: self._see(decoder, request.visual)}
+                session = seen[key]
+                replies[number] = "" if session is None else self._reply(session, request, settings)
         return replies
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Each round's greedy reply; a task makes the next round's messages from the replies so far."""
         results = []
         with DecodeProcess(self.asking.deadline) as decoder:
-            for request in tqdm(requests, desc="liteframe", disable=self.rank != 0):
-                _, to_messages, settings, doc, task, split = request.args
+            for instance in tqdm(requests, desc="liteframe", disable=self.rank != 0):
+                _, to_messages, settings, doc, task, split = instance.args
                 results.append(self._rounds(decoder, to_messages, self.task_dict[task][split][doc], settings))
         return results
 
@@ -124,57 +125,58 @@ class LiteFrameChat(lmms):
     def _rounds(self, decoder: DecodeProcess, to_messages: Any, doc: Any, settings: dict[str, Any]) -> list[str]:
         replies: list[str] = []
         info: Any = None
-        video: EncodedVideo | None = None
+        session: StreamSession | None = None
         messages, ended = to_messages(doc), False
         while not ended:
-            turn = read_turn(messages, need_visual=video is None)
-            check_request(turn, settings)
-            if turn.visual is not None:
-                video = self._encode(decoder, turn.visual)
-            replies.append("" if video is None else self._reply(video, turn, settings))
+            request = read_chat(messages, need_visual=session is None)
+            check_request(request, settings)
+            if request.visual is not None:
+                session = self._see(decoder, request.visual)
+            replies.append("" if session is None else self._reply(session, request, settings))
             messages, ended, replies, info = to_messages(
                 doc, round_idx=len(replies), previous_output=replies, previous_round_info=info
             )
             replies = list(replies)
         return replies
 
-    def _encode(self, decoder: DecodeProcess, visual: Any) -> EncodedVideo | None:
+    def _see(self, decoder: DecodeProcess, visual: Any) -> StreamSession | None:
+        """A session that was shown a video or images; None where the video cannot be read."""
+        session = StreamSession(self.model, self.processor)
         if not isinstance(visual, str):
-            pixels = [prepare_frames(self.processor, np.array(image.convert("RGB"))[None]) for image in visual]
-            return encode_pixels(self.model, self.processor, torch.cat(pixels))
+            for image in visual:
+                session.add(np.array(image.convert("RGB"))[None])
+            return session
         try:
-            shown = read_video(decoder, self.processor, Question("", visual, "", ""), self.asking)
+            video = read_video(self.model, self.processor, decoder, Question("", visual, "", ""), self.asking)
         except VideoError as error:
             self.failures[visual] = str(error)
             logger.error(f"counted as a wrong answer, no reply: {error}")
             return None
-        return encode_pixels(self.model, self.processor, shown.pixels)
+        session.add(video.frames)
+        return session
 
-    def _reply(self, video: EncodedVideo, turn: Turn, settings: dict[str, Any]) -> str:
-        tokens = int(settings.get("max_new_tokens", LONGEST))
-        text = generate_text(
-            self.model,
-            self.processor,
-            prompt_request(self.model, self.processor, video, [turn.text], max_new_tokens=tokens, system=turn.system),
-        )
+    def _reply(self, session: StreamSession, request: ChatRequest, settings: dict[str, Any]) -> str:
+        if request.system != session.system:
+            session = session.with_system(request.system)
+        text = session.ask(request.text, max_new_tokens=int(settings.get("max_new_tokens", LONGEST))).text
         until = settings.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop, 1)[0] if stop else text
         return text
 
 
-def check_request(turn: Turn, settings: dict[str, Any]) -> None:
+def check_request(request: ChatRequest, settings: dict[str, Any]) -> None:
     """Refuse what is not greedy decoding of plain words.
 
     Raises:
         ValueError: the task asks for sampling or beams, or its text holds control tokens.
     """
-    check_tokens(turn.text)
+    check_text(request.text)
     if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) != 1:
         raise ValueError(f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam")
 
 
-def read_turn(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> Turn:
+def read_chat(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> ChatRequest:
     """The one question in a chat: an optional system message and one user turn with a video or images.
 
     Raises:
@@ -203,4 +205,4 @@ def read_turn(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> T
     if roles[0] == "system":
         content = messages[0]["content"]
         system = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-    return Turn(videos[0] if videos else images or None, "\n".join(texts), system)
+    return ChatRequest(videos[0] if videos else images or None, "\n".join(texts), system)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from liteframe.evaluate.asking import Asking
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
-from liteframe.evaluate.provenance import files_digest, model_digest
 from liteframe.models.vlm.load import load_video_llm
+
+# Packages whose version can change a reply.
+PACKAGES = ("liteframe", "torch", "torchvision", "transformers", "peft", "av", "numpy")
+# What changes a model's answers; model cards and training left-overs do not.
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model", "*.py")
+REPORTS = ("parity.json", "report.json")
 
 
 def find_device(name: str | None) -> torch.device:
@@ -34,10 +43,6 @@ def find_device(name: str | None) -> torch.device:
         found = f"only {count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
         raise ValueError(f"--device {name}: PyTorch finds {found} here; use --device {'cuda:0' if count else 'cpu'}")
     return device
-
-
-# Packages whose version can change a reply.
-PACKAGES = ("liteframe", "torch", "torchvision", "transformers", "peft", "av", "numpy")
 
 
 def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -> Asking:
@@ -110,3 +115,31 @@ def determining(
         "device": model.device.type,
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def model_digest(source: str | os.PathLike[str]) -> str:
+    """SHA-256 over names and contents of a model's weights, configuration, tokenizer and code.
+
+    Args:
+        source: a folder, or the id of a Hugging Face model that has been downloaded.
+
+    Raises:
+        ValueError: there is no such file in it.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(source), local_files_only=True))
+    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name not in REPORTS}
+    if not files:
+        raise ValueError(f"{source}: holds no file of a model ({', '.join(MODEL_FILES)})")
+    return files_digest(files)
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files, whatever their order and folder."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: (path.name, str(path))):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()

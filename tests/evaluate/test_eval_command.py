@@ -1,4 +1,4 @@
-"""`liteframe eval` from files to scores: the words of `answer`, one encoding a video, and runs that are continued."""
+"""`liteframe eval` from files to scores: the words of a session, one encoding a video, and runs that are continued."""
 
 import json
 
@@ -7,8 +7,9 @@ from worlds import ROOT
 from worlds import benchmarks as samples
 from worlds.ctd import write_video
 from worlds.lettered import write_lettered_questions
+from worlds.vlms import answer_about
 
-from liteframe.answer.generate import answer
+from liteframe.answer.session import StreamSession
 from liteframe.cli.main import main
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
@@ -29,15 +30,15 @@ def questions(tmp_path_factory):
 @pytest.fixture
 def calls(monkeypatch):
     """How often a video was encoded and a text generated."""
-    counts = {"encode_pixels": 0, "generate_text": 0}
+    counts = {"add": 0, "ask": 0}
     for name in counts:
-        original = getattr(asking, name)
+        original = getattr(StreamSession, name)
 
-        def counted(*args, name=name, original=original):
+        def counted(*args, name=name, original=original, **settings):
             counts[name] += 1
-            return original(*args)
+            return original(*args, **settings)
 
-        monkeypatch.setattr(asking, name, counted)
+        monkeypatch.setattr(StreamSession, name, counted)
     return counts
 
 
@@ -66,7 +67,7 @@ def test_replies_are_those_of_answer(questions, whole):
         for v in range(VIDEOS):
             frames = decoder.read(questions.parent / f"{v}.mp4", [7, 23, 39, 54])  # of 64, by InternVL's rule
             for row, reply in zip(asked[11 * v : 11 * v + 11], found[11 * v : 11 * v + 11], strict=True):
-                assert reply["reply"] == answer(model, processor, frames, row["question"], max_new_tokens=16)[0]
+                assert reply["reply"] == answer_about(model, processor, frames, row["question"], max_new_tokens=16)
                 assert reply["frames"] == 4
 
 
@@ -87,13 +88,13 @@ def test_what_determines_a_score_is_kept_beside_it(questions, whole):
 
 def test_a_killed_run_goes_on_where_it_was(questions, whole, tmp_path, calls, capsys):
     assert run(questions, tmp_path / "run") == 0
-    assert calls == {"encode_pixels": VIDEOS, "generate_text": 11 * VIDEOS}
+    assert calls == {"add": VIDEOS, "ask": 11 * VIDEOS}
     file = tmp_path / "run/answers.jsonl"
     data = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(data[:15]) + data[15][:20])  # torn within line 16: 15 questions have a reply
     (tmp_path / "run/scores.json").unlink()
     assert run(questions, tmp_path / "run") == 0
-    assert calls == {"encode_pixels": VIDEOS + 2, "generate_text": 11 * VIDEOS + 18}
+    assert calls == {"add": VIDEOS + 2, "ask": 11 * VIDEOS + 18}
     assert "15 questions already have a reply" in capsys.readouterr().out
     assert lines(tmp_path / "run") == lines(whole)
     first, again = (json.loads((out / "scores.json").read_text()) for out in (whole, tmp_path / "run"))
@@ -233,7 +234,7 @@ def test_yaml_gives_what_the_command_line_does_not(questions, tmp_path, capsys):
         (["--subtitles"], "--subtitles: multiple choice has none"),
         (["--prompt", "{options}"], "lacks {question}"),
         (["--frames", "64", "--max-new-tokens", "100000"], "use fewer frames or a shorter answer"),
-        (["--prompt", "{question} <IMG_CONTEXT>"], "question 0-0: the question's text holds '<IMG_CONTEXT>'"),
+        (["--prompt", "{question} <IMG_CONTEXT>"], "question 0-0: the question holds '<IMG_CONTEXT>'"),
     ],
 )
 def test_refusals(questions, more, message, tmp_path, capsys):

@@ -6,11 +6,10 @@ import sys
 import pytest
 import torch
 from worlds.ctd import write_ctd_config, write_video
-from worlds.vlms import make_internvl, make_llava_onevision
+from worlds.vlms import answer_about, make_internvl, make_llava_onevision
 
 import train_ctd
 import train_lma
-from liteframe.answer.generate import answer
 from liteframe.cli.main import main
 from liteframe.data.video.process import DecodeProcess
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
@@ -97,7 +96,7 @@ def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, cap
     assert main([*argv, "--vlm", str(tmp_path / "exported")]) == 0
     with DecodeProcess() as decoder:
         frames = decoder.read(videos / "0.mp4", list(range(20)))
-    assert capsys.readouterr().out.strip() == answer(exported, its_processor, frames, QUESTION, max_new_tokens=4)[0]
+    assert capsys.readouterr().out.strip() == answer_about(exported, its_processor, frames, QUESTION, max_new_tokens=4)
 
 
 def test_plain_llava_onevision_answers_as_transformers_does(tmp_path):
@@ -112,4 +111,4 @@ def test_plain_llava_onevision_answers_as_transformers_does(tmp_path):
         eos_token_id=processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )
     expected = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    assert answer(model, processor, video.numpy(), [QUESTION], max_new_tokens=6) == [expected]
+    assert answer_about(model, processor, video.numpy(), QUESTION, max_new_tokens=6) == expected

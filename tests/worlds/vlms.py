@@ -12,6 +12,7 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
 )
 
+from liteframe.answer.session import StreamSession
 from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
 
@@ -91,3 +92,10 @@ def make_llava_onevision(folder, seed=0, **vision):
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def answer_about(model, processor, frames, question, **settings):
+    """The greedy answer of a session that was shown all frames at once."""
+    session = StreamSession(model, processor)
+    session.add(frames)
+    return session.ask(question, **settings).text

@@ -3,7 +3,7 @@
 A family is added by one file (config, model, head and processor with a LiteFrame encoder) and one record here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,20 +53,6 @@ class VlmParts(NamedTuple):
     own: dict[str, nn.Parameter]
 
 
-class VideoPrompt(NamedTuple):
-    """A video in a prompt.
-
-    Attributes:
-        text: what stands for it, with as many placeholder tokens as there are features.
-        token_id: of the placeholder.
-        features: [tokens, text hidden size].
-    """
-
-    text: str
-    token_id: int
-    features: Tensor
-
-
 @dataclass(frozen=True)
 class Family:
     """What LiteFrame knows of a family of Video LLMs.
@@ -78,7 +64,10 @@ class Family:
             `add_projector`, `merge_patches` and `end_embedding`, processor_class `video_text` and `image_text`.
         parts: of a transformers model.
         merge_factor: patches per side that a config's projector merges into one token.
-        encode_video: (transformers' model, its processor, pixels [T,3,H,W]) -> the video in a prompt.
+        encode_frames: (transformers' model, pixels [T,3,H,W]) -> [T,N,text hidden size], each frame on its own.
+        video_text: (transformers' processor, slots of one frame) -> what stands for the video in its prompts.
+        end_embedding: what ends a video in transformers' model [1, text hidden size], if anything does.
+        video_token_id: of transformers' config: the placeholder of one feature in its prompts.
         image_token: the placeholder of one feature in our prompts.
         control_tokens: text that the tokenizer turns into control or image tokens.
         keeps_chat_template: whether the checkpoint's own chat template writes `<video>` as training does; else
@@ -98,7 +87,10 @@ class Family:
     processor_class: Any
     parts: Callable[[Any], VlmParts]
     merge_factor: Callable[[Any], int]
-    encode_video: Callable[[Any, Any, Tensor], VideoPrompt]
+    encode_frames: Callable[[Any, Tensor], Tensor]
+    video_text: Callable[[Any, Sequence[tuple[int, int, int]]], str]
+    end_embedding: Callable[[Any], Tensor | None]
+    video_token_id: Callable[[Any], int]
     image_token: str
     control_tokens: tuple[str, ...]
     keeps_chat_template: bool
@@ -147,10 +139,13 @@ def _internvl_parts(vlm: Any) -> VlmParts:
     return VlmParts(model.vision_tower, model.multi_modal_projector, model.language_model, vlm.lm_head, {})
 
 
-def _internvl_video(model: Any, processor: Any, pixels: Tensor) -> VideoPrompt:
-    text = processor.replace_video_token({"pixel_values_videos": pixels[None]}, 0)
-    features = model.model.get_image_features(pixel_values=pixels).pooler_output  # [T,n,D]
-    return VideoPrompt(text, model.config.image_token_id, features.flatten(0, 1))
+def _internvl_frames(model: Any, pixels: Tensor) -> Tensor:
+    return model.model.get_image_features(pixel_values=pixels).pooler_output  # [T,N,D]
+
+
+def _internvl_text(processor: Any, slots: Sequence[tuple[int, int, int]]) -> str:
+    start, token, end = processor.start_image_token, processor.image_token, processor.end_image_token
+    return "\n".join(f"Frame{frame + 1}: {start}{token * tokens}{end}" for frame, _, tokens in slots)
 
 
 def _llava_onevision_parts(vlm: Any) -> VlmParts:
@@ -159,9 +154,13 @@ def _llava_onevision_parts(vlm: Any) -> VlmParts:
     return VlmParts(model.vision_tower, model.multi_modal_projector, model.language_model, vlm.lm_head, own)
 
 
-def _llava_onevision_video(model: Any, processor: Any, pixels: Tensor) -> VideoPrompt:
-    features = model.model.get_video_features(pixels[None]).pooler_output[0]  # [tokens,D]
-    return VideoPrompt(processor.video_token * len(features), model.config.video_token_id, features)
+def _llava_onevision_frames(model: Any, pixels: Tensor) -> Tensor:
+    features = model.model.get_video_features(pixels[None]).pooler_output[0]  # [T*N+1,D], the newline last
+    return features[:-1].unflatten(0, (len(pixels), -1))  # [T,N,D]
+
+
+def _llava_onevision_text(processor: Any, slots: Sequence[tuple[int, int, int]]) -> str:
+    return processor.video_token * (sum(tokens for _, _, tokens in slots) + 1)
 
 
 INTERNVL = Family(
@@ -173,7 +172,10 @@ INTERNVL = Family(
     processor_class=LiteFrameInternVLProcessor,
     parts=_internvl_parts,
     merge_factor=lambda config: shuffle_factor(config.downsample_ratio),
-    encode_video=_internvl_video,
+    encode_frames=_internvl_frames,
+    video_text=_internvl_text,
+    end_embedding=lambda model: None,
+    video_token_id=lambda config: config.image_token_id,
     image_token="<IMG_CONTEXT>",
     control_tokens=(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>"),
     keeps_chat_template=True,
@@ -193,7 +195,10 @@ LLAVA_ONEVISION = Family(
     processor_class=LiteFrameLlavaOnevisionProcessor,
     parts=_llava_onevision_parts,
     merge_factor=lambda config: 1,
-    encode_video=_llava_onevision_video,
+    encode_frames=_llava_onevision_frames,
+    video_text=_llava_onevision_text,
+    end_embedding=lambda model: model.model.image_newline[None],
+    video_token_id=lambda config: config.video_token_id,
     image_token="<image>",
     control_tokens=CHATML,
     keeps_chat_template=False,  # which writes turns otherwise than the conversations it was trained on

@@ -9,7 +9,7 @@ from worlds import ROOT
 from worlds.ctd import write_video
 
 from liteframe.answer.ask import ask
-from liteframe.answer.generate import stream_answer
+from liteframe.answer.generate import stream_text
 from liteframe.cli.main import main
 from liteframe.data.video.process import DecodeProcess
 from liteframe.models.vlm.chat import question_prompt
@@ -97,7 +97,7 @@ def test_error_inside_generate_reaches_the_caller(loaded, monkeypatch):
 
     monkeypatch.setattr(model, "generate", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream_answer(model, processor, {}))
+        list(stream_text(model, processor.tokenizer, {}))
 
 
 def test_who_stops_listening_stops_the_answer(loaded, monkeypatch):
@@ -113,7 +113,7 @@ def test_who_stops_listening_stops_the_answer(loaded, monkeypatch):
         streamer.end()
 
     monkeypatch.setattr(model, "generate", endless)
-    words = stream_answer(model, processor, {})
+    words = stream_text(model, processor.tokenizer, {})
     assert next(words) == "red "
     words.close()
     assert ended == [True]

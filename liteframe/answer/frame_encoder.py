@@ -1,0 +1,131 @@
+"""From frames to the tokens that a Video LLM's language model reads, and the text that stands around them.
+
+Two ways behind one interface: a LiteFrame encoder sees clips, transformers' own towers see single frames.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from liteframe.models.vlm.base import CLIPS_PER_FORWARD
+from liteframe.models.vlm.family import family_of
+from liteframe.models.vlm.processor import LiteFrameProcessor, Slot, grid_slots
+from liteframe.reduce.base import Tokens
+
+FRAMES_PER_FORWARD = 32  # that transformers' tower takes at once: bounds the memory a long video needs
+
+
+class FrameEncoder(ABC):
+    """Encodes frames of one video, whole clips at a time.
+
+    Attributes:
+        clip_frames: frames that are encoded together; the borders between clips are those of offline encoding.
+        most_frames: frames that one call should get at most.
+        placeholder_id: token that stands for one feature.
+    """
+
+    clip_frames: int
+    most_frames: int
+    placeholder_id: int
+
+    @abstractmethod
+    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Frames [T,H,W,3] uint8 -> [T,3,h,w] uint8, as the model wants them; such frames stay as they are."""
+
+    @abstractmethod
+    def encode(self, resized: Tensor, first_frame: int) -> Tokens:
+        """Frames [T,3,h,w] uint8, the first of which has this number in the video, -> tokens of their slots."""
+
+    @abstractmethod
+    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+        """What stands for a video in the prompt."""
+
+    @abstractmethod
+    def end_embedding(self) -> Tensor | None:
+        """What ends a video for the language model [1,D], if anything does."""
+
+
+def frame_encoder(model: Any, processor: Any) -> FrameEncoder:
+    """The way of a Video LLM, with a LiteFrame encoder or without."""
+    return (
+        ClipEncoder(model, processor) if isinstance(processor, LiteFrameProcessor) else TowerEncoder(model, processor)
+    )
+
+
+class ClipEncoder(FrameEncoder):
+    """The way of a Video LLM with a LiteFrame encoder."""
+
+    def __init__(self, model: Any, processor: LiteFrameProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.clip_frames: int = model.config.vision_config.encoder_config.clip_frames
+        self.most_frames = CLIPS_PER_FORWARD * self.clip_frames
+        self.placeholder_id: int = model.config.image_token_id
+
+    @override
+    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
+        return self.processor.resized(frames)
+
+    @override
+    def encode(self, resized: Tensor, first_frame: int) -> Tokens:
+        pixels = self.processor.normalized(resized).to(self.model.device)  # [T,3,h,w]
+        features = self.model.model.get_video_features(pixels, final=False).pooler_output[0]  # [S*N,D]
+        return _tokens(features, self.processor.slots(len(resized), *resized.shape[-2:]), first_frame)
+
+    @override
+    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+        return self.processor.video_text(slots)
+
+    @override
+    def end_embedding(self) -> Tensor | None:
+        return self.model.model.end_embedding()
+
+
+class TowerEncoder(FrameEncoder):
+    """The way of transformers' own Video LLM, whose tower sees each frame alone."""
+
+    clip_frames = 1
+    most_frames = FRAMES_PER_FORWARD
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.family = family_of(model.config.model_type)
+        self.placeholder_id = self.family.video_token_id(model.config)
+
+    @override
+    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
+        video = torch.as_tensor(frames).permute(0, 3, 1, 2).contiguous()  # [T,3,H,W]
+        return self._processed(video, do_rescale=False, do_normalize=False)
+
+    @override
+    def encode(self, resized: Tensor, first_frame: int) -> Tokens:
+        pixels = self._processed(resized, do_resize=False).to(self.model.device)  # [T,3,h,w]
+        features = self.family.encode_frames(self.model, pixels)  # [T,N,D]
+        return _tokens(features.flatten(0, 1), grid_slots(len(features), 1, features.shape[1]), first_frame)
+
+    @override
+    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+        return self.family.video_text(self.processor, slots)
+
+    @override
+    def end_embedding(self) -> Tensor | None:
+        return self.family.end_embedding(self.model)
+
+    def _processed(self, video: Tensor, **steps: bool) -> Tensor:
+        inputs = self.processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False, **steps)
+        return inputs["pixel_values_videos"][0]
+
+
+def _tokens(features: Tensor, slots: Sequence[Slot], first_frame: int) -> Tokens:
+    """Untouched features [S*N,D] of slots that have N each, in raster order, from a frame of the video on."""
+    count = slots[0].tokens
+    lines = [(first_frame + slot.first_frame, first_frame + slot.last_frame, count) for slot in slots]
+    first = torch.tensor([first for first, _, _ in lines])  # [S]
+    place = torch.arange(count).repeat(len(lines))
+    return Tokens(features, first.repeat_interleave(count), place, torch.ones(len(features)), lines)

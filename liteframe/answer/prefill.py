@@ -1,0 +1,103 @@
+"""The beginning of a prompt, read into the language model's KV cache as the video comes in.
+
+A causal language model can read its prompt in parts (chunked prefill), and a LiteFrame encoder's clips are independent:
+so the clips of a long video are read while later ones are still decoded and encoded, with the answer of the plain way.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from liteframe.answer.frame_encoder import FrameEncoder
+from liteframe.answer.generate import check_length
+from liteframe.models.vlm.base import place_features
+from liteframe.reduce.base import Tokens
+
+
+class Prefill:
+    """What of one prompt is in the cache.
+
+    Args:
+        model: a Video LLM.
+        tokenizer: its tokenizer.
+        encoder: of its frames.
+        head: the prompt's text before the video.
+
+    Attributes:
+        ids: tokens of the prompt so far; the last of them may not have been read yet.
+        cache: keys and values of those read.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, encoder: FrameEncoder, head: str) -> None:
+        self.model, self.tokenizer, self.encoder = model, tokenizer, encoder
+        self.cache = DynamicCache(config=model.config.text_config)
+        self.ids: list[int] = []
+        self._head, self._video_text, self._features = head, "", 0
+
+    def extend(self, shown: Tokens) -> None:
+        """Read the slots that are new.
+
+        Args:
+            shown: the whole video so far; begins with what was read before.
+
+        Raises:
+            ValueError: the language model does not read so much.
+        """
+        fresh = shown.tokens[self._features :]  # [N,D]
+        if not len(fresh):
+            return
+        text = self.encoder.video_text(shown.slots)
+        self._write(("" if self.ids else self._head) + text[len(self._video_text) :])
+        check_length(shown.slots[-1][1] + 1, len(self.ids), 0, self.model)
+        # One that ends the video may stand after the last slot's, and is read when the video has ended.
+        places = [place for place in range(self.read, len(self.ids)) if self.ids[place] == self.encoder.placeholder_id]
+        self._read(places[len(fresh) - 1] + 1, fresh)
+        self._video_text, self._features = text, len(shown.tokens)
+
+    def finish(self, question: str) -> None:
+        """Read the end of the video and what follows it, except for the last token, from which the answer starts."""
+        self._write(question)
+        self._read(len(self.ids) - 1, self.encoder.end_embedding())
+
+    def fork(self) -> Prefill:
+        """One that goes on from here and leaves this one as it is; the tensors are shared."""
+        other = copy.copy(self)
+        other.ids = list(self.ids)
+        other.cache = copy.copy(self.cache)
+        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # update puts new tensors in place
+        return other
+
+    @property
+    def read(self) -> int:
+        """Number of tokens in the cache."""
+        return self.cache.get_seq_length()
+
+    @property
+    def bytes(self) -> int:
+        """Of the cache."""
+        layers = [layer for layer in self.cache.layers if layer.get_seq_length()]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def _write(self, text: str) -> None:
+        """Parts are cut after control tokens, so that their tokens are those of the whole."""
+        self.ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    @torch.inference_mode()
+    def _read(self, end: int, features: Tensor | None) -> None:
+        ids = torch.tensor([self.ids[self.read : end]])  # [1,n]
+        embeddings = self.model.get_input_embeddings()(ids.to(self.model.device))  # [1,n,D]
+        if features is not None:
+            embeddings = place_features(embeddings, ids, self.encoder.placeholder_id, [features])
+        language_model = self.model.model.language_model
+        language_model(inputs_embeds=embeddings, use_cache=True, **{cache_name(language_model): self.cache})
+
+
+def cache_name(language_model: Any) -> str:
+    """What transformers calls the argument for the KV cache: `past_key_values`, from some 5.x on `cache`."""
+    return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"

@@ -1,0 +1,44 @@
+"""Video LLMs of both families, with and without a LiteFrame encoder, and frames to ask them about."""
+
+import numpy as np
+import pytest
+from worlds.students import make_student, student_config
+from worlds.vlms import make_internvl, make_llava_onevision
+
+from liteframe.models.vlm.load import load_video_llm
+
+FAMILIES = ("internvl", "llava_onevision")
+KINDS = ("liteframe_internvl", "liteframe_llava_onevision", *FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """kind -> model and processor; a student takes 8 frames to a clip and 4 to a slot."""
+    folder = tmp_path_factory.mktemp("vlms")
+    half = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    encoders = {
+        "internvl": make_student(student_config(), std=0.5),
+        "llava_onevision": make_student(student_config(image_size=80, teacher_dim=32, **half), std=0.5),
+    }
+    pairs = {}
+    for family, make in zip(FAMILIES, (make_internvl, make_llava_onevision), strict=True):
+        source = make(folder / family)
+        pairs[family] = load_video_llm(source)
+        pairs[f"liteframe_{family}"] = load_video_llm(source, encoder=encoders[family])
+    return pairs
+
+
+@pytest.fixture(params=KINDS)
+def vlm(request, loaded):
+    return loaded[request.param]
+
+
+@pytest.fixture
+def liteframe_vlm(loaded):
+    return loaded["liteframe_internvl"]
+
+
+@pytest.fixture(scope="session")
+def video():
+    """27 frames: three clips of 8 frames, and three frames that fill none."""
+    return np.random.default_rng(0).integers(0, 256, (27, 48, 64, 3), dtype=np.uint8)

@@ -1,0 +1,157 @@
+"""What every memory keeps to, whatever it forgets: a memory is tested here by being registered."""
+
+import pytest
+import torch
+
+from liteframe import StreamSession, memories
+from liteframe.models.vlm.chat import question_prompt
+
+QUESTION = "Which way does the red object move?"
+WORDS = ["red", "left", "circle", "square"]
+# Settings with a budget that the stream exceeds, and with one that it does not.
+SMALL = {"all": {}}
+ROOMY = {"all": {}}
+
+
+@pytest.fixture(params=sorted(memories))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def start(name, liteframe_vlm):
+    """A new session with a small or a roomy memory."""
+    return lambda settings=SMALL, **options: StreamSession(*liteframe_vlm, memories[name](**settings[name]), **options)
+
+
+def state(session):
+    """All that a session remembers."""
+    waiting = {} if session._waiting is None else {"waiting": session._waiting}
+    return {name: tensor.clone() for name, tensor in {**session.memory.state(), **waiting}.items()}
+
+
+def assert_same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance)
+
+
+EXACTLY = {"atol": 0, "rtol": 0}
+
+
+def test_bounded(start, video, name):
+    session = start()
+    budget = getattr(session.memory, "budget", None)
+    slots = 0
+    for _ in range(10):
+        session.add(video[:16])
+        slots += 4
+        assert session.size().tokens <= (4 * slots if budget is None else budget)
+    if budget is None:
+        assert session.size().tokens == 4 * slots
+
+
+def test_asking_changes_nothing(start, video):
+    session = start()
+    session.add(video)
+    before = state(session)
+    first = session.ask(QUESTION, max_new_tokens=5)
+    session.score("What shape is the object?", WORDS)
+    assert session.ask(QUESTION, max_new_tokens=5) == first
+    assert_same(state(session), before, **EXACTLY)
+
+
+def test_later_frames_are_not_known_earlier(start, video):
+    session = start()
+    session.add(video[:13])
+    before = session.score(QUESTION, WORDS)
+    session.fork().add(video[13:])
+    assert torch.equal(session.score(QUESTION, WORDS), before)
+    fresh = start()
+    fresh.add(video[:13])
+    assert torch.equal(fresh.score(QUESTION, WORDS), before)
+
+
+@pytest.mark.parametrize("count", [27, 24, 3])
+def test_a_roomy_memory_shows_the_whole_prompt(start, video, liteframe_vlm, count):
+    model, processor = liteframe_vlm
+    inputs = processor(text=question_prompt(QUESTION), videos=[video[:count]], return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1].log_softmax(-1)
+    session = start(ROOMY)
+    session.add(video[:count])
+    expected = logits[processor.tokenizer.convert_tokens_to_ids(WORDS)]
+    torch.testing.assert_close(session.score(QUESTION, WORDS), expected, atol=1e-3, rtol=1e-4)
+    shown = session._shown(QUESTION)
+    assert processor.video_text(shown.slots) == processor.video_text(processor.slots(count, *processor.frame_size))
+
+
+def test_pieces_in_which_frames_come_leave_no_trace(start, video):
+    at_once, one_by_one = start(), start()
+    at_once.add(video)
+    for frame in video:
+        one_by_one.add(frame[None])
+    assert_same(state(at_once), state(one_by_one), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_shown_is_in_order(start, video):
+    session = start()
+    for _ in range(5):
+        session.add(video[:8])
+    session.add(video[:3])
+    shown = session._shown(QUESTION)
+    assert (shown.frame.diff() >= 0).all()
+    firsts, lasts, counts = zip(*shown.slots, strict=True)
+    assert list(firsts) == sorted(set(firsts))
+    assert all(first <= last < session.frames for first, last in zip(firsts, lasts, strict=True))
+    for own, first, last in zip(shown.frame.split(counts), firsts, lasts, strict=True):
+        assert ((first <= own) & (own <= last)).all()
+
+
+@pytest.mark.parametrize("prefill", [False, True])
+@pytest.mark.parametrize("way", ["save", "fork"])
+def test_goes_on_after_save_or_fork_as_without(start, video, tmp_path, way, prefill):
+    session = start(prefill=prefill and start().memory.append_only)
+    session.add(video[:13], [float(second) for second in range(13)])
+    if way == "save":
+        session.save(tmp_path / "session.safetensors")
+        other = start(prefill=session.prefill)
+        other.add(video[::-1])
+        other.load(tmp_path / "session.safetensors")
+    else:
+        other = session.fork()
+    assert_same(state(other), state(session), **EXACTLY)
+    for one in (session, other):
+        one.add(video[13:], [13 + second / 2 for second in range(14)])
+    assert_same(state(other), state(session), **EXACTLY)
+    assert other.frames == session.frames == 20
+    torch.testing.assert_close(other.score(QUESTION, WORDS), session.score(QUESTION, WORDS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefill", [False, True])
+def test_forks_do_not_leak(start, video, prefill):
+    session, alone = (start(prefill=prefill and start().memory.append_only) for _ in range(2))
+    for one in (session, alone):
+        one.add(video[:13])
+    for fork, frames in ((session.fork(), video[13:]), (session.fork(), 255 - video)):
+        fork.add(frames)
+        fork.ask(QUESTION, max_new_tokens=3)
+    assert_same(state(session), state(alone), **EXACTLY)
+    for one in (session, alone):
+        one.add(video[13:])
+    assert_same(state(session), state(alone), **EXACTLY)
+    assert torch.equal(session.score(QUESTION, WORDS), alone.score(QUESTION, WORDS))
+
+
+def test_empty(start, video):
+    session = start()
+    assert session.memory.context(QUESTION) is None
+    assert session.memory.state() == {}
+    bare = session.score(QUESTION, WORDS)
+    session.add(video[:1])
+    assert session.memory.state() == {}
+    assert not torch.allclose(session.score(QUESTION, WORDS), bare)
+    session.add(video)
+    session.reset()
+    assert session.memory.state() == {}
+    assert torch.equal(session.score(QUESTION, WORDS), bare)
