@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from liteframe.align.dataset import ChatBatch
+from liteframe.align.batch import ChatBatch
 from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
 from liteframe.files import write_json
@@ -63,7 +63,6 @@ def progress_line() -> ProgressLine:
 def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
     """Write report.json: figures, time, data, what was trained, versions, machine, date and command."""
     data, line = module.data(), trainer.progress_bar_callback
-    assert data.tally is not None
     assert isinstance(line, ProgressLine)
     values: dict[str, Any] = {
         "kind": "lma",

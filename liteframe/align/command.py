@@ -8,11 +8,14 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
 from liteframe.files import write_atomically
+from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.command import TrainingCommand
 from liteframe.training.report import tell
 from liteframe.training.run_folder import RunFolder
@@ -29,6 +32,11 @@ class LMACommand(TrainingCommand):
     def __init__(self, arguments: list[str] | None = None, *, run: bool = True):
         super().__init__(LMAModule, ChatDataModule, arguments, run=run)
 
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("model", "data.processor", compute_fn=processor_of, apply_on="instantiate")
+
     def run_callbacks(self) -> list[Callback]:
         """Adapter and progress line."""
         return [AdapterSaver(), progress_line()]
@@ -41,6 +49,11 @@ class LMACommand(TrainingCommand):
         """Write the report."""
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))
+
+
+def processor_of(module: LMAModule) -> LiteFrameProcessor:
+    """What the data module reads conversations with."""
+    return module.processor
 
 
 KEYS = ("run", "config", "stages")

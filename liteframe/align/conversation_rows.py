@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from liteframe.data.manifest import entry_of_row
-from liteframe.data.media import Medium
+from liteframe.data.media import MediaItem
 from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn
 from liteframe.models.vlm.family import CONTROL_TOKENS
 
@@ -21,7 +21,7 @@ from liteframe.models.vlm.family import CONTROL_TOKENS
 class Conversation:
     """What is shown, and the turns about it, which hold a placeholder for each medium in the same order."""
 
-    media: tuple[Medium, ...]
+    media: tuple[MediaItem, ...]
     turns: tuple[Turn, ...]
 
 
@@ -126,13 +126,13 @@ def _named(row: dict[str, Any], kind: str, where: str) -> list[Any]:
     return found
 
 
-def _video(value: Any, row: dict[str, Any], where: str, locate: Locate) -> Medium:
+def _video(value: Any, row: dict[str, Any], where: str, locate: Locate) -> MediaItem:
     if isinstance(value, list):
         if not value:
             raise ValueError(f"{where}: 'videos' holds an empty list of frames")
-        return Medium("frames", tuple(locate(frame, f"{where}: a frame") for frame in value))
+        return MediaItem("frames", tuple(locate(frame, f"{where}: a frame") for frame in value))
     path = locate(value, f"{where}: 'video'")
-    return Medium("video", (path,), entry_of_row({**row, **_span(row, where)}, path, where))
+    return MediaItem("video", (path,), entry_of_row({**row, **_span(row, where)}, path, where))
 
 
 def _span(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _span(row: dict[str, Any], where: str) -> dict[str, Any]:
     return {"start": clip[0], "end": clip[1]}
 
 
-def _images(values: list[Any], where: str, locate: Locate) -> list[Medium]:
-    return [Medium("image", (locate(value, f"{where}: 'image'"),)) for value in values]
+def _images(values: list[Any], where: str, locate: Locate) -> list[MediaItem]:
+    return [MediaItem("image", (locate(value, f"{where}: 'image'"),)) for value in values]
 
 
-def _in_order(turns: tuple[Turn, ...], videos: list[Medium], images: list[Medium]) -> Iterator[Medium]:
+def _in_order(turns: tuple[Turn, ...], videos: list[MediaItem], images: list[MediaItem]) -> Iterator[MediaItem]:
     """Videos and images in the order of their placeholders."""
     waiting = {PLACEHOLDER: iter(videos), IMAGE: iter(images)}
     for turn in turns:

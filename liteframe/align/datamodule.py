@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Container
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
+from liteframe.align.batch import ChatBatch, FeatureCache, collate_samples
 from liteframe.align.conversation_files import check_files, load_conversations
 from liteframe.align.conversation_rows import Conversation
-from liteframe.align.dataset import ChatBatch, ConversationDataset, FramesKey, collate_samples
+from liteframe.align.dataset import ConversationDataset
 from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.process import serve_parent
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -24,6 +25,7 @@ class ChatDataModule(LightningDataModule):
     """Conversations about videos -> batches for the language model.
 
     Args:
+        processor: of the Video LLM that reads them.
         conversations: JSONL or JSON rows (InternVL, LLaVA, messages), an InternVL meta file, or a LLaVA mixture; see
             liteframe.align.conversation_files.
         frames: frame budgets; each sample draws one of them.
@@ -41,6 +43,7 @@ class ChatDataModule(LightningDataModule):
 
     def __init__(
         self,
+        processor: LiteFrameProcessor,
         conversations: str,
         frames: list[int],
         fps: tuple[float, float] = (1.0, 4.0),
@@ -65,29 +68,35 @@ class ChatDataModule(LightningDataModule):
             )
         if cache_features and workers:
             raise ValueError(f"data.cache_features needs data.workers=0 (it is {workers}): the cache is in one process")
+        self.processor = processor
         self.source, self.frames, self.fps = conversations, list(frames), (float(fps[0]), float(fps[1]))
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
         self.group_by_length, self.cache_features = group_by_length, cache_features
-        self.processor: LiteFrameProcessor | None = None
-        self.known: Container[FramesKey] = ()
-        self.conversations: list[Conversation] = []
-        self.tally: FailureTally | None = None
+        self.feature_cache = FeatureCache() if cache_features else None
 
+    @override
     def setup(self, stage: str) -> None:
-        """Read the rows.
+        _ = self.conversations, self.tally  # what is wrong with them ends the run before weights are loaded
+
+    @cached_property
+    def conversations(self) -> list[Conversation]:
+        """The rows.
 
         Raises:
             BadConversationsError: they cannot be learned from.
         """
-        if self.tally is not None:
-            return
         try:
-            self.conversations = load_conversations(self.source)
-            check_files(self.conversations, self.max_failure_rate)
+            rows = load_conversations(self.source)
+            check_files(rows, self.max_failure_rate)
         except ValueError as error:
             raise BadConversationsError(f"--data.conversations: {error}") from error
-        self.tally = FailureTally(
+        return rows
+
+    @cached_property
+    def tally(self) -> FailureTally:
+        """What could not be read, counted in the run's folder."""
+        return FailureTally(
             Path(self._trainer().default_root_dir) / "bad_videos.jsonl",
             self.max_failure_rate,
             remedy=f"Remove the rows of bad videos from {self.source} (`liteframe scan` finds them), "
@@ -101,11 +110,9 @@ class ChatDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from the trainer's global step on."""
         trainer = self._trainer()
-        if self.processor is None:
-            raise ValueError("processor is not set: the training module gives it in configure_model")
         dataset = ConversationDataset(
             self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
-            deadline=self.deadline, known=self.known,
+            deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
         )  # fmt: skip
         grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
         stream_class = grouped if self.group_by_length else ClipStream
@@ -134,18 +141,15 @@ class ChatDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Count what failed, before the batch is used."""
-        assert self.tally is not None
         self.tally.record(len(batch.keys), batch.failures)
         return batch
 
     def on_after_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Bytes -> normalized frames, on the device: a quarter of what would have travelled."""
-        assert self.processor is not None
         return batch._replace(pixels=self.processor.normalized(batch.pixels)) if batch.video_frames else batch
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which sample comes when, and the failures so far."""
-        assert self.tally is not None
         return {"stream": self._identity(), "tally": self.tally.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -154,7 +158,6 @@ class ChatDataModule(LightningDataModule):
         Raises:
             ValueError: the stream would not continue, because conversations, draws, seed or global batch differ.
         """
-        assert self.tally is not None
         ours, theirs = self._identity(), state_dict["stream"]
         changed = [
             f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)

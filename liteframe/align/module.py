@@ -1,19 +1,23 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from liteframe.align.batch import ChatBatch
 from liteframe.align.datamodule import ChatDataModule
-from liteframe.align.dataset import ChatBatch, FeatureCache, check_lengths
+from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
-from liteframe.align.loss import AnswerLoss, answer_loss, answer_positions, scale_gradients
+from liteframe.align.objectives import Objective
+from liteframe.align.objectives.sft import SupervisedFineTuning
 from liteframe.models.vlm.adapter import frozen_digest, origin
 from liteframe.models.vlm.chat import template_warning
-from liteframe.models.vlm.load import load_video_llm
+from liteframe.models.vlm.load import load_processor, load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
@@ -26,10 +30,10 @@ class LMAModule(GuardedModule):
     """Trains LoRA layers of a Video LLM's language model to read a LiteFrame encoder's tokens.
 
     Args:
-        vlm: folder or Hugging Face id of an InternVL in transformers' format.
+        vlm: folder or Hugging Face id of a Video LLM of a known family, in transformers' format.
         encoder: folder of the LiteFrame encoder that takes the place of its vision tower.
         lora: the low-rank update.
-        train_projector: train InternVL's projector too.
+        train_projector: train the Video LLM's projector too.
         train_encoder: train the encoder too.
         encoder_lr_ratio: learning rate of a trained encoder as a part of `optimizer.lr` (1/5 in LLaVA-OneVision,
             arXiv 2408.03326).
@@ -63,19 +67,23 @@ class LMAModule(GuardedModule):
         self.train_projector, self.train_encoder = train_projector, train_encoder
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings = optimizer
-        self.cache: FeatureCache | None = None
+        self.processor = load_processor(vlm, encoder)
+        self.objective: Objective = SupervisedFineTuning()
         self.frozen_digest = self.held_digest = ""  # of the weights as loaded, and as they are held
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
-        self._window: list[AnswerLoss] = []
 
     def configure_model(self) -> None:
-        """Load the Video LLM, add LoRA, say what will be trained, and give the data its processor."""
+        """Load the Video LLM, add LoRA, and say what will be trained.
+
+        Raises:
+            ValueError: the parts do not fit together, or the data are longer than the language model reads.
+        """
         if hasattr(self, "model"):
             return
         data = self.data()
         if data.cache_features and (self.train_projector or self.train_encoder):
             raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
-        model, data.processor = load_video_llm(self.vlm, encoder=self.encoder)
+        model, _ = load_video_llm(self.vlm, encoder=self.encoder)
         self.origin = origin(model)
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
@@ -91,14 +99,18 @@ class LMAModule(GuardedModule):
         self.model.train()
         if self.gradient_checkpointing:
             model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        if data.cache_features:
-            self.cache = data.known = FeatureCache()
         self.frozen_digest = self.held_digest = frozen_digest(self.model)
         if self.quantize == "nf4":
             quantize_frozen(self.model)
             self.held_digest = frozen_digest(self.model)
-        longest = self._longest(data)
-        lines = [describe(self.model), longest, template_warning(data.processor)]
+        limit = model.config.text_config.max_position_embeddings
+        longest = check_lengths(data.conversations, self.processor, data.frames, limit)
+        lines = [
+            describe(self.model),
+            f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
+            "reads",
+            template_warning(self.processor),
+        ]
         tell("\n".join(filter(None, lines)))
 
     def configure_optimizers(self) -> Any:
@@ -111,46 +123,27 @@ class LMAModule(GuardedModule):
         place = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
+    @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss of the answers; it is normalized when the gradients of the whole global batch are there."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not batch.keys:
-            # Nothing to learn from; other ranks may wait for these gradients, though.
-            return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0.0, {}
-        positions = answer_positions(batch.labels)
-        logits = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            logits_to_keep=positions,
-            use_cache=False,
-            **self._videos(batch),
-        ).logits
-        loss = answer_loss(logits, batch.labels, positions)
-        self._window.append(AnswerLoss(loss.total.detach(), loss.tokens, loss.correct))
-        total = loss.total
-        if not batch.frames and (self.train_projector or self.train_encoder):
-            # Distributed training waits for gradients of all that is trained, also where nothing is shown.
-            unused = [p.sum() for name, p in self.model.named_parameters() if p.requires_grad and ".lora_" not in name]
-            total = total + 0.0 * torch.stack(unused).sum()
-        return total, {"frames": batch.pixels, "prediction": logits}
+            return zero_of(p for _, p in named), {}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        loss, logits = self.objective.loss(self.model, inputs | self._videos(batch), batch)
+        if not batch.media_keys and (self.train_projector or self.train_encoder):
+            loss = loss + zero_of(p for name, p in named if ".lora_" not in name)
+        return loss, {"frames": batch.pixels, "prediction": logits}
 
+    @override
     def clips(self, batch: ChatBatch) -> list[dict[str, Any]]:
-        """See GuardedModule."""
-        paths = iter(path for path, _ in batch.frames)
-        shown = [[next(paths) for _ in range(count)] for count in batch.shown]
-        return [{"key": list(key), "path": ", ".join(p)} for key, p in zip(batch.keys, shown, strict=True)]
+        paths = iter(path for path, _ in batch.media_keys)
+        media = [[next(paths) for _ in range(count)] for count in batch.media_counts]
+        return [{"key": list(key), "path": ", ".join(p)} for key, p in zip(batch.keys, media, strict=True)]
 
+    @override
     def finish_gradients(self, parameters: Sequence[Tensor], micro_batches: int) -> dict[str, float]:
-        """Normalize by the answer tokens of the global batch."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for loss in self._window:
-            sums += torch.stack([part.double() for part in loss])
-        self._window.clear()
-        total, tokens, correct = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        if not tokens:
-            return {}
-        # Lightning has divided by the accumulation steps, and distributed training by the devices.
-        scale_gradients(parameters, micro_batches / tokens)
-        return {"train/loss": total / tokens, "train/answer_accuracy": correct / tokens}
+        all_reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        return self.objective.normalize(parameters, micro_batches, all_reduce)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trained weights only: the Video LLM stays where it came from."""
@@ -178,27 +171,14 @@ class LMAModule(GuardedModule):
                 f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
             )
 
-    def _longest(self, data: ChatDataModule) -> str:
-        """How long the longest video is in tokens, before the run finds out."""
-        assert data.processor is not None
-        frames = max(data.frames)
-        text = data.processor.video_text(data.processor.slots(frames, *data.processor.frame_size))
-        tokens = len(data.processor.tokenizer(text, verbose=False)["input_ids"])
-        limit = self.model.get_base_model().config.text_config.max_position_embeddings
-        if tokens >= limit:
-            raise ValueError(
-                f"data.frames={data.frames}: {frames} frames take {tokens} tokens, but the language model reads "
-                f"{limit}; use fewer frames"
-            )
-        check_lengths(data.conversations, data.processor, frames, limit)
-        return f"a video of {frames} frames takes {tokens:,} of the {limit:,} tokens that the language model reads"
-
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
-        if not batch.frames:
+        """What the Video LLM reads of the batch's videos: pixels, or features where they are cached."""
+        if not batch.media_keys:
             return {}
-        if self.cache is None:
+        cache = self.data().feature_cache
+        if cache is None:
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
-        return {"mm_encoder_outputs": {"video": self.cache.features(self.model.get_base_model().model, batch)}}
+        return {"mm_encoder_outputs": {"video": cache.features(self.model.get_base_model().model, batch)}}
 
     def data(self) -> ChatDataModule:
         """The data module of this run."""
@@ -206,3 +186,8 @@ class LMAModule(GuardedModule):
         if not isinstance(data, ChatDataModule):
             raise ValueError("LMAModule needs a ChatDataModule: pass it to the trainer as datamodule=")
         return data
+
+
+def zero_of(parameters: Iterable[Tensor]) -> Tensor:
+    """A zero with gradients for all `parameters`: ranks wait for these, also where one has nothing to learn from."""
+    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()

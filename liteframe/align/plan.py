@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from liteframe.align.command import LMACommand
+from liteframe.align.lengths import video_tokens
 from liteframe.align.lora import ENCODER
 from liteframe.models.student.cost import cost
 from liteframe.models.student.encoder import LiteFrameEncoder
@@ -36,11 +37,7 @@ def plan_lma(arguments: list[str]) -> dict[str, Any]:
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     frozen = [weight for weight in weights if not weight.requires_grad]
     steps = steps_section(warm, len(data.conversations))
-    processor, size = data.processor, data.processor.frame_size
-    tokens = {
-        frames: len(processor.tokenizer(processor.video_text(processor.slots(frames, *size)))["input_ids"])
-        for frames in data.frames
-    }
+    tokens = {frames: video_tokens(data.processor, frames) for frames in data.frames}
     vision, language = _flops(warm, encoder, base.model.language_model, tokens)
     measured = measured_section(warm)
     if data.cache_features:

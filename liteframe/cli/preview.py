@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     image_tokens = sum(token == processor.image_token_id for token in sample.input_ids)
     console.print(
         f"\nconversation {args.row} of {len(conversations)}: {len(sample.input_ids)} tokens, {image_tokens} of them of "
-        f"{len(sample.shown)} videos and images, {learned_tokens} learned"
+        f"{len(sample.media)} videos and images, {learned_tokens} learned"
     )
-    for medium in sample.shown:
-        path, frames = medium.frames
+    for medium in sample.media:
+        path, frames = medium.key
         console.print(
             f"  {path}: frames {list(frames[:4])}{'...' if len(frames) > 4 else ''}" if frames else f"  {path}"
         )

@@ -18,7 +18,7 @@ MAX_PIXELS = 8192 * 8192
 
 
 @dataclass(frozen=True)
-class Medium:
+class MediaItem:
     """One thing that is shown.
 
     Attributes:

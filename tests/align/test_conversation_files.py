@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from worlds.ctd import write_video
 
+from liteframe.align.batch import collate_samples
 from liteframe.align.conversation_files import check_files, load_conversations
-from liteframe.align.dataset import ConversationDataset, collate_samples
+from liteframe.align.dataset import ConversationDataset
 from liteframe.cli.main import main
 from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.errors import VideoError
@@ -168,9 +169,9 @@ def test_mixed_media_are_what_the_processor_makes_of_them(files, processor, tmp_
     ]  # fmt: skip
     data = dataset(files, processor, *rows, tmp_path=tmp_path)
     samples = [data[(0, i)] for i in range(4)]
-    assert [[len(m.pixels) for m in sample.shown] for sample in samples] == [[8], [], [1, 1], [1, 2]]
+    assert [[len(m.pixels) for m in sample.media] for sample in samples] == [[8], [], [1, 1], [1, 2]]
     batch = collate_samples(samples, processor.tokenizer.pad_token_id)
-    assert (batch.shown, batch.video_frames) == ([1, 0, 2, 2], [8, 1, 1, 1, 2])
+    assert (batch.media_counts, batch.video_frames) == ([1, 0, 2, 2], [8, 1, 1, 1, 2])
     assert batch.pixels.dtype == torch.uint8
     # The processor itself, given the decoded pictures, writes the same tokens and pixels.
     images = [np.asarray(Image.open(files / name).convert("RGB")) for name in ("wide.png", "tall.jpg", "wide.png")]

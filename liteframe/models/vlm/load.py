@@ -83,11 +83,11 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
     Raises:
         ValueError: source is of another family or has an encoder already, or does not fit the encoder.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     cls = model_class(source, config.model_type)
     if config.model_type.startswith(OURS):
         raise ValueError(f"{source} already has a LiteFrame encoder; give the Video LLM it was made from")
     with torch.device("meta"):
         vlm = cls(config)
         model = attach_encoder(vlm, LiteFrameEncoder(read_config(Path(encoder))))
-    return processor_for(AutoProcessor.from_pretrained(source), model.config)
+    return processor_for(AutoProcessor.from_pretrained(source, trust_remote_code=False), model.config)

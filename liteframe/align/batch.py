@@ -1,0 +1,95 @@
+"""Conversations -> a batch for the language model, and features of videos that were seen before."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from liteframe.align.dataset import MediaKey, Sample
+from liteframe.data.stream import Key
+from liteframe.data.video.errors import VideoError
+from liteframe.models.vlm.base import VlmBackbone
+from liteframe.models.vlm.chat import IGNORE
+
+
+class ChatBatch(NamedTuple):
+    """Conversations whose videos and images could be read, and a record of each of which one could not.
+
+    Attributes:
+        input_ids: [B,L], padded on the right; B may be 0 (then L is 0 too).
+        attention_mask: [B,L].
+        labels: [B,L], -100 where nothing is learned.
+        pixels: [sum of T,3,H,W] of the media whose features are not cached: uint8 from the loader, normalized float32
+            on the device.
+        video_frames: T of each of these.
+        media_counts: number of media of each of the B conversations.
+        media_keys: which frames of which file, for each medium; those not cached in the order of `pixels`.
+        cached: for each medium, whether its features are in the cache.
+        keys: B keys (epoch, index).
+        failures: path, kind, reason and remedy of what could not be read.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    pixels: Tensor
+    video_frames: list[int]
+    media_counts: list[int]
+    media_keys: list[MediaKey]
+    cached: list[bool]
+    keys: list[Key]
+    failures: list[dict[str, str]]
+
+
+def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> ChatBatch:
+    """A batch of the conversations that could be read; failures travel beside them."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    length = max((len(sample.input_ids) for sample in samples), default=0)
+    ids = torch.full((len(samples), length), pad_token_id)  # [B,L]
+    labels = torch.full((len(samples), length), IGNORE)
+    mask = torch.zeros((len(samples), length), dtype=torch.long)
+    for row, sample in enumerate(samples):
+        count = len(sample.input_ids)
+        ids[row, :count] = torch.tensor(sample.input_ids)
+        labels[row, :count] = torch.tensor(sample.labels)
+        mask[row, :count] = 1
+    media = [medium for sample in samples for medium in sample.media]
+    videos = [medium.pixels for medium in media if medium.pixels is not None]
+    return ChatBatch(
+        input_ids=ids,
+        attention_mask=mask,
+        labels=labels,
+        pixels=torch.cat(videos) if videos else torch.empty(0, dtype=torch.uint8),  # [sum of T,3,H,W]
+        video_frames=[len(video) for video in videos],
+        media_counts=[len(sample.media) for sample in samples],
+        media_keys=[medium.key for medium in media],
+        cached=[medium.pixels is None for medium in media],
+        keys=[sample.key for sample in samples],
+        failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
+    )
+
+
+class FeatureCache:
+    """Projected features of frames seen before, on the CPU, in this process."""
+
+    def __init__(self) -> None:
+        self._features: dict[MediaKey, Tensor] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._features
+
+    @torch.no_grad()
+    def features(self, model: VlmBackbone, batch: ChatBatch) -> BaseModelOutputWithPooling:
+        """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""
+        fresh = iter(())
+        if batch.video_frames:
+            fresh = iter(model.get_video_features(batch.pixels, batch.video_frames).pooler_output)
+        device = batch.input_ids.device
+        features = []
+        for key, cached in zip(batch.media_keys, batch.cached, strict=True):
+            if not cached:
+                self._features[key] = next(fresh).cpu()
+            features.append(self._features[key].to(device))
+        return BaseModelOutputWithPooling(pooler_output=features)

@@ -1,0 +1,80 @@
+"""How many tokens conversations take, so that those too long for the language model are refused before a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from liteframe.align.conversation_rows import Conversation
+from liteframe.models.vlm.chat import encode_conversation
+from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.training.failures import BadConversationsError
+
+# Around a turn: two marks, a role of at most two tokens, two line breaks.
+TOKENS_OF_A_TURN = 6
+EXAMPLES = 5
+
+
+def video_tokens(processor: LiteFrameProcessor, frames: int) -> int:
+    """Tokens of a video of so many frames in a prompt, the text around its features included."""
+    return _count(processor, _video_text(processor, frames))
+
+
+def check_lengths(
+    conversations: Sequence[Conversation], processor: LiteFrameProcessor, budgets: Sequence[int], limit: int
+) -> int:
+    """Refuse budgets of frames and conversations of more than `limit` tokens.
+
+    Text has no more tokens than bytes, so only what might be too long is tokenized.
+
+    Args:
+        conversations: what to learn.
+        processor: of the Video LLM.
+        budgets: numbers of frames that the videos of a conversation may have together; all are taken to be as long as
+            the largest.
+        limit: tokens that the language model reads.
+
+    Returns:
+        Tokens of a video of the largest budget.
+
+    Raises:
+        ValueError: one video of the largest budget is too long.
+        BadConversationsError: names the first of the conversations that are too long by their numbers.
+    """
+    frames = max(budgets)
+    longest = video_tokens(processor, frames)
+    if longest >= limit:
+        raise ValueError(
+            f"data.frames={list(budgets)}: {frames} frames take {longest} tokens, but the language model reads "
+            f"{limit}; use fewer frames"
+        )
+    image = processor.image_text(processor.tokens_per_slot(*processor.frame_size))
+    image_tokens, videos_by_share, too_long = _count(processor, image), {}, []
+    for number, conversation in enumerate(conversations):
+        videos = sum(medium.kind != "image" for medium in conversation.media)
+        share = max(1, frames // max(1, videos))
+        if share not in videos_by_share:
+            text = _video_text(processor, share)
+            videos_by_share[share] = (text, _count(processor, text))
+        video, tokens = videos_by_share[share]
+        most = videos * tokens + (len(conversation.media) - videos) * image_tokens
+        most += sum(len(turn.text.encode()) + TOKENS_OF_A_TURN for turn in conversation.turns)
+        if most > limit:
+            texts = [image if medium.kind == "image" else video for medium in conversation.media]
+            length = len(encode_conversation(conversation.turns, texts, processor.tokenizer)[0])
+            if length > limit:
+                too_long.append(f"  number {number}: {length} tokens")
+    if too_long:
+        raise BadConversationsError(
+            f"{len(too_long)} of {len(conversations)} conversations are longer than the {limit} tokens that the "
+            f"language model reads, with videos of {frames} frames:\n"
+            + "\n".join(too_long[:EXAMPLES])
+            + "\nUse fewer data.frames, or shorten or remove their rows (`liteframe preview --row NUMBER` shows one)"
+        )
+    return longest
+
+
+def _video_text(processor: LiteFrameProcessor, frames: int) -> str:
+    return processor.video_text(processor.slots(frames, *processor.frame_size))
+
+
+def _count(processor: Any, text: str) -> int:
+    return len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
