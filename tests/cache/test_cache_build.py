@@ -165,6 +165,8 @@ def test_a_folder_of_something_else_is_refused(build, tmp_path):
     with pytest.raises(ValueError, match="holds no target cache"):
         build(tmp_path, views=1)
     assert list(contents(tmp_path)) == ["notes.txt"]
+    with pytest.raises(ValueError, match="holds no target cache"):
+        build(tmp_path / "notes.txt", views=1)
 
 
 def test_shards_without_settings_are_refused(small_cache, build, tmp_path):

@@ -10,23 +10,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from liteframe.data.stream import ClipStream, FirstClips
-from liteframe.distill.cache.builder import ENCODERS, CacheBuilder
-from liteframe.distill.cache.codec import TargetCodec
+from liteframe.data.video.errors import VideoError
+from liteframe.distill.cache.builder import ENCODERS, CacheBuilder, LiveClips, collate, readable
+from liteframe.distill.cache.codec import TargetCodec, clip_bytes
 from liteframe.distill.cache.reader import INDEX, SETTINGS, STATISTICS, CacheIndex
 from liteframe.distill.cache.settings import NAMES, CacheSettings, ShardKey, all_shards
 from liteframe.distill.cache.shard import Shard, ShardInfo, StoredClip, pack_shard
+from liteframe.distill.clips import Clip
 from liteframe.distill.statistics import FeatureStatistics, TargetStatistics
 from liteframe.files import write_atomically
 from liteframe.training.failures import FailureTally
+from liteframe.training.report import duration
 
 LOCK, BAD_VIDEOS = ".lock", "bad_videos.jsonl"
+# Clips that the estimate measures, clips that it tries, and bytes of JSON, digests and headers of a clip, generously.
+MEASURED, TRIED, OVERHEAD = 4, 32, 1024
 
 Say = Callable[[str], None]
 Advance = Callable[[str, int, int], None]
@@ -56,7 +64,7 @@ def build_cache(builder: CacheBuilder, folder: Path, *, say: Say, advance: Advan
             whole = whole_shards(folder, settings)
             missing = [key for key in all_shards(settings) if key not in whole]
             if missing:
-                say(builder.estimate(missing, folder))
+                say(estimate(builder, missing, folder))
             stack.enter_context(sole_builder(folder))
             if missing or not all((folder / name).is_file() for name in (SETTINGS, STATISTICS, INDEX)):
                 prepare(builder, folder, advance)
@@ -77,7 +85,8 @@ def check_folder(folder: Path, settings: CacheSettings) -> None:
     """
     if not (folder / SETTINGS).is_file():
         # A build that was killed at once has left a lock.
-        if folder.exists() and not all(path.name == LOCK or path.suffix == ".tmp" for path in folder.iterdir()):
+        begun = folder.is_dir() and all(path.name == LOCK or path.suffix == ".tmp" for path in folder.iterdir())
+        if folder.exists() and not begun:
             raise ValueError(f"{folder} is not empty and holds no target cache; name another folder")
         return
     try:
@@ -99,6 +108,65 @@ def whole_shards(folder: Path, settings: CacheSettings) -> dict[ShardKey, ShardI
         with contextlib.suppress(ValueError, FileNotFoundError):
             infos[key] = Shard(folder / f"{key.name}.safetensors", key, settings).info
     return infos
+
+
+def estimate(builder: CacheBuilder, missing: Sequence[ShardKey], folder: Path) -> str:
+    """Size and time of these shards in words, from a few training clips that go through everything.
+
+    Raises:
+        ValueError: none of the first videos can be read, or the file system has too little space.
+    """
+    settings, processes, workers = builder.settings, builder.fabric.world_size, builder.data.workers
+    frame_bytes, decoding, making = measure(builder)
+    target_bytes = clip_bytes(settings.codec, settings.target_shape)
+    clips, frames = sum(key.count for key in missing), settings.clip_frames
+    needed = clips * (target_bytes + frame_bytes + OVERHEAD)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    # Workers decode while the teacher computes.
+    seconds = max(decoding / workers, making) if workers else decoding + making
+    seconds *= (clips + settings.statistics_clips) / processes
+    kept = f"targets {target_bytes / frames / 1e3:.4g} kB a frame ({settings.codec})"
+    if settings.jpeg_quality is not None:
+        kept += f", frames {frame_bytes / frames / 1e3:.4g} kB (JPEG {settings.jpeg_quality})"
+    text = (
+        f"{settings.train_videos} videos x {settings.views} views and {settings.val_videos} held out, "
+        f"clips of {frames} frames of {settings.size[0]}x{settings.size[1]}\n"
+        f"{kept}; {clips} clips in {len(missing)} shards to make: {readable(needed)}, {readable(free)} free\n"
+        f"about {duration(seconds)} (h:mm:ss) on {processes} process{'es' if processes > 1 else ''}: "
+        f"{making * 1e3:.3g} ms a clip for the teacher, {decoding * 1e3:.3g} ms for decoding on one of "
+        f"{max(1, workers)} cores"
+    )
+    if needed > free:
+        raise ValueError(
+            f"{text}\n{folder} has {readable(free)} free, the cache needs {readable(needed)}: name a folder on "
+            "another disk, or take fewer --views, --codec int8, or no --frames"
+        )
+    return text
+
+
+def measure(builder: CacheBuilder) -> tuple[int, float, float]:
+    """Bytes of a clip's frames; seconds to decode a clip on one core; and seconds for the rest of its way."""
+    dataset, clips, seconds, failure = LiveClips(builder.data), list[Clip](), list[float](), ""
+    for index in range(min(TRIED, builder.settings.train_videos)):
+        begin = time.perf_counter()
+        item = dataset["train", (0, index)]
+        if isinstance(item, VideoError):
+            failure = str(item)
+            continue
+        clips.append(item)
+        seconds.append(time.perf_counter() - begin)
+        if len(clips) == min(MEASURED, builder.clips_at_once):
+            break
+    if not clips:
+        raise ValueError(f"none of the first videos could be read, the last because: {failure}")
+    plain = TargetCodec(builder.settings.codec, torch.zeros(builder.settings.dim), torch.ones(builder.settings.dim))
+    with ThreadPoolExecutor(ENCODERS) as threads:
+        for _ in range(2):  # the first time warms up
+            begin = time.perf_counter()
+            stored = builder.encode(collate(clips), plain, threads)
+            making = (time.perf_counter() - begin) / len(clips)
+    # A median, for the first clip has waited until the decoder had started.
+    return sum(len(file) for clip in stored for file in clip.jpeg) // len(clips), median(seconds), making
 
 
 @contextlib.contextmanager

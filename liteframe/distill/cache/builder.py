@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from liteframe.data.preprocess import FrameTransform
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import serve_parent
@@ -27,11 +26,10 @@ from liteframe.distill.cache.settings import CacheSettings, Codec, ShardKey, Spl
 from liteframe.distill.cache.shard import StoredClip
 from liteframe.distill.clips import Clip, RawBatch, collate_clips
 from liteframe.distill.datamodule import ClipDataModule
-from liteframe.distill.speed import compile_blocks, prepare_teacher
+from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.student_setup import fit_to_teacher
-from liteframe.distill.target_maker import TargetMaker
+from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.training.command import Run, automatic_precision
-from liteframe.training.report import duration
 
 # Processes wait for each other twice, at the start and at the end, and one may have many more broken videos.
 PATIENCE = timedelta(days=7)
@@ -41,8 +39,6 @@ SHARD_BYTES, SHARD_CLIPS = 256 << 20, (8, 256)
 MOST_CLIPS = 16
 # Threads that write JPEG files.
 ENCODERS = 4
-# Clips that the estimate measures, clips that it tries, and bytes of JSON, digests and headers of a clip, generously.
-MEASURED, TRIED, OVERHEAD = 4, 32, 1024
 
 ClipKey = tuple[Split, Key]
 
@@ -70,6 +66,46 @@ class DecodedClips(NamedTuple):
     facts: list[Mapping[str, Any]]
 
 
+class LiveTargets(NamedTuple):
+    """What a teacher makes of a batch.
+
+    Attributes:
+        pooled: float32 [B,T',h,w,C], before clipping and standardization.
+        slots: bool [B,T'], False where no real frame lies.
+        frames: uint8 [B,T,3,H,W], what the teacher saw before normalization.
+    """
+
+    pooled: Tensor
+    slots: Tensor
+    frames: Tensor
+
+
+@torch.no_grad()
+def live_targets(
+    batch: RawBatch, teacher: PooledTeacher, transform: FrameTransform, fabric: Fabric, clips: int
+) -> LiveTargets:
+    """Targets as a training run computes them: resize, teacher and pooling on the fabric's device, in its precision.
+
+    Args:
+        batch: at least one clip.
+        teacher: on that device.
+        transform: resizes and normalizes frames.
+        fabric: device and precision.
+        clips: of a whole batch; others run without compiling for their size.
+
+    Raises:
+        ValueError: the frames do not fit the teacher or its windows.
+    """
+    batch = fabric.to_device(batch)
+    clips_of_batch = batch.frames.split([math.prod(shape) for shape in batch.shapes])
+    frames = torch.stack(
+        [transform.resized(clip.view(shape)) for clip, shape in zip(clips_of_batch, batch.shapes, strict=True)]
+    )  # [B,T,3,H,W]
+    with fabric.autocast(), whole_batches(len(frames), clips):
+        pooled, slots, _ = teacher(transform.normalized(frames), batch.frame_mask)
+    return LiveTargets(pooled, slots, frames)
+
+
 @dataclass(frozen=True)
 class CacheBuilder:
     """The run behind a cache.
@@ -77,14 +113,16 @@ class CacheBuilder:
     Attributes:
         settings: of the cache.
         data: the run's videos.
-        make: resize, teacher and pooling.
+        teacher: with weighted average pooling behind it, on the fabric's device.
+        transform: resizes and normalizes its frames.
         fabric: device, precision and processes.
         clips_at_once: clips that the teacher takes at a time.
     """
 
     settings: CacheSettings
     data: ClipDataModule
-    make: TargetMaker
+    teacher: PooledTeacher
+    transform: FrameTransform
     fabric: Fabric
     clips_at_once: int
 
@@ -97,9 +135,9 @@ class CacheBuilder:
         """The clips of these batches, in order, decoded ahead by the run's workers."""
         data = self.data
         loader: DataLoader[Any] = DataLoader(
-            _Clips(data),
+            LiveClips(data),
             batch_sampler=batches,
-            collate_fn=_collate,
+            collate_fn=collate,
             num_workers=data.workers,
             pin_memory=self.fabric.device.type == "cuda",
             worker_init_fn=serve_parent,
@@ -108,6 +146,10 @@ class CacheBuilder:
             generator=torch.Generator(),
         )
         return iter(loader)
+
+    def make(self, batch: RawBatch) -> LiveTargets:
+        """Targets of at least one clip."""
+        return live_targets(batch, self.teacher, self.transform, self.fabric, self.clips_at_once)
 
     def encode(self, clips: DecodedClips, codec: TargetCodec, threads: ThreadPoolExecutor) -> list[StoredClip]:
         """What is stored of a batch, in the order of its keys; the threads write JPEG files."""
@@ -128,63 +170,6 @@ class CacheBuilder:
             encoded = {name: tensor.cpu() for name, tensor in codec.encode(pooled).items()}
             stored.append(StoredClip(facts, encoded, files))
         return stored
-
-    def estimate(self, missing: Sequence[ShardKey], folder: Path) -> str:
-        """Size and time of these shards in words, from a few training clips that go through everything.
-
-        Raises:
-            ValueError: none of the first videos can be read, or the file system has too little space.
-        """
-        settings, processes, workers = self.settings, self.fabric.world_size, self.data.workers
-        frame_bytes, decoding, making = self._measure()
-        target_bytes = clip_bytes(settings.codec, settings.target_shape)
-        clips, frames = sum(key.count for key in missing), settings.clip_frames
-        needed = clips * (target_bytes + frame_bytes + OVERHEAD)
-        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-        # Workers decode while the teacher computes.
-        seconds = max(decoding / workers, making) if workers else decoding + making
-        seconds *= (clips + settings.statistics_clips) / processes
-        kept = f"targets {target_bytes / frames / 1e3:.4g} kB a frame ({settings.codec})"
-        if settings.jpeg_quality is not None:
-            kept += f", frames {frame_bytes / frames / 1e3:.4g} kB (JPEG {settings.jpeg_quality})"
-        text = (
-            f"{settings.train_videos} videos x {settings.views} views and {settings.val_videos} held out, "
-            f"clips of {frames} frames of {settings.size[0]}x{settings.size[1]}\n"
-            f"{kept}; {clips} clips in {len(missing)} shards to make: {readable(needed)}, {readable(free)} free\n"
-            f"about {duration(seconds)} (h:mm:ss) on {processes} process{'es' if processes > 1 else ''}: "
-            f"{making * 1e3:.3g} ms a clip for the teacher, {decoding * 1e3:.3g} ms for decoding on one of "
-            f"{max(1, workers)} cores"
-        )
-        if needed > free:
-            raise ValueError(
-                f"{text}\n{folder} has {readable(free)} free, the cache needs {readable(needed)}: name a folder on "
-                "another disk, or take fewer --views, --codec int8, or no --frames"
-            )
-        return text
-
-    def _measure(self) -> tuple[int, float, float]:
-        """Bytes of a clip's frames; seconds to decode a clip on one core; and seconds for the rest of its way."""
-        dataset, clips, seconds, failure = _Clips(self.data), list[Clip](), list[float](), ""
-        for index in range(min(TRIED, self.settings.train_videos)):
-            begin = time.perf_counter()
-            item = dataset["train", (0, index)]
-            if isinstance(item, VideoError):
-                failure = str(item)
-                continue
-            clips.append(item)
-            seconds.append(time.perf_counter() - begin)
-            if len(clips) == min(MEASURED, self.clips_at_once):
-                break
-        if not clips:
-            raise ValueError(f"none of the first videos could be read, the last because: {failure}")
-        plain = TargetCodec(self.settings.codec, torch.zeros(self.settings.dim), torch.ones(self.settings.dim))
-        with ThreadPoolExecutor(ENCODERS) as threads:
-            for _ in range(2):  # the first time warms up
-                begin = time.perf_counter()
-                stored = self.encode(_collate(clips), plain, threads)
-                making = (time.perf_counter() - begin) / len(clips)
-        # A median, for the first clip has waited until the decoder had started.
-        return sum(len(file) for clip in stored for file in clip.jpeg) // len(clips), median(seconds), making
 
 
 def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuilder:
@@ -224,8 +209,8 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     if module.compiled:
         compile_blocks(teacher.tower)
     clips_at_once = data.requested_micro_batch_size or min(data.batch_size, MOST_CLIPS)
-    make = TargetMaker(fabric, teacher, data.frame_format, config.compression, settings.scope, clips_at_once)
-    return CacheBuilder(settings, data, make, fabric, clips_at_once)
+    pooled_teacher = PooledTeacher(teacher, config.compression, settings.scope)
+    return CacheBuilder(settings, data, pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
 
 
 def launch_fabric(trainer: Any) -> Fabric:
@@ -259,17 +244,19 @@ def readable(size: float) -> str:
     return f"{size:.4g} TB"
 
 
-class _Clips(Dataset["Clip | VideoError"]):
+class LiveClips(Dataset["Clip | VideoError"]):
     """`dataset[(split, key)]` is the live clip of a key of the training or the held-out videos."""
 
     def __init__(self, data: ClipDataModule):
         self.splits = {"train": data.train_clips(), "val": data.val_clips()}
 
     def __getitem__(self, key: ClipKey) -> Clip | VideoError:
+        """The clip, or the reason why there is none."""
         return self.splits[key[0]][key[1]]
 
 
-def _collate(items: Sequence[Clip | VideoError]) -> DecodedClips:
+def collate(items: Sequence[Clip | VideoError]) -> DecodedClips:
+    """A batch of the clips that could be read, and what became of each."""
     facts: list[Mapping[str, Any]] = [
         {"failure": item.to_dict()} if isinstance(item, VideoError) else {"view": item.view.to_dict()} for item in items
     ]

@@ -13,19 +13,19 @@ import torch
 from lightning.fabric import Fabric
 from transformers.utils.logging import disable_progress_bar
 
-from liteframe.data.preprocess import FrameFormat
+from liteframe.data.preprocess import FrameTransform
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.distill.cache.build import whole_shards
-from liteframe.distill.cache.builder import readable
+from liteframe.distill.cache.builder import LiveTargets, live_targets, readable
 from liteframe.distill.cache.codec import decode_jpeg
 from liteframe.distill.cache.reader import INDEX, SETTINGS, TargetCache
 from liteframe.distill.cache.settings import CacheSettings, Split, all_shards
 from liteframe.distill.clip_view import ClipView
 from liteframe.distill.clips import Clip, collate_clips
 from liteframe.distill.speed import prepare_teacher
-from liteframe.distill.target_maker import TargetMaker
 from liteframe.models.teacher.load import load_teacher
+from liteframe.reduce.pooled_teacher import PooledTeacher
 
 Advance = Callable[[str, int, int], None]
 DEADLINE = 60.0
@@ -120,8 +120,12 @@ def check_sample(cache: TargetCache, count: int, seed: int, accelerator: str, ad
         raise ValueError(f"{settings.teacher} does not have the weights that {cache.folder} was built with")
     prepare_teacher(teacher, fabric.device, settings.precision)
     teacher.to(fabric.device)
-    frame_format = FrameFormat(settings.size, settings.mean, settings.std, settings.resize)
-    make = TargetMaker(fabric, teacher, frame_format, settings.compression, settings.scope, clips=1)
+    pooled_teacher = PooledTeacher(teacher, settings.compression, settings.scope)
+    transform = FrameTransform(settings.size, settings.mean, settings.std, settings.resize)
+
+    def make(clip: Clip) -> LiveTargets:
+        return live_targets(collate_clips([clip]), pooled_teacher, transform, fabric, clips=1)
+
     clips = [(key.split, view, index) for key in all_shards(settings) for view, index in key.clips]
     checks: list[ClipCheck] = []
     with DecodeProcess(DEADLINE) as decoder:
@@ -135,7 +139,7 @@ def check_sample(cache: TargetCache, count: int, seed: int, accelerator: str, ad
 
 
 def _check(
-    cache: TargetCache, clip: tuple[Split, int, int], make: TargetMaker, decoder: DecodeProcess
+    cache: TargetCache, clip: tuple[Split, int, int], make: Callable[[Clip], LiveTargets], decoder: DecodeProcess
 ) -> ClipCheck | None:
     split, view_number, index = clip
     place = f"{split} video {index}, view {view_number}"
@@ -150,7 +154,7 @@ def _check(
         frames = view.cut(decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
     except VideoError as error:
         return ClipCheck(place, f"the video cannot be read again: {error}")
-    made = make(collate_clips([Clip(torch.from_numpy(frames), view, (view_number, index))]))
+    made = make(Clip(torch.from_numpy(frames), view, (view_number, index)))
     difference = made.pooled[0].cpu() - cache.codec.decode(stored.encoded).float()  # [T',h,w,C]
     off = float((difference.square().mean((0, 1, 2)).sqrt() / cache.codec.std).median())
     psnr = _psnr(stored.jpeg, made.frames[0].permute(0, 2, 3, 1).cpu().numpy(), cache.settings.size)
