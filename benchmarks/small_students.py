@@ -24,9 +24,9 @@ from torch import Tensor
 from liteframe import LiteFrameConfig, LiteFrameEncoder, cost, load_teacher
 from liteframe.distill.losses import batch_loss, clip_losses, token_losses
 from liteframe.distill.metrics import HeldOutMetrics
-from liteframe.distill.statistics import FeatureStatistics
-from liteframe.distill.student_setup import unfold_head
-from liteframe.distill.targets import TargetBuilder, TargetSettings
+from liteframe.distill.statistics import RunningStatistics
+from liteframe.distill.student_init import unfold_head
+from liteframe.distill.targets import TargetNormalizer, TargetSettings
 from liteframe.files import write_atomically
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
 from liteframe.models.teacher.base import Teacher
@@ -70,7 +70,7 @@ class World(NamedTuple):
     teacher: Teacher
     train: Clips
     held_out: Clips
-    target: TargetBuilder
+    target: TargetNormalizer
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,17 @@ def make_world(setup: Setup) -> World:
             videos.append(video)
             pooled.append(vision(video).tokens)
         parts.append(Clips(torch.cat(videos), torch.cat(pooled)))
-    measured = FeatureStatistics(teacher.dim)
+    measured = RunningStatistics(teacher.dim)
     measured.update(parts[0].pooled.flatten(0, -2))
-    target = TargetBuilder(teacher.dim, TargetSettings())
-    target.fit(measured)
+    target = TargetNormalizer(teacher.dim, TargetSettings())
+    target.fit(measured.freeze())
     return World(teacher, parts[0], parts[1], target)
 
 
 def train(world: World, setup: Setup, arm: Arm, student: LiteFrameEncoder, seed: int) -> Outcome:
     """Train `student` in place; it emits raw features before and after. The seed draws the clips."""
     target, generator = world.target, torch.Generator().manual_seed(seed)
-    unfold_head(student.head, target, raw=True)
+    unfold_head(student.head, target.standardizer)
     optimizer, schedule = adamw(student.train(), arm)
     average = WeightAverage(student, setup.decay)
     losses: list[float] = []

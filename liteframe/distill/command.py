@@ -5,9 +5,11 @@ from __future__ import annotations
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
-from liteframe.distill.callbacks import EncoderSaver, FeaturePanel, progress_line, write_report
+from liteframe.data.preprocess import FrameFormat
+from liteframe.distill.callbacks import CTDProgress, EncoderSaver, write_report
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.module import CTDModule
+from liteframe.distill.panel import FeaturePanel
 from liteframe.training.command import TrainingCommand
 from liteframe.training.ema import WeightEMA, weight_ema
 
@@ -33,6 +35,7 @@ class CTDCommand(TrainingCommand):
         )
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.student.clip_frames", "data.clip_frames")
+        parser.link_arguments("model", "data.frame_format", _frame_format, apply_on="instantiate")
         parser.add_lightning_class_args(FeaturePanel, "panel")
         parser.add_lightning_class_args(WeightEMA, "ema")
 
@@ -45,7 +48,7 @@ class CTDCommand(TrainingCommand):
 
     def run_callbacks(self) -> list[Callback]:
         """Encoder and progress line."""
-        return [EncoderSaver(), progress_line()]
+        return [EncoderSaver(), CTDProgress()]
 
     def save_result(self) -> None:
         """The encoder, of averaged weights if there are any."""
@@ -66,3 +69,7 @@ class CTDCommand(TrainingCommand):
 
     def _validate(self) -> dict[str, float]:
         return dict(*self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False))
+
+
+def _frame_format(module: CTDModule) -> FrameFormat:
+    return module.frame_format

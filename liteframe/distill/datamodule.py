@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
+from typing_extensions import override
 
 from liteframe.data.manifest import VideoEntry, hold_out, list_digest, load_manifest
 from liteframe.data.preprocess import FrameFormat
@@ -28,6 +30,8 @@ from liteframe.training.schedule import divide_batch
 class ClipDataModule(LightningDataModule):
     """Videos -> batches of dense clips.
 
+    The lists are read when they are first asked for, and no video before a loader runs.
+
     Args:
         videos: folder of videos, or a manifest (JSONL, as `liteframe scan` writes it).
         val_videos: the same for held-out videos; None holds out a part of `videos`.
@@ -36,18 +40,20 @@ class ClipDataModule(LightningDataModule):
         micro_batch_size: clips on a device at a time; None means batch_size / devices. Gradients are accumulated.
         clip_frames: frames of a clip.
         min_fps: lowest rate of a clip in frames per second.
-        size: frame size in pixels, one number or (height, width); None takes the student's.
+        size: frame size in pixels, one number or (height, width); None takes that of `frame_format`.
         augment: crop and flip of training clips.
         workers: processes that decode; 0 decodes in the training process's own turn.
         deadline: seconds that reading one file may take.
         max_failure_rate: part of clips that may fail before the run stops.
         seed: seed of order, positions and augmentation.
         cache: folder of a target cache (`liteframe cache build`): clips and targets come from it and no teacher runs.
+        frame_format: how the teacher wants frames; a training command takes it from the module.
     """
 
     def __init__(
         self,
         videos: str,
+        frame_format: FrameFormat,
         val_videos: str | None = None,
         val_fraction: float = 0.05,
         batch_size: int = 16,
@@ -68,42 +74,52 @@ class ClipDataModule(LightningDataModule):
         self.videos, self.val_videos, self.val_fraction = videos, val_videos, val_fraction
         self.batch_size, self.requested_micro_batch_size = batch_size, micro_batch_size
         self.clip_frames, self.min_fps, self.augment = clip_frames, min_fps, augment
-        self.size = (size, size) if isinstance(size, int) else size
+        size = (size, size) if isinstance(size, int) else size
+        self.frame_format = frame_format if size is None else replace(frame_format, size=size)
         self.workers, self.deadline, self.seed = workers, deadline, seed
         self.max_failure_rate, self.cache = max_failure_rate, cache
-        self.target_cache: TargetCache | None = None
-        self.frame_format: FrameFormat | None = None
-        self.train_entries: list[VideoEntry] = []
-        self.val_entries: list[VideoEntry] = []
-        self.tally: FailureTally | None = None
 
-    def setup(self, stage: str) -> None:
-        """Read the lists and split them."""
-        if self.tally is not None:
-            return
-        if self.cache is not None:
-            self.target_cache = TargetCache.open(self.cache)
-        self.read_lists()
-        trainer = self._trainer()
-        self.tally = FailureTally(
-            Path(trainer.default_root_dir) / "bad_videos.jsonl",
+    @cached_property
+    def target_cache(self) -> TargetCache | None:
+        """Where clips and targets come from, if not from the videos; raises ValueError if it is no whole cache."""
+        return None if self.cache is None else TargetCache.open(self.cache)
+
+    @cached_property
+    def _entries(self) -> tuple[list[VideoEntry], list[VideoEntry]]:
+        entries = load_manifest(self.videos)
+        if self.val_videos is not None:
+            return entries, load_manifest(self.val_videos)
+        return hold_out(entries, self.val_fraction)
+
+    @property
+    def train_entries(self) -> list[VideoEntry]:
+        """Videos that are trained on; raises ValueError if the list cannot be read."""
+        return self._entries[0]
+
+    @property
+    def val_entries(self) -> list[VideoEntry]:
+        """Held-out videos; raises ValueError if the list cannot be read."""
+        return self._entries[1]
+
+    @cached_property
+    def tally(self) -> FailureTally:
+        """Clips that the run could not read."""
+        return FailureTally(
+            Path(self._trainer().default_root_dir) / "bad_videos.jsonl",
             self.max_failure_rate,
             remedy=f"Run `liteframe scan {self.videos} -o good.jsonl` and train on good.jsonl, "
             "or allow more with --data.max_failure_rate.",
         )
 
+    @override
+    def setup(self, stage: str) -> None:
+        """Read the lists before a student is built."""
+        self.target_cache, self._entries  # noqa: B018 - kept where they are
+
     @property
     def micro_batch_size(self) -> int:
         """Clips on a device at a time."""
         return divide_batch(self.batch_size, self.requested_micro_batch_size, self._trainer().world_size)[0]
-
-    def read_lists(self) -> None:
-        """Read the lists of videos and hold out a part."""
-        entries = load_manifest(self.videos)
-        if self.val_videos is not None:
-            self.train_entries, self.val_entries = entries, load_manifest(self.val_videos)
-        else:
-            self.train_entries, self.val_entries = hold_out(entries, self.val_fraction)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps that see each training video about once."""
@@ -123,10 +139,9 @@ class ClipDataModule(LightningDataModule):
         trainer = self._trainer()
         first = FirstClips(self._stream(batches=1), clips)
         for batch in self._loader(self.train_clips(), first, persistent=False):
-            batch = self.on_before_batch_transfer(batch, 0)
-            assert self.tally is not None
+            self.tally.record(len(batch.paths), batch.failures)
             agree_on_failures(trainer, self.tally)
-            yield self.on_after_batch_transfer(move_data_to_device(batch, device), 0)
+            yield dress(move_data_to_device(batch, device), self.frame_format.transform())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The middle clip of every held-out video; no loader if there is none."""
@@ -140,17 +155,15 @@ class ClipDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
         """Count what failed before the batch is used."""
-        assert self.tally is not None
         self.tally.record(len(batch.paths), batch.failures)
         return batch
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ClipBatch:
         """Resize and normalize on the device; workers only decode, crop and ship bytes."""
-        return dress(batch, self._format().transform())
+        return dress(batch, self.frame_format.transform())
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which clip comes when, and the failures so far."""
-        assert self.tally is not None
         return {"stream": self._identity(), "tally": self.tally.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,7 +172,6 @@ class ClipDataModule(LightningDataModule):
         Raises:
             ValueError: the stream of clips would not continue, because videos, seed or global batch size differ.
         """
-        assert self.tally is not None
         ours, theirs = self._identity(), state_dict["stream"]
         changed = [
             f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
@@ -201,7 +213,7 @@ class ClipDataModule(LightningDataModule):
 
     def clip_identity(self) -> dict[str, Any]:
         """What clips and their frames depend on, under the names of CacheSettings."""
-        frames = self._format()
+        frames = self.frame_format
         return {
             **{"size": frames.size, "mean": frames.mean, "std": frames.std, "resize": frames.resize},
             **{"clip_frames": self.clip_frames, "min_fps": self.min_fps, "seed": self.seed},
@@ -214,15 +226,10 @@ class ClipDataModule(LightningDataModule):
         self, part: Literal["train", "val"], entries: list[VideoEntry], augment: Augmentation | None
     ) -> ClipDataset | CachedClips:
         clips = ClipDataset(
-            entries, self._format(), clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
+            entries, self.frame_format, clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
             seed=self.seed, deadline=self.deadline,
         )  # fmt: skip
         return clips if self.target_cache is None else CachedClips(self.target_cache, part, clips)
-
-    def _format(self) -> FrameFormat:
-        if self.frame_format is None:
-            raise ValueError("frame_format is not set: the training module gives it in configure_model")
-        return self.frame_format
 
     def _loader(
         self, dataset: ClipDataset | CachedClips, batches: Sampler[list[Key]], *, persistent: bool = True

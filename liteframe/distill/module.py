@@ -4,29 +4,25 @@ Shapes: B clips, T frames, H x W pixels, (h,w) compressed grid, C teacher channe
 """
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from liteframe.distill.announce import opening_line
+from liteframe.data.preprocess import FrameFormat
 from liteframe.distill.cache.dataset import check_cache
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.datamodule import ClipDataModule
-from liteframe.distill.losses import LossName, batch_loss, clip_losses, drop_large_losses, token_losses
+from liteframe.distill.losses import LossName, batch_loss
 from liteframe.distill.metrics import HeldOutMetrics
+from liteframe.distill.objectives import objectives
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
-from liteframe.distill.statistics import FeatureStatistics
-from liteframe.distill.student_setup import build_student, fit_to_teacher, unfold_head
-from liteframe.distill.targets import (
-    TargetBuilder,
-    TargetSettings,
-    measure_statistics,
-    save_statistics,
-)
+from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
+from liteframe.distill.student_init import build_student, check_grids, unfold_head, with_preprocessing
+from liteframe.distill.targets import TargetSettings
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import TeacherSettings
@@ -54,6 +50,9 @@ class CTDModule(GuardedModule):
         guard: which steps are skipped, and when the run stops.
         compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
         activation_checkpointing: compute the student's activations twice instead of keeping them.
+
+    Raises:
+        ValueError: the teacher cannot be loaded.
     """
 
     def __init__(
@@ -71,22 +70,45 @@ class CTDModule(GuardedModule):
     ):
         super().__init__(guard)
         self.compiled, self.activation_checkpointing = compile, activation_checkpointing
-        self.teacher_settings, self.student_config, self.target_settings = teacher, student, target
-        self.loss_name, self.init, self.init_from, self.optimizer_settings = loss, init, init_from, optimizer
-        self.micro_batch_size = 1
+        self.teacher_settings, self.target_settings = teacher, target
+        self.init, self.init_from, self.optimizer_settings = init, init_from, optimizer
+        # A Teacher hides its weights from state_dict, optimizer and checkpoints.
+        self.teacher = teacher.load()
+        self.student_config = with_preprocessing(student, self.teacher)
+        self.pooled_teacher = PooledTeacher(self.teacher, student.compression, target.scope)
+        self.objective = objectives["ctd"](self.teacher.dim, target, loss)
+        for name, part in self.objective.modules().items():
+            self.add_module(name, part)
+        self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
         self.step_means = StepMeans("loss", "cosine", "clipped_fraction")
 
+    @property
+    def frame_format(self) -> FrameFormat:
+        """How the teacher wants frames, and the student after it."""
+        config = self.student_config
+        return FrameFormat((config.image_size, config.image_size), config.image_mean, config.image_std, config.resize)
+
+    @property
+    def target_identity(self) -> dict[str, Any]:
+        """What the target of a given clip depends on, under the names of CacheSettings."""
+        return {
+            "teacher_sha256": self.teacher.identity,
+            "dim": self.teacher.dim,
+            "compression": self.student_config.compression,
+            "scope": self.target_settings.scope,
+            "statistics_clips": self.target_settings.statistics_clips,
+        }
+
+    @override
     def configure_model(self) -> None:
-        """Load the teacher, build the student and tell the data how frames must look."""
+        """Build the student, give the teacher the run's precision, compile and shard; later calls change nothing."""
         if hasattr(self, "student"):
             return
         data = self.data()
-        # A Teacher hides its weights from state_dict, optimizer and checkpoints.
-        self.teacher = self.teacher_settings.load()
-        config, data.frame_format = fit_to_teacher(self.student_config, self.teacher, data.size)
+        check_grids(self.student_config, self.teacher, data.frame_format.size)
         if data.target_cache is not None:
-            check_cache(data.target_cache, {**self.target_identity(config), **data.clip_identity()})
-        self.student = build_student(config, self.teacher, self.init, self.init_from)
+            check_cache(data.target_cache, {**self.target_identity, **data.clip_identity()})
+        self.student = build_student(self.student_config, self.teacher, self.init, self.init_from)
         if data.target_cache is not None:
             self.teacher.drop_tower()
         if self.activation_checkpointing:
@@ -98,36 +120,32 @@ class CTDModule(GuardedModule):
             for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
                 compile_blocks(model)
         shard(self.trainer, self.student, self.student.blocks)
-        self.pooled_teacher = PooledTeacher(self.teacher, config.compression, self.target_settings.scope)
-        self.target = TargetBuilder(self.teacher.dim, self.target_settings)
-        self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
 
-    def target_identity(self, config: LiteFrameConfig) -> dict[str, Any]:
-        """What the target of a given clip depends on, under the names of CacheSettings."""
-        settings = self.target_settings
-        return {
-            **{"teacher_sha256": self.teacher.identity, "dim": self.teacher.dim},
-            **{"compression": config.compression, "scope": settings.scope},
-            **{"statistics_clips": settings.statistics_clips},
-        }
-
+    @override
     def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, cosine."""
         return configure_adamw(self.student, self.optimizer_settings, total_steps(self.trainer))
 
+    @override
     def on_fit_start(self) -> None:
-        """Measure the target statistics unless a checkpoint brought them, and move the head to standardized space."""
-        data = self.data()
-        self.micro_batch_size = data.micro_batch_size
-        if not self.target.ready:
-            self._fit_target(data)
-            unfold_head(self.student.head, self.target, raw=self.init == "weight_selection" or bool(self.init_from))
+        """Take the statistics of targets from the cache or measure them, and move the head to standardized space."""
+        if self.objective.ready:  # a checkpoint brought them
+            return
+        cache = self.data().target_cache
+        statistics = self.measure_statistics() if cache is None else cache.statistics
+        self.objective.fit(statistics)
+        normalizer = self.objective.normalizer
+        if self.trainer.is_global_zero:
+            normalizer.save(statistics.count, Path(self.trainer.default_root_dir))
+        if self.init == "weight_selection" or self.init_from:
+            unfold_head(self.student.head, normalizer.standardizer)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember whom the student learns from."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["teacher_identity"] = self.teacher.identity
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue with another teacher.
 
@@ -141,48 +159,40 @@ class CTDModule(GuardedModule):
             )
         super().on_load_checkpoint(checkpoint)
 
-    def on_train_start(self) -> None:
-        """Say what is about to happen."""
-        tell(opening_line(self.student, self.teacher, self.data(), total_steps(self.trainer)))
-
+    @override
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
         """A teacher in training mode would give other targets without any error."""
         if any(module.training for part in self.teacher.parts for module in part.modules()):
             raise RuntimeError(f"the teacher {self.teacher.name} is in training mode; something called .train() on it")
 
+    @override
     def step_loss(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch: each clip weighs 1 / micro_batch_size, whatever became of the others."""
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
             return self.encode(self.blank_clip()).sum() * 0.0, {}
-        pooled, slots, _ = self.pooled_target(batch)
-        target = self.target(pooled, slots)
+        pooled = self.pooled_target(batch)
+        target = self.objective.targets(pooled.tokens, pooled.slots)
         with self.timed("student"):
-            prediction = self.encode(batch.video)
-        losses = token_losses(prediction, target.values, self.loss_name)
-        weight, clipped = target.weight, target.clipped
-        if self.target_settings.clipping == "loss_clip":
-            weight = drop_large_losses(losses, weight, self.target_settings.sigmas)
-            clipped = 1 - weight.sum() / target.weight.sum().clamp_min(1)
-        per_clip = clip_losses(losses, weight)
-        with self.timed("metrics"), torch.no_grad():
-            similar = torch.cosine_similarity(self.target.standardizer.inverse(prediction), pooled, dim=-1)
-            cosine = clip_losses(similar, target.weight).mean()
-            self.step_means.add(
-                len(batch.paths), {"loss": per_clip.mean(), "cosine": cosine, "clipped_fraction": clipped}
-            )
-        watched = {"frames": batch.video, "target": pooled, "prediction": prediction}
-        return batch_loss(per_clip, self.micro_batch_size), watched
+            tokens = self.encode(batch.video)
+        losses = self.objective.loss(tokens, target)
+        with self.timed("metrics"):
+            figures = {"loss": losses.per_clip.mean(), "clipped_fraction": losses.clipped}
+            self.step_means.add(len(batch.paths), {**figures, **self.objective.figures(tokens, target)})
+        watched = {"frames": batch.video, "target": pooled.tokens, "prediction": tokens}
+        return batch_loss(losses.per_clip, self.data().micro_batch_size), watched
 
+    @override
     def clips(self, batch: ClipBatch) -> list[dict[str, Any]]:
-        """See GuardedModule."""
         return [{"key": list(key), "path": path} for key, path in zip(batch.keys, batch.paths, strict=True)]
 
+    @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the means of the global batch."""
         for name, value in self.step_means.reduce(self.trainer).items():
             self.log(f"train/{name}", value)
 
+    @override
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """Compare with the teacher's unclipped features, in its raw space."""
         if not batch.paths:
@@ -190,9 +200,10 @@ class CTDModule(GuardedModule):
             nothing = torch.empty(0, 1, 1, 1, self.teacher.dim, device=self.device)
             self.metrics.update(nothing, nothing, torch.empty(0, 1, dtype=torch.bool, device=self.device))
             return
-        pooled, slots, _ = self.pooled_target(batch)
-        self.metrics.update(self.predict_raw(batch.video), pooled, slots, self.teacher.projector)
+        pooled = self.pooled_target(batch)
+        self.metrics.update(self.predict_raw(batch.video), pooled.tokens, pooled.slots, self.teacher.projector)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures."""
         for name, value in self.metrics.compute().items():
@@ -204,7 +215,7 @@ class CTDModule(GuardedModule):
         """Raw WAP features out of the cache or the teacher; a cache has no logits."""
         if batch.targets is not None:
             return Pooled(batch.targets.float(), real_slots(batch.frame_mask, self.pooled_teacher.window[0]), None)
-        with self.timed("teacher"), whole_batches(len(batch.paths), self.micro_batch_size):
+        with self.timed("teacher"), whole_batches(len(batch.paths), self.data().micro_batch_size):
             features = self.teacher(batch.video)
         with self.timed("pooling"):
             pooled = self.pooled_teacher.pool(features, batch.frame_mask)
@@ -212,17 +223,16 @@ class CTDModule(GuardedModule):
 
     def encode(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
-        with whole_batches(video.shape[0], self.micro_batch_size):
+        with whole_batches(video.shape[0], self.data().micro_batch_size):
             return self.student(video)
 
     def predict_raw(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the teacher's raw space."""
-        return self.target.standardizer.inverse(self.encode(video))
+        return self.objective.raw(self.encode(video))
 
     def blank_clip(self) -> Tensor:
         """[1,T,3,H,W] of zeros, for a rank that has to run the student without a clip of its own."""
         data = self.data()
-        assert data.frame_format is not None
         return torch.zeros(1, data.clip_frames, 3, *data.frame_format.size, device=self.device)
 
     def folded_encoder(self) -> LiteFrameEncoder:
@@ -230,40 +240,29 @@ class CTDModule(GuardedModule):
         with torch.device("meta"):
             encoder = LiteFrameEncoder(self.student.config).eval()
         encoder.load_state_dict(full_state_dict(self.student), assign=True)
-        standardizer = copy.deepcopy(self.target.standardizer).cpu()
-        standardizer.fold(encoder.head)
+        copy.deepcopy(self.objective.normalizer.standardizer).cpu().fold(encoder.head)
         return encoder
 
-    def _fit_target(self, data: ClipDataModule) -> None:
-        """Take the target statistics from the cache or measure them, and keep them with the run."""
-        cache = data.target_cache
-        statistics = self._measured_statistics(data) if cache is None else cache.statistics
-        self.target.fit(statistics)
-        if self.trainer.is_global_zero:
-            save_statistics(self.target, statistics.count, Path(self.trainer.default_root_dir))
-
-    def _measured_statistics(self, data: ClipDataModule) -> FeatureStatistics:
-        tell(f"measuring target statistics on {self.target_settings.statistics_clips} clips")
-        full = self.target_settings.standardize == "phi_s"
-        return measure_statistics(self._pooled_tokens(data), self.teacher.dim, self.device, full=full)
-
-    def _pooled_tokens(self, data: ClipDataModule) -> Iterator[Tensor]:
-        """Raw pooled features [tokens,C] of each batch of the clips that statistics are measured on."""
-        for batch in data.statistics_batches(self.target_settings.statistics_clips, self.device):
+    def measure_statistics(self) -> ChannelStatistics:
+        """Statistics of the teacher's pooled features over the first clips of all ranks; each must call it."""
+        clips, running = self.target_settings.statistics_clips, RunningStatistics(self.teacher.dim, self.device)
+        tell(f"measuring target statistics on {clips} clips")
+        for batch in self.data().statistics_batches(clips, self.device):
             leave_if_told(self.trainer, "stopped while measuring target statistics; --resume auto starts the run again")
             if not batch.paths:
-                yield torch.empty(0, self.teacher.dim, device=self.device)
+                running.update(torch.empty(0, self.teacher.dim, device=self.device))
                 continue
             with self.trainer.precision_plugin.forward_context():
-                pooled, slots, _ = self.pooled_target(batch)
-            yield pooled[slots].flatten(0, -2)
+                pooled = self.pooled_target(batch)
+            running.update(pooled.tokens[pooled.slots].flatten(0, -2))  # [tokens,C]
+        return running.freeze()
 
     def timed(self, part: str) -> AbstractContextManager[Any]:
         """A range that --profile measures."""
         return self.trainer.profiler.profile(part)  # type: ignore[attr-defined]
 
+    @override
     def data(self) -> ClipDataModule:
-        """The trainer's data module."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipDataModule):
             raise ValueError("CTDModule needs a ClipDataModule: pass it to the trainer as datamodule=")

@@ -3,9 +3,89 @@
 Shapes: T frames, (h,w) patch grid, T' slots, (h',w') pooled grid, C channels.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from liteframe.distill.clips import ClipBatch
+from liteframe.distill.module import CTDModule
+from liteframe.training.sharded import is_sharded
+
+
+class FeaturePanel(Callback):
+    """Shows one clip in TensorBoard: frames, teacher's saliency, target and student tokens.
+
+    The clip is the first held-out one, or the first training clip where nothing is held out.
+
+    Args:
+        every_n_steps: optimizer steps between two pictures; the first comes at step 1.
+    """
+
+    def __init__(self, every_n_steps: int = 300):
+        if every_n_steps < 1:
+            raise ValueError(f"panel.every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._clip: ClipBatch | None = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: ClipBatch, batch_idx: int, *_: int
+    ) -> None:
+        """Keep the first held-out clip."""
+        if batch_idx == 0 and batch.paths:
+            self._keep(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: ClipBatch, batch_idx: int
+    ) -> None:
+        """Draw if it is time to."""
+        if self._clip is None and batch.paths:
+            self._keep(batch)
+        step = trainer.global_step
+        due = step == 1 or step % self.every_n_steps == 0
+        if due and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw the final state."""
+        self.draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def draw(self, trainer: Trainer, module: CTDModule) -> None:
+        """Write the picture of the first rank's clip to the run's TensorBoard events; every rank must call it."""
+        if self._clip is None or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+            if is_sharded(module.student):
+                module.predict_raw(module.blank_clip())  # the first rank needs this one's shards
+            return
+        clip = move_data_to_device(self._clip, module.device)
+        # One clip has a shape of its own, not worth compiling for.
+        with torch.compiler.set_stance("eager_on_recompile"), trainer.precision_plugin.forward_context():
+            # A cache holds no saliency, and then there is no teacher to ask.
+            target, _, saliency = module.pooled_target(clip, logits=True)
+            student = module.predict_raw(clip.video)
+        weights = None if saliency is None else saliency[0]
+        if not (target.isfinite().all() and student.isfinite().all()):
+            return  # there are no main directions to draw, and a picture is no reason to stop
+        picture = clip_panel(self._pixels(module, clip.video[0]), weights, target[0], student[0])
+        name = f"frames, {'saliency, ' if weights is not None else ''}target, student"
+        trainer.logger.experiment.add_image(name, picture.cpu(), trainer.global_step)
+
+    def _keep(self, batch: ClipBatch) -> None:
+        targets = None if batch.targets is None else batch.targets[:1].clone()
+        self._clip = ClipBatch(
+            batch.video[:1].clone(), batch.frame_mask[:1].clone(), batch.paths[:1], [], batch.keys[:1], targets
+        )
+
+    @staticmethod
+    def _pixels(module: CTDModule, video: Tensor) -> Tensor:
+        mean, std = (torch.tensor(x, device=video.device).view(3, 1, 1) for x in (
+            module.student.config.image_mean, module.student.config.image_std
+        ))  # fmt: skip
+        return (video * std + mean).clamp(0, 1)
 
 
 def pca_colors(target: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,7 +134,6 @@ def jpeg_bytes(data: ClipDataModule) -> float:
         ValueError: none of the first videos can be read.
     """
     clips, sizes = data.train_clips(), []
-    assert data.frame_format is not None
     transform = data.frame_format.transform()
     for index in range(len(data.train_entries)):
         clip = clips[0, index]

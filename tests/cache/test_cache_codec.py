@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from liteframe.distill.cache.codec import TargetCodec, clip_bytes, decode_jpeg, encode_jpeg, scale_shape
-from liteframe.distill.statistics import TargetStatistics
+from liteframe.distill.statistics import ChannelStatistics
 
 SHAPE = (4, 8, 8, 256)
 
@@ -25,8 +25,8 @@ def vit_like(seed=0, shape=SHAPE):
 
 def codec_for(name, features):
     flat = features.double().flatten(0, -2)
-    statistics = TargetStatistics(len(flat), flat.mean(0), flat.std(0), torch.eye(flat.shape[1]), (0.0, 1.0))
-    return TargetCodec(name, *statistics.whitening)
+    statistics = ChannelStatistics(len(flat), flat.mean(0), flat.std(0), (0.0, 1.0))
+    return TargetCodec(name, statistics.mean.float(), statistics.scale.float())
 
 
 def largest_rounding(codec, features, decoded):

@@ -9,6 +9,8 @@ from liteframe.distill.clip_view import Augmentation
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.training.schedule import divide_batch
 
+FORMAT = FrameFormat((32, 32), (0.5,) * 3, (0.5,) * 3, "squash")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -19,7 +21,8 @@ def folder(tmp_path_factory):
 
 
 def made(folder, step=0, **kwargs):
-    data = ClipDataModule(str(folder), val_fraction=0.01, clip_frames=4, **{"batch_size": 2, "workers": 0, **kwargs})
+    kwargs = {"batch_size": 2, "workers": 0, **kwargs}
+    data = ClipDataModule(str(folder), FORMAT, val_fraction=0.01, clip_frames=4, **kwargs)
     data.trainer = SimpleNamespace(
         world_size=1,
         global_rank=0,
@@ -28,7 +31,6 @@ def made(folder, step=0, **kwargs):
         default_root_dir=str(folder / "run"),
     )
     data.setup("fit")
-    data.frame_format = FrameFormat((32, 32), (0.5,) * 3, (0.5,) * 3, "squash")
     return data
 
 
@@ -83,4 +85,4 @@ def test_global_batch_size_that_does_not_divide():
     with pytest.raises(ValueError, match=r"batch_size=10 is not a multiple.*4 times 2 devices.*fits is 8"):
         divide_batch(10, 4, 2)
     with pytest.raises(ValueError, match="batch_size=0"):
-        ClipDataModule("videos", batch_size=0)
+        ClipDataModule("videos", FORMAT, batch_size=0)

@@ -56,7 +56,7 @@ def _watch():
 def seven_steps(tiny_config, tmp_path_factory):
     """A run that nobody stopped: folder, batches, module, measured statistics and all its targets, clip by clip."""
     kept = SimpleNamespace(run=tmp_path_factory.mktemp("seven_steps") / "run", clips={})
-    pooled_target, measure = CTDModule.pooled_target, CTDModule._measured_statistics
+    pooled_target, measure = CTDModule.pooled_target, CTDModule.measure_statistics
 
     def write_down(self, batch, **asked):
         pooled = pooled_target(self, batch, **asked)
@@ -68,14 +68,14 @@ def seven_steps(tiny_config, tmp_path_factory):
             kept.clips.setdefault((part, epoch, index), CachedClip(source.view((epoch, index)), target.clone(), None))
         return pooled
 
-    def keep_statistics(self, data):
-        kept.statistics = measure(self, data)
+    def keep_statistics(self):
+        kept.statistics = measure(self)
         return kept.statistics
 
     with pytest.MonkeyPatch.context() as patch:
         kept.batches = watch(patch)
         patch.setattr(CTDModule, "pooled_target", write_down)
-        patch.setattr(CTDModule, "_measured_statistics", keep_statistics)
+        patch.setattr(CTDModule, "measure_statistics", keep_statistics)
         patch.setattr(sys, "argv", ["train_ctd.py", "fit", "--config", str(tiny_config), "--run", str(kept.run)])
         train_ctd.main()
     return kept

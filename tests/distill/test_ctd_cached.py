@@ -17,7 +17,6 @@ from liteframe.data.video.errors import VideoError
 from liteframe.data.video.reader import read_frames
 from liteframe.distill.cache import CacheSettings, TargetCache
 from liteframe.distill.module import CTDModule
-from liteframe.distill.statistics import TargetStatistics
 
 
 class WrittenDown:
@@ -58,14 +57,11 @@ def live(seven_steps):
     run, module, measured = seven_steps.run, seven_steps.module, seven_steps.statistics
     report = json.loads((run / "report.json").read_text())
     settings = CacheSettings(
-        **module.target_identity(module.student.config), **module.data().clip_identity(), teacher="vlm",
+        **module.target_identity, **module.data().clip_identity(), teacher="vlm",
         teacher_options={}, patch_size=8, license=None, precision="32-true", views=4, codec="bf16", jpeg_quality=None,
         shard_clips=2,
     )  # fmt: skip
-    statistics = TargetStatistics(
-        measured.count, measured.mean, measured.std, torch.eye(len(measured.mean)), measured.norm_mean_std
-    )
-    return run, report, WrittenDown(settings, statistics, seven_steps.clips)
+    return run, report, WrittenDown(settings, measured, seven_steps.clips)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_signal_while_statistics_are_measured_leaves_nothing_half_done(
 ):
     run = tmp_path / "early"
     with monkeypatch.context() as patch:
-        send(patch, "pooled_target", lambda module: not module.target.ready, signal.SIGTERM)
+        send(patch, "pooled_target", lambda module: not module.objective.ready, signal.SIGTERM)
         with pytest.raises(SystemExit) as stop:
             fit("--run", run)
     assert stop.value.code == 128 + signal.SIGTERM

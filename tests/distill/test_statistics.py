@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from liteframe.distill.statistics import FeatureStatistics
+from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
 
 
 def features(count=600, channels=6, seed=0):
@@ -17,33 +17,42 @@ def features(count=600, channels=6, seed=0):
     return mixed * [1, 1, 100, 1, 1, 1e-3] + [0, 5, 0, -3, 1e4, 0]
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_against_numpy_in_any_batching(full):
+def test_against_numpy_in_any_batching():
     data = features()
-    statistics = FeatureStatistics(6, full=full)
+    running = RunningStatistics(6)
     for part in np.split(data, [1, 50, 50, 400]):
-        statistics.update(torch.from_numpy(part))
+        running.update(torch.from_numpy(part))
+    statistics = running.freeze()
     assert statistics.count == 600
     np.testing.assert_allclose(statistics.mean, data.mean(0), rtol=1e-12)
     np.testing.assert_allclose(statistics.std, data.std(0), rtol=1e-9)
     norms = np.linalg.norm(data, axis=1)
     np.testing.assert_allclose(statistics.norm_mean_std, [norms.mean(), norms.std()], rtol=1e-6)
-    if full:
-        np.testing.assert_allclose(statistics.covariance, np.cov(data.T, bias=True), rtol=1e-8, atol=1e-7)
-    else:
-        with pytest.raises(ValueError, match="full=True"):
-            _ = statistics.covariance
+
+
+def test_a_file_gives_the_same_and_another_one_is_refused():
+    running = RunningStatistics(6)
+    running.update(torch.from_numpy(features()))
+    statistics = running.freeze()
+    again = ChannelStatistics.from_bytes(statistics.to_bytes(), 6)
+    assert torch.equal(again.mean, statistics.mean)
+    assert torch.equal(again.std, statistics.std)
+    assert (again.count, again.norm_mean_std) == (statistics.count, statistics.norm_mean_std)
+    with pytest.raises(ValueError, match="does not fit 5 channels"):
+        ChannelStatistics.from_bytes(statistics.to_bytes(), 5)
+    with pytest.raises(ValueError, match="not the statistics of a target cache"):
+        ChannelStatistics.from_bytes(b"something else", 6)
 
 
 def _rank(rank, port, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    statistics = FeatureStatistics(6, full=True)
+    running = RunningStatistics(6)
     data = torch.from_numpy(features())
     # The second rank starts with a batch of which every clip failed.
     for part in [data[:200]] if rank == 0 else [data[:0], data[200:]]:
-        statistics.update(part)
-    statistics.reduce()
+        running.update(part)
+    statistics = running.freeze()
     results.put((statistics.count, statistics.mean.tolist(), statistics.std.tolist()))
     dist.destroy_process_group()
 

@@ -3,16 +3,16 @@ import math
 import pytest
 import torch
 
-from liteframe.distill.statistics import FeatureStatistics
-from liteframe.distill.targets import TargetBuilder, TargetSettings
+from liteframe.distill.statistics import RunningStatistics
+from liteframe.distill.targets import TargetNormalizer, TargetSettings
 
 
 def builder(clipping, data, **kwargs):
-    statistics = FeatureStatistics(data.shape[-1])
+    statistics = RunningStatistics(data.shape[-1])
     statistics.update(data.flatten(0, -2))
-    made = TargetBuilder(data.shape[-1], TargetSettings(clipping=clipping, standardize="none", **kwargs))
+    made = TargetNormalizer(data.shape[-1], TargetSettings(clipping=clipping, standardize="none", **kwargs))
     assert not made.ready
-    made.fit(statistics)
+    made.fit(statistics.freeze())
     assert made.ready
     return made
 
@@ -76,19 +76,19 @@ def test_other_modes_leave_targets_alone(pooled, clipping):
 
 def test_statistics_travel_in_the_state_dict(pooled):
     made = builder("channel_clamp", pooled)
-    again = TargetBuilder(5, made.settings)
+    again = TargetNormalizer(5, made.settings)
     again.load_state_dict(made.state_dict())
     assert again.ready
     assert torch.equal(again(pooled, SLOTS).values, made(pooled, SLOTS).values)
 
 
 def test_unusable_statistics():
-    statistics = FeatureStatistics(3)
+    statistics = RunningStatistics(3)
     with pytest.raises(ValueError, match="0 tokens"):
-        TargetBuilder(3, TargetSettings()).fit(statistics)
+        TargetNormalizer(3, TargetSettings()).fit(statistics.freeze())
     statistics.update(torch.full((5, 3), torch.nan))
     with pytest.raises(ValueError, match="not finite"):
-        TargetBuilder(3, TargetSettings()).fit(statistics)
+        TargetNormalizer(3, TargetSettings()).fit(statistics.freeze())
 
 
 def test_settings_are_checked():

@@ -3,7 +3,7 @@
 A cache is a folder:
 
     settings.json            what the targets depend on (CacheSettings)
-    statistics.safetensors   channel statistics (TargetStatistics)
+    statistics.safetensors   channel statistics (ChannelStatistics)
     train-000-00000.safetensors, ..., val-000-00000.safetensors
                              shards: clips of one view, in the order of the videos; one that is there is whole
     bad_videos.jsonl         a row for each video that could not be read

@@ -27,7 +27,7 @@ from liteframe.distill.cache.reader import INDEX, SETTINGS, STATISTICS, CacheInd
 from liteframe.distill.cache.settings import NAMES, CacheSettings, ShardKey, all_shards
 from liteframe.distill.cache.shard import Shard, ShardInfo, StoredClip, pack_shard
 from liteframe.distill.clips import Clip
-from liteframe.distill.statistics import FeatureStatistics, TargetStatistics
+from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
 from liteframe.files import write_atomically
 from liteframe.training.failures import FailureTally
 from liteframe.training.report import duration
@@ -69,7 +69,7 @@ def build_cache(builder: CacheBuilder, folder: Path, *, say: Say, advance: Advan
             if missing or not all((folder / name).is_file() for name in (SETTINGS, STATISTICS, INDEX)):
                 prepare(builder, folder, advance)
         missing = fabric.broadcast(missing)
-        statistics = TargetStatistics.from_bytes((folder / STATISTICS).read_bytes(), settings.dim)
+        statistics = ChannelStatistics.from_bytes((folder / STATISTICS).read_bytes(), settings.dim)
         mine = missing[fabric.global_rank :: fabric.world_size]
         make_shards(builder, TargetCodec.of(settings, statistics), mine, folder, advance)
         fabric.barrier()
@@ -197,10 +197,10 @@ def prepare(builder: CacheBuilder, folder: Path, advance: Advance) -> None:
         write_atomically(folder / STATISTICS, measure_statistics(builder, advance).to_bytes())
 
 
-def measure_statistics(builder: CacheBuilder, advance: Advance) -> TargetStatistics:
+def measure_statistics(builder: CacheBuilder, advance: Advance) -> ChannelStatistics:
     """Channel statistics on the clips that a run would measure them on."""
     settings = builder.settings
-    running = FeatureStatistics(settings.dim, builder.fabric.device, full=True, shared=False)
+    running = RunningStatistics(settings.dim, builder.fabric.device, shared=False)
     stream = ClipStream(settings.train_videos, builder.clips_at_once, 1, seed=settings.seed)
     total, done = settings.statistics_clips, 0
     for clips in builder.decode([("train", key) for key in batch] for batch in FirstClips(stream, total)):
@@ -209,12 +209,13 @@ def measure_statistics(builder: CacheBuilder, advance: Advance) -> TargetStatist
             running.update(made.pooled[made.slots].flatten(0, -2))  # [tokens,C]
         done += len(clips.facts)
         advance("statistics", done, total)
-    if running.count < 2 or not torch.isfinite(running.mean).all():
+    statistics = running.freeze()
+    if not statistics.usable:
         raise ValueError(
-            f"the statistics of {total} clips are unusable ({running.count} tokens): check the videos with "
+            f"the statistics of {total} clips are unusable ({statistics.count} tokens): check the videos with "
             "`liteframe scan`, and the teacher's weights"
         )
-    return TargetStatistics.taken_from(running)
+    return statistics
 
 
 def make_shards(

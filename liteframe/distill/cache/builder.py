@@ -27,7 +27,7 @@ from liteframe.distill.cache.shard import StoredClip
 from liteframe.distill.clips import Clip, RawBatch, collate_clips
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
-from liteframe.distill.student_setup import fit_to_teacher
+from liteframe.distill.student_init import check_grids
 from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.training.command import Run, automatic_precision
 
@@ -173,7 +173,7 @@ class CacheBuilder:
 
 
 def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuilder:
-    """The builder of the cache that a run can train from; loads its teacher.
+    """The builder of the cache that a run can train from.
 
     Args:
         run: as `load_run` gives it.
@@ -184,12 +184,10 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
         ValueError: teacher, student and frames do not fit each other.
     """
     module, data = run.module, run.data
-    data.read_lists()
-    wanted = module.teacher_settings
-    module.teacher = teacher = wanted.load()
-    config, data.frame_format = fit_to_teacher(module.student_config, teacher, data.size)
+    wanted, teacher, config = module.teacher_settings, module.teacher, module.student_config
+    check_grids(config, teacher, data.frame_format.size)
     precision = str(fabric.strategy.precision.precision)
-    identity = {**module.target_identity(config), **data.clip_identity()}
+    identity = {**module.target_identity, **data.clip_identity()}
     shape = target_shape(data.clip_frames, data.frame_format.size, teacher.patch_size, config.compression, teacher.dim)
     fewest, most = SHARD_CLIPS
     settings = CacheSettings(
@@ -209,8 +207,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     if module.compiled:
         compile_blocks(teacher.tower)
     clips_at_once = data.requested_micro_batch_size or min(data.batch_size, MOST_CLIPS)
-    pooled_teacher = PooledTeacher(teacher, config.compression, settings.scope)
-    return CacheBuilder(settings, data, pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
+    return CacheBuilder(settings, data, module.pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
 
 
 def launch_fabric(trainer: Any) -> Fabric:

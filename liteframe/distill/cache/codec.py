@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from liteframe.distill.cache.settings import CacheSettings, Codec
-from liteframe.distill.statistics import TargetStatistics
+from liteframe.distill.statistics import ChannelStatistics
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -65,9 +65,9 @@ class TargetCodec:
     std: Tensor
 
     @classmethod
-    def of(cls, settings: CacheSettings, statistics: TargetStatistics) -> TargetCodec:
+    def of(cls, settings: CacheSettings, statistics: ChannelStatistics) -> TargetCodec:
         """The codec of a cache."""
-        return cls(settings.codec, *statistics.whitening)
+        return cls(settings.codec, statistics.mean.float(), statistics.scale.float())
 
     def encode(self, target: Tensor) -> dict[str, Tensor]:
         """Float32 [T',h,w,C] -> "target" of the same shape and, with int8, "scale" float32 [T',h,w].

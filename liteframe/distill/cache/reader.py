@@ -31,7 +31,7 @@ from liteframe.distill.cache.settings import (
 )
 from liteframe.distill.cache.shard import Shard, ShardInfo, StoredClip
 from liteframe.distill.clip_view import ClipView
-from liteframe.distill.statistics import TargetStatistics
+from liteframe.distill.statistics import ChannelStatistics
 from liteframe.files import durable_file
 
 SETTINGS, STATISTICS, INDEX = "settings.json", "statistics.safetensors", "index.json"
@@ -140,7 +140,7 @@ class TargetCache:
         return cls(root, settings, index, remote)
 
     @cached_property
-    def statistics(self) -> TargetStatistics:
+    def statistics(self) -> ChannelStatistics:
         """Channel statistics of the targets.
 
         Raises:
@@ -152,7 +152,7 @@ class TargetCache:
                 f"{self.folder / STATISTICS} does not have the digest that {INDEX} names; copy the cache again, or "
                 f"delete {self.folder} and build it anew"
             )
-        return TargetStatistics.from_bytes(data, self.settings.dim)
+        return ChannelStatistics.from_bytes(data, self.settings.dim)
 
     @cached_property
     def codec(self) -> TargetCodec:

@@ -1,4 +1,4 @@
-"""A student that fits its teacher: its grid, its weights at the start, its head in the space of the loss."""
+"""How a student starts: fitted to its teacher, with weights of its own, its head in the space of the loss."""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from liteframe.data.preprocess import FrameFormat
-from liteframe.distill.targets import TargetBuilder
+from liteframe.distill.targets import Standardizer
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
@@ -16,24 +15,11 @@ from liteframe.training.report import tell
 from liteframe.training.sharded import copy_into_shards, full_tensor
 
 
-def fit_to_teacher(
-    config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int] | None
-) -> tuple[LiteFrameConfig, FrameFormat]:
-    """The student's config with the teacher's preprocessing, and the frames that both see.
-
-    Args:
-        config: as the run states it.
-        teacher: to learn from.
-        size: (height, width) of the frames; None takes the config's.
-
-    Raises:
-        ValueError: the tokens of the two would not be the same places.
-    """
-    mean, std, resize = teacher.image_mean, teacher.image_std, teacher.resize
-    config = dataclasses.replace(config, image_mean=mean, image_std=std, resize=resize)
-    size = size or (config.image_size, config.image_size)
-    check_grids(config, teacher, size)
-    return config, FrameFormat(size, mean, std, resize)
+def with_preprocessing(config: LiteFrameConfig, teacher: Teacher) -> LiteFrameConfig:
+    """The config of a student that sees frames as its teacher does."""
+    return dataclasses.replace(
+        config, image_mean=teacher.image_mean, image_std=teacher.image_std, resize=teacher.resize
+    )
 
 
 def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:
@@ -95,20 +81,18 @@ def build_student(
     return student
 
 
-def unfold_head(head: nn.Linear, target: TargetBuilder, *, raw: bool) -> None:
-    """Move a head that emits raw features to the standardized space of the loss; one with random weights stays.
+def unfold_head(head: nn.Linear, standardizer: Standardizer) -> None:
+    """Move a head that emits raw features to the standardized space of the loss.
 
     Channels that a selected head does not reach (rows of zeros) start at the mean of the target, not at zero.
     """
-    if not raw:
-        return
     # The head may be divided over several devices.
-    plain = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, device=target.mean.device)
+    plain = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, device=standardizer.mean.device)
     for name, parameter in head.named_parameters():
         copy_into_shards(plain.get_parameter(name), full_tensor(parameter))
     with torch.no_grad():
         unreached = (plain.weight == 0).all(1) & (plain.bias == 0)
-        plain.bias[unreached] = target.standardizer.mean[unreached].to(plain.bias.dtype)
-    target.standardizer.unfold(plain)
+        plain.bias[unreached] = standardizer.mean[unreached].to(plain.bias.dtype)
+    standardizer.unfold(plain)
     for name, parameter in head.named_parameters():
         copy_into_shards(parameter, plain.get_parameter(name))

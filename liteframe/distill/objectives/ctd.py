@@ -1,0 +1,62 @@
+"""Compressed token distillation (CTD, arXiv 2605.17260): tokens against clipped, standardized WAP targets.
+
+Shapes: B clips, T' slots, (h,w) pooled grid, C teacher channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from liteframe.distill.losses import LossName, clip_losses, drop_large_losses, token_losses
+from liteframe.distill.objectives.base import ClipLosses
+from liteframe.distill.statistics import ChannelStatistics
+from liteframe.distill.targets import Target, TargetNormalizer, TargetSettings
+
+
+class CompressedTokens:
+    """The objective of CTD.
+
+    Args:
+        channels: C.
+        settings: how targets are clipped and standardized.
+        loss_name: between a token and its target.
+    """
+
+    def __init__(self, channels: int, settings: TargetSettings, loss_name: LossName):
+        self.settings, self.loss_name = settings, loss_name
+        self.normalizer = TargetNormalizer(channels, settings)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The frozen statistics."""
+        return {"target": self.normalizer}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the statistics are there."""
+        return bool(self.normalizer.ready)
+
+    def fit(self, statistics: ChannelStatistics) -> None:
+        """Freeze the statistics; raises ValueError if they are unusable."""
+        self.normalizer.fit(statistics)
+
+    def targets(self, features: Tensor, mask: Tensor) -> Target:
+        """Raw WAP features [B,T',h,w,C] and bool [B,T'] of slots that count -> Target."""
+        return self.normalizer(features, mask)
+
+    def loss(self, tokens: Tensor, target: Target) -> ClipLosses:
+        """Tokens [B,T',h,w,C] in the standardized space against a target."""
+        losses = token_losses(tokens, target.values, self.loss_name)  # [B,T',h,w]
+        weight, clipped = target.weight, target.clipped
+        if self.settings.clipping == "loss_clip":
+            weight = drop_large_losses(losses, weight, self.settings.sigmas)
+            clipped = 1 - weight.sum() / target.weight.sum().clamp_min(1)
+        return ClipLosses(clip_losses(losses, weight), clipped)
+
+    @torch.no_grad()
+    def figures(self, tokens: Tensor, target: Target) -> dict[str, Tensor]:
+        """Cosine of the tokens that count, in the teacher's raw space, neither clipped nor standardized."""
+        similar = torch.cosine_similarity(self.raw(tokens), target.raw, dim=-1)  # [B,T',h,w]
+        return {"cosine": clip_losses(similar, target.weight).mean()}
+
+    def raw(self, tokens: Tensor) -> Tensor:
+        """Tokens [...,C] in the teacher's raw space, float32."""
+        return self.normalizer.standardizer.inverse(tokens)
