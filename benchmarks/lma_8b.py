@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import InternVLForConditionalGeneration
 
-from liteframe.bench.internvl3_8b import internvl3_8b_config
 from liteframe.bench.latency import write_sample
+from liteframe.bench.systems import internvl3_8b_config
 from liteframe.files import write_atomically, write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder

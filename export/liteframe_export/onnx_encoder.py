@@ -9,8 +9,7 @@ from torch import Tensor
 
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe_export.card import write_graph_folder
-from liteframe_export.graph_check import compare_graph
-from liteframe_export.traceable import Sized, dynamic_shapes, example, traceable
+from liteframe_export.graph import Sized, compare_graph, dynamic_shapes, example, traceable
 
 FILE = "encoder.onnx"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe_export.card import write_graph_folder
-from liteframe_export.graph_check import compare_graph
-from liteframe_export.traceable import dynamic_shapes, example, traceable
+from liteframe_export.graph import compare_graph, dynamic_shapes, example, traceable
 
 PROGRAM, PACKAGE = "encoder.pt2", "encoder.aoti.pt2"
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from liteframe.bench.internvl3_8b import internvl3_8b_config
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.base import Teacher
@@ -21,6 +20,53 @@ from liteframe.models.teacher.huggingface import HfTower
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
+
+
+def internvl3_8b_config() -> InternVLConfig:
+    """The configuration of `OpenGVLab/InternVL3-8B-hf` as published (arXiv 2504.10479), without its weights.
+
+    Vision 24 x 1024 at 448 pixels and patches of 14, two-layer projector, language model (Qwen2.5-7B) 28 x 3584.
+    """
+    vision = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "image_size": [448, 448],
+        "patch_size": [14, 14],
+        "attention_bias": True,
+        "use_qk_norm": False,
+        "use_mean_pooling": True,
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+        "layer_scale_init_value": 0.1,
+        "hidden_act": "gelu",
+    }
+    text = {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 151674,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=151667,
+        image_seq_length=256,
+        downsample_ratio=0.5,
+        projector_hidden_act="gelu",
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+
 
 TEACHER, POOLED, LITEFRAME = "teacher VLM", "teacher + WAP", "LiteFrame"
 # Text tokens around the image tokens of a frame or slot (`Frame12: <img>` .. `</img>`), and those of a question.

@@ -6,7 +6,7 @@ import pytest
 from safetensors import safe_open
 from worlds import ROOT
 
-from liteframe.bench.internvl3_8b import internvl3_8b_config
+from liteframe.bench.systems import internvl3_8b_config
 from liteframe.models.student.config import LiteFrameConfig
 
 

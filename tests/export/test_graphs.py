@@ -8,9 +8,8 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from liteframe_export import traceable as traceable_module
-from liteframe_export.graph_check import compare_graph
-from liteframe_export.traceable import check_shapes, traceable
+from liteframe_export import graph as graph_module
+from liteframe_export.graph import check_shapes, compare_graph, traceable
 from worlds import ROOT
 
 from liteframe.cli.main import main
@@ -168,8 +167,8 @@ def test_compiled_package(smallest, tmp_path):
 
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
 def test_a_wrong_graph_is_refused_and_leaves_nothing(runtime, smallest, monkeypatch, capsys):
-    right = traceable_module._resampled_positions
-    monkeypatch.setattr(traceable_module, "_resampled_positions", lambda self, grid: 1.5 * right(self, grid))
+    right = graph_module._resampled_positions
+    monkeypatch.setattr(graph_module, "_resampled_positions", lambda self, grid: 1.5 * right(self, grid))
     assert main(["export", runtime, str(smallest), str(smallest.parent / "wrong")]) == 2
     assert "nothing is written" in capsys.readouterr().err
     assert not list(smallest.parent.glob("wrong*"))

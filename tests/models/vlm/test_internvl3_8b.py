@@ -8,7 +8,7 @@ from transformers import InternVLForConditionalGeneration
 from worlds import ROOT
 
 from liteframe.align.lora import LoraSettings, adapted_layers, add_lora
-from liteframe.bench.internvl3_8b import internvl3_8b_config
+from liteframe.bench.systems import internvl3_8b_config
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.attach import attach_encoder
