@@ -58,8 +58,10 @@ def ask(
         ValueError: an argument is out of range, the text holds a control token or placeholder, or prompt and answer are
             longer than the language model reads.
     """
-    asked = VideoQuestion.prepare(path, question, frames=frames, fps=fps, start=start, end=end, system=system)
-    yield from asked.answer(model, processor, max_new_tokens=max_new_tokens, deadline=deadline, overlap=overlap)
+    asked = VideoQuestion.prepare(
+        path, question, frames=frames, fps=fps, start=start, end=end, system=system, deadline=deadline
+    )
+    yield from asked.answer(model, processor, max_new_tokens=max_new_tokens, overlap=overlap)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class VideoQuestion:
     question: str
     system: str | None
     indices: tuple[int, ...]
+    deadline: float
 
     @classmethod
     def prepare(
@@ -82,21 +85,20 @@ class VideoQuestion:
         start: float | None = None,
         end: float | None = None,
         system: str | None = None,
+        deadline: float = 120.0,
     ) -> VideoQuestion:
         """Check all that can be checked without a model; arguments and errors as of ask."""
         check_text(question)
         check_text(system or "", "system message")
-        with DecodeProcess() as decoder:
+        with DecodeProcess(deadline) as decoder:
             info = decoder.probe(path)
         indices = choose_frames(info.frames, info.fps, frames=frames, target_fps=fps, start=start, end=end)
-        return cls(os.fspath(path), question, system, tuple(indices))
+        return cls(os.fspath(path), question, system, tuple(indices), deadline)
 
-    def answer(
-        self, model: Any, processor: Any, *, max_new_tokens: int, deadline: float = 120.0, overlap: bool | None = None
-    ) -> Iterator[str]:
+    def answer(self, model: Any, processor: Any, *, max_new_tokens: int, overlap: bool | None = None) -> Iterator[str]:
         """Read the frames and stream the answer; arguments and errors as of ask."""
         session = StreamSession(model, processor, system=self.system, prefill=overlap)
-        with DecodeProcess(deadline) as decoder:
+        with DecodeProcess(self.deadline) as decoder:
             if session.prefill:
                 parts = self._read(decoder, session.clip_frames)
                 with closing(read_ahead(parts, AHEAD)) as ready:
