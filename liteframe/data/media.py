@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.video.errors import VideoError
@@ -49,7 +50,7 @@ def read_image(path: str) -> np.ndarray:
         VideoError: the file is missing, no image, damaged or too large.
     """
     try:
-        with Image.open(path) as image:
+        with _whole_images_only(), Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError(path, "too_large", f"is an image of {image.width}x{image.height} pixels")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).copy()
@@ -59,6 +60,16 @@ def read_image(path: str) -> np.ndarray:
         raise VideoError(path, "not_video", "is not an image that Pillow reads", "convert it to PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(path, "corrupt", f"cannot be read as an image: {error}", "copy or convert it again") from error
+
+
+@contextmanager
+def _whole_images_only() -> Iterator[None]:
+    """Within the block Pillow refuses a file that ends early, whatever another library (lmms-eval) has set."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def read_images(paths: tuple[str, ...], resize: Callable[[np.ndarray], Any]) -> list[Any]:
