@@ -1,4 +1,7 @@
-"""Files that are whole or absent, whatever kills the writer: written beside their place, flushed, then renamed."""
+"""Files that are whole or absent, whatever kills the writer; JSON and JSONL that say where they are wrong; digests.
+
+What is written lies beside its place, as `.<name>.<process>.tmp`, until it is complete; then it is renamed.
+"""
 
 import errno
 import hashlib
@@ -6,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -47,6 +50,71 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write readable JSON atomically; numbers that are not finite, as in the loss of a skipped step, become null."""
     write_atomically(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write one line of JSON a row, all of them or none."""
+    with durable_file(Path(path)) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str = "") -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON; names file, line and `remedy`.
+    """
+    return parse_json(path.read_bytes(), str(path), remedy, lines=True)
+
+
+def read_jsonl(path: Path, remedy: str = "") -> Iterator[tuple[str, Any]]:
+    """Each row of a JSONL file with where it stands, `file:3`.
+
+    Raises:
+        ValueError: a row is not JSON; names file, line and `remedy`.
+    """
+    for where, line in jsonl_lines(path):
+        yield where, parse_json(line, where, remedy)
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, with where each stands, `file:3`."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def parse_json(data: bytes, where: str, remedy: str = "", *, lines: bool = False) -> Any:
+    """The values of UTF-8 text, with or without a byte order mark.
+
+    Args:
+        data: of a file, or a line of one.
+        where: how the message begins.
+        remedy: how the message ends.
+        lines: whether the message tells the line within `data`, too.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    ending = f"; {remedy}" if remedy else ""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}" if lines else where
+        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno}){ending}") from error
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        place = f"{where}:{line}" if lines else where
+        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {column}){ending}") from error
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:
@@ -133,6 +201,31 @@ def durable_file(path: Path, needed: int | None = None) -> Iterator[HashingFile]
         raise cause from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file or folder, which takes its place when the block ends well, and vanishes if not.
+
+    For writers that take a path. Nothing is flushed to the disk, as `durable_file` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_path(path: Path) -> None:

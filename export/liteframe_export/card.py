@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import preprocessor_dict
 from liteframe_export import card
-from liteframe_export.files import staged, write_json
+from liteframe_export.files import staged
 from liteframe_export.provenance import run_report
 
 TIMES_HEAD = ("| video | difference | torch ms | this graph ms |", "|---|---|---|---|")

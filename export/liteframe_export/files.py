@@ -2,7 +2,6 @@
 
 import fcntl
 import glob
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from liteframe.files import read_json, write_json
 
 
 @contextmanager
@@ -84,11 +85,6 @@ def write_license(folder: Path) -> None:
     (folder / "LICENSE").write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write readable JSON."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def add_auto_map(path: Path, auto_map: dict[str, str]) -> None:
     """Name the classes of the exported code in a config file of the export."""
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "auto_map": auto_map})
+    write_json(path, {**read_json(path), "auto_map": auto_map})

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from liteframe.data.preprocess import FrameTransform
+from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, preprocessor_dict
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
-from liteframe_export.files import add_auto_map, save_weights, staged, write_json
+from liteframe_export.files import add_auto_map, save_weights, staged
 from liteframe_export.provenance import run_report
 
 MODEL, CROPPING_PROCESSOR = "liteframe.models.vlm.vision", "liteframe_export.video_processor"

@@ -8,12 +8,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.vlm.adapter import merge_adapter
 from liteframe.models.vlm.family import family_of
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
-from liteframe_export.files import add_auto_map, save_weights, staged, write_json
+from liteframe_export.files import add_auto_map, save_weights, staged
 from liteframe_export.provenance import Parts, checkpoint_license, load_parts, run_report
 from liteframe_export.reload_child import ask
 

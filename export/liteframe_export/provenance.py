@@ -1,6 +1,5 @@
 """Where an encoder or a Video LLM comes from, as far as the files beside it tell."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
+from liteframe.files import read_json
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
 
@@ -22,12 +22,7 @@ def run_report(run: Path) -> dict[str, Any]:
     path = run / "report.json"
     if not path.is_file():
         return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); restore it, or remove it to export without it"
-        ) from error
+    report = read_json(path, "restore it, or remove it to export without it")
     if not isinstance(report, dict):
         raise ValueError(f"{path} does not hold a JSON object; restore it, or remove it to export without it")
     return report

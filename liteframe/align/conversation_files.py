@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import math
 import os
 import random
@@ -15,11 +13,13 @@ import yaml
 
 from liteframe.align.conversation_rows import Conversation, parse_conversation
 from liteframe.data.paths import Containment, local_path
+from liteframe.files import jsonl_lines, parse_json, read_json
 
 FORMS = (
     "a .jsonl or .json file of rows, an InternVL meta .json {name: {root, annotation}}, "
     "or a LLaVA mixture .yaml {datasets: [{json_path}]}"
 )
+OTHERWISE = "JSONL ends in .jsonl"
 EXAMPLES = 5
 BAD_ROWS = 20  # shown of a file
 
@@ -48,9 +48,9 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
     if path.suffix.lower() in (".yaml", ".yml"):
         found = list(_mixture(path, bad))
     elif path.suffix.lower() == ".jsonl":
-        found = _rows(_lines(path), path.parent, bad)
+        found = _rows(jsonl_lines(path), path.parent, bad)
     else:
-        content = _json(path)
+        content = read_json(path, OTHERWISE)
         found = (
             list(_meta(path, content, bad)) if _is_meta(content) else _rows(_listed(path, content), path.parent, bad)
         )
@@ -97,15 +97,8 @@ def _rows(numbered: Iterator[tuple[str, Any]], root: Path, bad: list[str]) -> li
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    return _lines(path) if path.suffix.lower() == ".jsonl" else _listed(path, _json(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each row stands, and the row: as bytes where it still has to be parsed."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path}:{number}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    return jsonl_lines(path) if path.suffix.lower() == ".jsonl" else _listed(path, read_json(path, OTHERWISE))
 
 
 def _listed(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
@@ -116,24 +109,10 @@ def _listed(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
 
 def _object(row: Any, where: str) -> dict[str, Any]:
     if isinstance(row, bytes):
-        try:
-            row = json.loads(row.decode())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
+        row = parse_json(row, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row is a JSON object, not {type(row).__name__}")
     return row
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); JSONL ends in .jsonl") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason})") from error
 
 
 def _is_meta(content: Any) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from liteframe.bench.comparison import NO_GPU
 from liteframe.bench.latency import COLUMNS, cells
+from liteframe.files import replacing, write_atomically
 
 KERNEL_COLUMNS = (
     "kernel",
@@ -37,23 +37,12 @@ def write_files(
     record: dict[str, Any], table: str, plot: Callable[[dict[str, Any], Path], None], folder: Path, stem: str
 ) -> list[Path]:
     """Write a record, its table and its plot into the folder, each of them complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Callable[[Path], Any]] = {
-        "json": lambda path: path.write_text(json.dumps(record, indent=1) + "\n"),
-        "md": lambda path: path.write_text(table),
-        "png": lambda path: plot(record, path),
-    }
-    written = []
-    for suffix, write in writers.items():
-        path = folder / f"{stem}.{suffix}"
-        temporary = folder / f".{stem}.{os.getpid()}.{suffix}"
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        written.append(path)
-    return written
+    numbers, text, figure = (folder / f"{stem}.{suffix}" for suffix in ("json", "md", "png"))
+    write_atomically(numbers, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(text, table.encode())
+    with replacing(figure) as temporary:
+        plot(record, temporary)
+    return [numbers, text, figure]
 
 
 def kernel_table(record: dict[str, Any]) -> str:
@@ -133,7 +122,7 @@ def roofline(record: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("FLOP/s")
     axes.set_title(f"{record['machine']['device']}, {record['machine']['date']}", fontsize=10)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def heading(record: dict[str, Any], title: str) -> str:
@@ -204,4 +193,4 @@ def plot(record: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{record['machine']['device']}, {record['machine']['date']}", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

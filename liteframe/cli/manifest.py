@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from liteframe.align.conversation_rows import parse_turns
 from liteframe.data.importers import ADAPTERS, Adapter, Problem, Record, Source
-from liteframe.data.manifest import write_jsonl
+from liteframe.files import write_jsonl
 
 _SHOWN = 10
 _REFRESH = 200  # records

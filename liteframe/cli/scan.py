@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from liteframe.data.manifest import load_manifest, write_jsonl, write_manifest
+from liteframe.data.manifest import load_manifest, write_manifest
 from liteframe.data.video.scan import ScanResult, scan
+from liteframe.files import write_jsonl
 
 _SHOWN = 30
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from liteframe.data.paths import Containment, local_path
+from liteframe.files import read_jsonl, write_jsonl
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"}
@@ -66,13 +67,10 @@ def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise ValueError(f"{path}: this is a video, not a manifest; give its folder or a .jsonl file that names it")
     entries, inside = [], Containment(path.parent)
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    entries.append(_parse_row(line, path, number, inside))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason}); a manifest is JSONL") from error
+    for where, row in read_jsonl(path, "a manifest is JSONL"):
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
+        entries.append(entry_of_row(row, local_path(row.get("video"), inside, f"{where}: 'video'"), where))
     if not entries:
         raise ValueError(f"{path}: the manifest holds no row")
     return entries
@@ -92,22 +90,6 @@ def list_digest(entries: Sequence[VideoEntry]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes JSON rows under a temporary name beside `path`, then renames."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _load_folder(folder: Path) -> list[VideoEntry]:
     found = sorted(
         path
@@ -118,17 +100,6 @@ def _load_folder(folder: Path) -> list[VideoEntry]:
         raise ValueError(f"{folder}: no video below this folder (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
     # absolute, but symlinks stay: the name in a report is the name in the folder
     return [VideoEntry(os.path.abspath(path)) for path in found]
-
-
-def _parse_row(line: str, manifest: Path, number: int, inside: Containment) -> VideoEntry:
-    where = f"{manifest}:{number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
-    return entry_of_row(row, local_path(row.get("video"), inside, f"{where}: 'video'"), where)
 
 
 def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:

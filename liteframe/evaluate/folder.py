@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from liteframe.files import write_json
+from liteframe.files import read_json, write_json
 
 FORMAT = 1
 
@@ -78,10 +78,7 @@ class EvalFolder:
     def _former_settings(self) -> dict[str, Any] | None:
         file = self.path / "settings.json"
         if file.is_file():
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}); name another folder") from error
+            return read_json(file, "name another folder")
         if self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"-o {self.path} holds other files and no settings.json; name another folder")
         return None

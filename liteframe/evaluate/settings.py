@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from liteframe.evaluate.asking import Asking
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.files import file_digest
 from liteframe.models.vlm.load import load_video_llm
 
 # Packages whose version can change a reply.
@@ -139,7 +140,6 @@ def files_digest(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of files, whatever their order and folder."""
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: (path.name, str(path))):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = file_digest(path)
         digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()

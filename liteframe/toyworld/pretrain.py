@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
+from liteframe.files import replacing, write_json
 from liteframe.toyworld import language_pretrain, vision_pretrain
 from liteframe.toyworld.model import IMAGENET_MEAN, IMAGENET_STD, build_model, build_processor, build_tokenizer
 from liteframe.toyworld.questions import CHANCE
@@ -235,11 +235,9 @@ def main(argv: list[str] | None = None) -> int:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    temporary = args.out.with_name(f".{args.out.name}.tmp")
-    save_checkpoint(model, temporary)
-    (temporary / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(args.out, ignore_errors=True)
-    temporary.rename(args.out)
+    with replacing(args.out) as temporary:
+        save_checkpoint(model, temporary)
+        write_json(temporary / "pretraining.json", record)
     print(json.dumps(record, indent=2))
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from liteframe.data.manifest import write_jsonl
+from liteframe.files import write_jsonl
 from liteframe.toyworld.scenes import COLOURS, DIRECTIONS, SHAPES, Scene, render, scene_for, write_video
 
 QUESTION_TYPES = ("colour", "shape", "direction", "order", "event")

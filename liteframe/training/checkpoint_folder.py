@@ -4,7 +4,6 @@ A checkpoint `step-<n>.ckpt` is complete on the disk before manifest.json names 
 a file is removed only when the manifest has stopped naming it. So at any moment at least one named file is whole.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -18,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
-from liteframe.files import durable_file, fsync_path
+from liteframe.files import durable_file, file_digest, fsync_path, write_json
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ class CheckpointFolder:
         newest = NamedCheckpoint(self.file(step).name, step, size, sha256)
         kept = [newest] + ([previous] if previous and previous.file != newest.file else [])
         lines = {"checkpoints": [asdict(checkpoint) for checkpoint in kept]}
-        with durable_file(self.manifest) as file:
-            file.write((json.dumps(lines, indent=2) + "\n").encode())
+        write_json(self.manifest, lines)
         self._link(newest.file)
         names = {checkpoint.file for checkpoint in kept}
         for path in self.path.glob("step-*.ckpt"):
@@ -128,9 +126,7 @@ class CheckpointFolder:
             return "is missing"
         if (size := path.stat().st_size) != checkpoint.bytes:
             return f"has {size:,} bytes instead of {checkpoint.bytes:,}"
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        return None if found == checkpoint.sha256 else "does not have the digest it was written with"
+        return None if file_digest(path) == checkpoint.sha256 else "does not have the digest it was written with"
 
     def _link(self, name: str) -> None:
         temporary = self.path / f".last.ckpt.{os.getpid()}.tmp"

@@ -165,7 +165,7 @@ def test_finevideo_writes_the_videos_and_what_attribution_needs(adapt, tmp_path)
 
 def test_finevideo_goes_on_where_it_was_cut_off(adapt, tmp_path, monkeypatch):
     folder = finevideo(tmp_path / "set")
-    write, written = finevideo_module._write, []
+    write, written = finevideo_module.write_atomically, []
 
     def failing(path, content):
         if len(written) == 2:
@@ -173,12 +173,14 @@ def test_finevideo_goes_on_where_it_was_cut_off(adapt, tmp_path, monkeypatch):
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(finevideo_module, "_write", failing)
+    monkeypatch.setattr(finevideo_module, "write_atomically", failing)
     done = adapt("finevideo", folder)
     assert done.code == 2
     assert "No space left" in done.err
     assert done.videos is None
-    monkeypatch.setattr(finevideo_module, "_write", lambda path, content: (written.append(path), write(path, content)))
+    monkeypatch.setattr(
+        finevideo_module, "write_atomically", lambda path, content: (written.append(path), write(path, content))
+    )
     done = adapt("finevideo", folder)
     assert contents(done) == [b"mp4 of %d" % i for i in range(5)]
     assert len(written) == len(set(written)) == 5  # none twice

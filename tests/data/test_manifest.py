@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from liteframe.data.manifest import VideoEntry, load_manifest, write_jsonl, write_manifest
+from liteframe.data.manifest import VideoEntry, load_manifest, write_manifest
+from liteframe.files import write_jsonl
 
 
 def write(path, *rows):
@@ -93,5 +94,5 @@ def test_sources_that_are_no_manifest(tmp_path):
     with pytest.raises(ValueError, match="this is a video"):
         load_manifest(tmp_path / "a.mp4")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not a UTF-8 text file"):
+    with pytest.raises(ValueError, match=r"binary\.jsonl:1: not UTF-8 text.*a manifest is JSONL"):
         load_manifest(tmp_path / "binary.jsonl")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from liteframe.data.importers.base import Adapter, License, Problem, Record, Source, Turns, layout_error
+from liteframe.files import write_atomically
 
 QUESTION = "Describe this video in detail."
 _REMEDY = "fetch the file again"
@@ -141,19 +142,7 @@ def _write_missing(file: Any, group: int, names: list[Path]) -> None:
     for name, batch in zip(names, batches, strict=True):
         value = batch.column(0)[0]
         if value.is_valid and len(value.as_buffer()) and not name.exists():
-            _write(name, value.as_buffer())
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            write_atomically(name, value.as_buffer())
 
 
 def _row(video: Path, text: Any, where: str) -> Iterator[Record | Problem]:

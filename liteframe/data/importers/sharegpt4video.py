@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from liteframe.data.importers.base import Adapter, License, Problem, Record, Source, layout_error, locate, read_lines
+from liteframe.data.importers.base import DAMAGED, Adapter, License, Problem, Record, Source, layout_error, locate
+from liteframe.files import read_jsonl
 
 ANNOTATIONS = "sharegpt4video_40k.jsonl"
 WHOLE_VIDEO = "-1"  # `idx` of the caption of the whole video; the others are of moments
@@ -38,7 +39,7 @@ class ShareGPT4Video(Adapter):
                 f"{ANNOTATIONS}, and videos at panda/*.mp4, pexels/*.mp4, ... below the folder or its zip_folder",
                 f"download {ANNOTATIONS} and zip_folder/, then: unzip zip_folder/panda/panda_videos_1.zip -d panda",
             )
-        for where, row in read_lines(path):
+        for where, row in read_jsonl(path, DAMAGED):
             yield from self._record(source.folder, where, row)
 
     def _record(self, folder: Path, where: str, row: Any) -> Iterator[Record | Problem]:

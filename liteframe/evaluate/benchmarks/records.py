@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from liteframe.data.importers.base import read_lines, read_list
+from liteframe.data.importers.base import DAMAGED, read_list
 from liteframe.evaluate.benchmarks.base import LETTERS, Question
+from liteframe.files import read_jsonl
 
 Row = dict[str, Any]
 SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
@@ -24,10 +25,10 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         ValueError: the file is broken or a record is no object; names file and line or number.
     """
     if path.suffix == ".parquet":
-        found: Iterator[tuple[str, Any]] = _parquet(path)
+        rows: Iterator[tuple[str, Any]] = _parquet(path)
     else:
-        found = read_lines(path) if path.suffix == ".jsonl" else read_list(path)
-    for where, row in found:
+        rows = read_jsonl(path, DAMAGED) if path.suffix == ".jsonl" else read_list(path)
+    for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, not an object with named fields")
         yield where, row

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from liteframe.files import parse_json
 
 _TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 _RANGE = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
@@ -79,10 +80,7 @@ def _from_srt(path: Path, text: str) -> list[Line]:
 
 
 def _from_json(path: Path, text: str, duration: float | None) -> list[Line]:
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); download it again") from error
+    items = parse_json(text.encode(), str(path), "download it again", lines=True)
     if not isinstance(items, list):
         raise ValueError(f"{path}: holds {type(items).__name__}, not a list of subtitle lines")
     lines = []

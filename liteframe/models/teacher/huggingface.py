@@ -1,7 +1,6 @@
 """Teachers from Hugging Face ids and local folders: a ViT, or the vision tower and projector of a whole VLM."""
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 )
 from transformers.utils import cached_file
 
-from liteframe.files import check_weight_index
+from liteframe.files import check_weight_index, read_json
 from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
 from liteframe.models.teacher.projector import VlmProjector, shuffle_factor
 from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
@@ -242,10 +241,7 @@ def _processor(name: str, hub: dict[str, Any]) -> dict[str, Any]:
         path = _repository_file(name, file, hub)
         if path is None:
             continue
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error})") from error
+        values = read_json(path)
         values = values.get("image_processor", values)
         if "image_mean" in values:
             return values
