@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import InternVLForConditionalGeneration
 
 from liteframe.bench.stages import Latency, measure
 from liteframe.data.video.process import DecodeProcess
@@ -47,7 +46,6 @@ def build(system: str, encoder: Path, adapter: Path) -> tuple[Any, Any]:
     if system == LMA:
         return load_video_llm(CHECKPOINT, encoder=encoder, adapter=adapter)
     vlm, processor = load_video_llm(CHECKPOINT)
-    assert isinstance(vlm, InternVLForConditionalGeneration)
     config = LiteFrameEncoder.from_pretrained(encoder).config
     teacher = load_teacher(str(CHECKPOINT))
     if system == POOLED:
