@@ -1,7 +1,5 @@
 """What an LMA run leaves behind: the adapter in PEFT's own format, and the report."""
 
-import os
-import shutil
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from liteframe.align.batch import ChatBatch
 from liteframe.align.lora import ENCODER, adapted_layers
 from liteframe.align.module import LMAModule
-from liteframe.files import write_json
+from liteframe.files import replacing, write_json
 from liteframe.models.vlm.adapter import ORIGIN, frozen_digest
 from liteframe.models.vlm.vision import LiteFrameVisionModel
 from liteframe.training.report import ProgressLine, environment
@@ -31,16 +29,11 @@ class AdapterSaver(Callback):
         if frozen_digest(pl_module.model) != pl_module.held_digest:
             raise RuntimeError("frozen weights have changed during training; nothing was saved")
         run = RunFolder(trainer.default_root_dir)
-        temporary = run.path / f".adapter.{os.getpid()}.tmp"
-        try:
+        with replacing(run.path / "adapter") as temporary:
             # The embeddings are frozen; "auto" would ask the Hub whether they had been resized.
             pl_module.model.save_pretrained(temporary, save_embedding_layers=False)
             parts = {"vlm": pl_module.vlm, "encoder": pl_module.encoder}
             write_json(temporary / ORIGIN, {**parts, **pl_module.origin})
-            shutil.rmtree(run.path / "adapter", ignore_errors=True)
-            os.replace(temporary, run.path / "adapter")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         if pl_module.train_encoder:
             tower = pl_module.model.get_base_model().model.get_submodule(ENCODER).modules_to_save["default"]
             assert isinstance(tower, LiteFrameVisionModel)

@@ -122,7 +122,7 @@ def alone_peaks(
 def _tower(name: str, model: Any) -> Any:
     """What sees the frames; a Teacher hides its weights from parameters()."""
     tower = model.model.vision_tower
-    return tower.encoder.teacher.tower if name == POOLED else tower
+    return tower.encoder.pooled.teacher.tower if name == POOLED else tower
 
 
 def _row(
