@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from liteframe_kernels import strided_conv, temporal_conv, weighted_average_pool
+from liteframe_kernels.strided_conv.reference import strided_conv_reference
+from liteframe_kernels.temporal_conv.reference import temporal_conv_reference
 from torch import Tensor
 
 from liteframe.bench.comparison import Comparison
@@ -31,7 +33,7 @@ def temporal_conv_comparisons(
 
     for label in ("plain", "residual"):
         residual = label == "residual"
-        reference = functools.partial(temporal_conv.reference, residual=residual)
+        reference = functools.partial(temporal_conv_reference, residual=residual)
         calls: dict[str, Callable] = {
             "triton": functools.partial(temporal_conv, backend="triton", residual=residual),
             "three shifts, eager": reference,
@@ -111,7 +113,7 @@ def _on_tokens(backend: str) -> Callable:
 
 def _exact(tokens: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     patches, cls = _split(tokens)
-    y, cls_y = strided_conv.reference(patches, weight, bias, cls=cls)
+    y, cls_y = strided_conv_reference(patches, weight, bias, cls=cls)
     return y, cls_y
 
 
