@@ -91,10 +91,12 @@ def test_commands_do_what_the_readme_says(place, outputs):
 
 def test_snippets_run(place, outputs, monkeypatch):
     monkeypatch.chdir(place)
+    names: dict = {}
     for block in blocks("python"):
-        names: dict = {}
         exec(block, names)
-        assert names["tokens"].shape == (1, 16, 4, 4, 128)  # 64 frames of 64 pixels through the tiny student
+    assert names["tokens"].shape == (1, 16, 4, 4, 128)  # 64 frames of 64 pixels through the tiny student
+    assert (names["session"].frames, names["session"].size().tokens) == (32, 32)  # 4 tokens of a slot of 4 frames
+    assert names["answer"]
 
 
 def test_the_costs_are_those_that_info_prints(outputs):

@@ -1,0 +1,240 @@
+"""CONTRIBUTING's recipes hold: a made-up one of each kind is added as it says, but from outside the repository.
+
+Where a room has tests that hold for all of a kind, they are called here with the made-up one.
+"""
+
+import dataclasses
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from liteframe_export.card import write_graph_folder
+from liteframe_export.graph_check import compare_graph
+from reduce import test_reducers as reducer_properties
+from worlds import ROOT
+from worlds.ctd import write_video
+from worlds.published import touch, write_list
+from worlds.students import make_student
+from worlds.vlms import stir
+
+from liteframe import reducers
+from liteframe.align.conversation_files import load_conversations
+from liteframe.cli.main import main
+from liteframe.data.importers import ADAPTERS, Adapter, License, Problem, Record
+from liteframe.data.importers.base import layout_error, locate, read_list
+from liteframe.data.manifest import load_manifest
+from liteframe.evaluate.benchmarks import BENCHMARKS
+from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.attach import attach_encoder, processor_for
+from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.family import FAMILIES, INTERNVL, family_of
+from liteframe.models.vlm.internvl import (
+    LiteFrameInternVLConfig,
+    LiteFrameInternVLForConditionalGeneration,
+    LiteFrameInternVLModel,
+)
+from liteframe.reduce import Reduced
+from liteframe.toyworld.model import CHECKPOINT, build_model, build_processor, build_tokenizer
+
+TOP_LEVEL = ("liteframe/", "kernels/", "export/", "tests/", "configs/", "benchmarks/", "docs/", "train_")
+
+
+def paths_of(text: str) -> set[str]:
+    """What a text names in backticks or links to, if it lies in the repository; `a/b/`, `c.py` is read as it stands."""
+    named = re.findall(r"`([\w./]+)`", text) + re.findall(r"\]\(([\w./]+)\)", text)
+    return {name for name in named if name.startswith(TOP_LEVEL)}
+
+
+def test_every_path_of_the_map_and_of_the_recipes_exists():
+    readme, contributing = (ROOT / "README.md").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
+    in_map, in_recipes = paths_of(readme.partition("## Map")[2]), paths_of(contributing)
+    assert len(in_map) > 20
+    assert len(in_recipes) > 20
+    assert not [name for name in sorted(in_map | in_recipes) if not (ROOT / name).exists()]
+
+
+def test_every_room_is_on_the_map():
+    in_map = (ROOT / "README.md").read_text().partition("## Map")[2]
+    rooms = {path.parent.name for path in (ROOT / "liteframe").glob("*/__init__.py")}
+    assert not [room for room in sorted(rooms) if f"{room}/" not in in_map]
+
+
+def test_a_kernel_is_a_folder_of_three_files():
+    names = {"__init__.py", "op.py", "reference.py", "triton.py"}
+    folders = [path.parent for path in (ROOT / "kernels/liteframe_kernels").glob("*/__init__.py")]
+    assert len(folders) >= 3
+    assert all({path.name for path in folder.glob("*.py")} == names for folder in folders)
+
+
+class EveryNth:
+    """A reducer: tokens at even distances."""
+
+    needs: frozenset[str] = frozenset()
+    space = "patch"
+    exact = True
+
+    def __call__(self, signals, budget):
+        frames, n, _ = signals.tokens.shape
+        if not 1 <= budget <= frames * n:
+            raise ValueError(f"{budget} tokens of {frames * n}")
+        chosen = torch.arange(budget) * (frames * n) // budget  # [M]
+        frame = chosen // n
+        slots = [(f, f, count) for f, count in enumerate(frame.bincount(minlength=frames).tolist())]
+        return Reduced(signals.tokens.flatten(0, 1)[chosen], frame, chosen % n, torch.ones(budget), slots)
+
+
+def test_add_a_reducer(monkeypatch):
+    monkeypatch.setitem(reducers, "every_nth", EveryNth())
+    reducer, request = reducers["every_nth"], SimpleNamespace(
+        node=SimpleNamespace(callspec=SimpleNamespace(params={"reducer": "every_nth"}))
+    )  # fmt: skip
+    for frames in (8, 5, 1):
+        for dtype in (torch.float64, torch.float32):
+            reducer_properties.test_the_result_is_whole(reducer, frames, dtype)
+    for holds in (
+        reducer_properties.test_two_calls_agree_to_the_bit_and_change_nothing,
+        reducer_properties.test_single_and_double_precision_choose_the_same_tokens,
+        reducer_properties.test_a_permutation_of_channels_permutes_the_tokens,
+        reducer_properties.test_equal_frames_give_equal_choices,
+        reducer_properties.test_zeros_give_no_nan,
+        reducer_properties.test_what_is_missing_is_named,
+    ):
+        holds(reducer)
+    reducer_properties.test_a_whole_budget_changes_nothing(reducer, request)
+    reducer_properties.test_one_token_a_frame_works_or_says_why_not(reducer, request)
+
+
+class TwinConfig(LiteFrameInternVLConfig):
+    model_type = "liteframe_twin"
+
+
+class TwinModel(LiteFrameInternVLModel):
+    config_class = TwinConfig
+
+
+class Twin(LiteFrameInternVLForConditionalGeneration):
+    config_class = TwinConfig
+
+
+def test_add_a_family(monkeypatch):
+    """A twin of InternVL, which is known by its record alone."""
+    record = dataclasses.replace(
+        INTERNVL, model_type="twin", config_class=TwinConfig, model_class=TwinModel, generation_class=Twin
+    )
+    monkeypatch.setitem(FAMILIES, "twin", record)
+    assert family_of("twin") is family_of("liteframe_twin") is record
+    tokenizer = build_tokenizer()
+    vlm, student = stir(build_model(tokenizer)).eval(), make_student().eval()
+    expected = attach_encoder(vlm, student)
+    monkeypatch.setattr(vlm.config, "model_type", "twin", raising=False)
+    model = attach_encoder(vlm, student)
+    assert (type(model), model.config.model_type) == (Twin, "liteframe_twin")
+    processor = processor_for(build_processor(tokenizer), model.config)
+    frames = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    inputs = processor(text=question_prompt("What colour is the circle?"), videos=[frames])
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected(**inputs).logits)
+
+
+class Sizes(Benchmark):
+    """A benchmark: one list of questions beside its videos."""
+
+    name = "sizes"
+    title = "Sizes"
+    layout = "sizes.json and the videos"
+    prompt = "{question}\n{options}\nAnswer:"
+
+    def load(self, source):
+        rows = json.loads((source / "sizes.json").read_text())
+        return Dataset(
+            tuple(
+                Question(str(i), str(source / row["video"]), row["q"], row["a"], ("small", "large"), "AB", {"of": "x"})
+                for i, row in enumerate(rows)
+            ),
+            (source / "sizes.json",),
+        )
+
+
+def test_add_a_benchmark(monkeypatch, tmp_path):
+    monkeypatch.setitem(BENCHMARKS, "sizes", Sizes())
+    write_video(tmp_path / "v.mp4")
+    rows = [{"video": "v.mp4", "q": "What size?", "a": "A"}, {"video": "v.mp4", "q": "And what size?", "a": "B"}]
+    (tmp_path / "sizes.json").write_text(json.dumps(rows))
+    call = ["eval", "sizes", str(tmp_path), "--vlm", str(CHECKPOINT), "--frames", "4", "-o", str(tmp_path / "out")]
+    assert main(call) == 0
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["answer"], row["frames"]) for row in answers] == [("0", "A", 4), ("1", "B", 4)]
+    assert all(isinstance(row["reply"], str) for row in answers)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["settings"]["benchmark"] == "sizes"
+
+
+class Zoo(Adapter):
+    """An importer: captions in one list, videos below `films`."""
+
+    name = "zoo"
+    title = "Zoo"
+    published = "two videos"
+    license = License("CC0-1.0", ("no duties",), "https://example.org/zoo")
+
+    def records(self, source):
+        path = source.folder / "captions.json"
+        if not path.is_file():
+            raise layout_error(source.folder, "captions.json and films/", "download both")
+        for where, row in read_list(path):
+            video = locate(source.folder, ("films",), row["film"], where, "unzip films.zip")
+            if isinstance(video, Problem):
+                yield video
+            else:
+                turns = [{"from": "human", "value": "Describe it."}, {"from": "gpt", "value": row["caption"]}]
+                yield Record(video, where, {"keeper": row["keeper"]}, (turns,))
+
+
+def test_add_a_data_set(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(ADAPTERS, "zoo", Zoo())
+    folder = tmp_path / "zoo"
+    films = [touch(folder / "films" / name) for name in ("a.mp4", "b.mp4")]
+    rows = [{"film": name, "caption": f"An animal, {name}.", "keeper": "K"} for name in ("a.mp4", "b.mp4", "c.mp4")]
+    write_list(folder / "captions.json", rows)
+    out, chats = tmp_path / "zoo.jsonl", tmp_path / "chats.jsonl"
+    assert main(["manifest", "zoo", str(folder), "-o", str(out), "--conversations", str(chats)]) == 0
+    assert "CC0-1.0" in capsys.readouterr().out
+    assert [entry.video for entry in load_manifest(out)] == [str(film) for film in films]
+    assert [chat.media[0].files[0] for chat in load_conversations(chats)] == [str(film) for film in films]
+    (bad,) = map(json.loads, (tmp_path / "zoo.bad.jsonl").read_text().splitlines())
+    assert (bad["kind"], bad["video"], bad["remedy"]) == ("missing", "c.mp4", "unzip films.zip")
+
+
+USAGE = "load {folder}: [B,{frames},3,{size},{size}] -> [B,T/{t},H/{row},W/{column},{dim}], {dtype}\n"
+
+
+def test_add_a_runtime(tmp_path):
+    """A runtime that is torch itself: with its weights as they are it passes, with rounded ones nothing is written."""
+    make_student().save_pretrained(tmp_path / "encoder")
+    encoder = LiteFrameEncoder.from_pretrained(tmp_path / "encoder")
+
+    def export(out, dtype):
+        def write(folder):
+            other = LiteFrameEncoder(encoder.config).eval()
+            other.load_state_dict({name: value.to(dtype) for name, value in encoder.state_dict().items()})
+            torch.save(other.state_dict(), folder / "weights.pt")
+
+            def run(video):
+                with torch.inference_mode():
+                    return other(video)
+
+            return compare_graph(encoder, run, torch.float32, {"made up": "1"})
+
+        return write_graph_folder(tmp_path / "encoder", encoder.config, out, write, USAGE, "nothing", "float32")
+
+    parity = export(tmp_path / "good", torch.float32)
+    assert parity["max_relative_difference"] <= parity["tolerance"]
+    names = {path.name for path in (tmp_path / "good").iterdir()}
+    assert {"weights.pt", "config.json", "preprocessor_config.json", "parity.json", "README.md", "LICENSE"} <= names
+    with pytest.raises(ValueError, match="nothing is written"):
+        export(tmp_path / "bad", torch.bfloat16)
+    assert not (tmp_path / "bad").exists()
