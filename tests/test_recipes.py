@@ -11,17 +11,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from answer import test_memories as invariants
 from liteframe_export.card import write_graph_folder
 from liteframe_export.graph_check import compare_graph
 from reduce import test_reducers as reducer_properties
+from safetensors.torch import load_file
 from worlds import ROOT
 from worlds.ctd import write_video
+from worlds.lma import make_chats
 from worlds.published import touch, write_list
 from worlds.students import make_student
-from worlds.vlms import stir
+from worlds.vlms import make_internvl, stir
 
-from liteframe import reducers
+import train_lma
+from liteframe import StreamSession, load_video_llm, memories, reducers
+from liteframe.align import module as align_module
 from liteframe.align.conversation_files import load_conversations
+from liteframe.align.objectives.sft import scale_gradients
+from liteframe.answer.memory.base import StreamMemory, join_tokens, tokens_of_state, tokens_state
 from liteframe.cli.main import main
 from liteframe.data.importers import ADAPTERS, Adapter, License, Problem, Record
 from liteframe.data.importers.base import layout_error, locate, read_list
@@ -30,7 +38,7 @@ from liteframe.evaluate.benchmarks import BENCHMARKS
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.attach import attach_encoder, processor_for
-from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.chat import IGNORE, question_prompt
 from liteframe.models.vlm.family import FAMILIES, INTERNVL, family_of
 from liteframe.models.vlm.internvl import (
     LiteFrameInternVLConfig,
@@ -138,6 +146,107 @@ def test_add_a_family(monkeypatch):
     inputs = processor(text=question_prompt("What colour is the circle?"), videos=[frames])
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected(**inputs).logits)
+
+
+class LastSlots(StreamMemory):
+    """A memory: the newest slots that fit its budget."""
+
+    name = "last_slots"
+
+    def __init__(self, budget):
+        self.budget = budget
+        self._slots = []
+
+    def add(self, clip):
+        counts = [count for _, _, count in clip.slots]
+        fields = (clip.tokens, clip.frame, clip.place, clip.size)
+        parts = zip(*(values.split(counts) for values in fields), clip.slots, strict=True)
+        self._slots += [Reduced(*values, [slot]) for *values, slot in parts]
+        while sum(len(slot.tokens) for slot in self._slots) > self.budget:
+            self._slots.pop(0)
+
+    def context(self, question):
+        return join_tokens(self._slots) if self._slots else None
+
+    def state(self):
+        return tokens_state(join_tokens(self._slots)) if self._slots else {}
+
+    def load_state(self, state):
+        self._slots = []
+        if state:
+            self.add(tokens_of_state(state))
+
+    def fork(self):
+        other = LastSlots(self.budget)
+        other._slots = list(self._slots)
+        return other
+
+
+def test_add_a_memory(monkeypatch, tmp_path):
+    monkeypatch.setitem(memories, "last_slots", LastSlots)
+    monkeypatch.setitem(invariants.SMALL, "last_slots", {"budget": 8})
+    monkeypatch.setitem(invariants.ROOMY, "last_slots", {"budget": 1000})
+    pair = load_video_llm(make_internvl(tmp_path / "vlm"), encoder=make_student(std=0.5))
+    video = np.random.default_rng(0).integers(0, 256, (27, 48, 64, 3), dtype=np.uint8)
+
+    def start(settings=invariants.SMALL, **options):
+        return StreamSession(*pair, memories["last_slots"](**settings["last_slots"]), **options)
+
+    invariants.test_bounded(start, video, "last_slots")
+    invariants.test_asking_changes_nothing(start, video)
+    invariants.test_later_frames_are_not_known_earlier(start, video)
+    invariants.test_a_roomy_memory_shows_the_whole_prompt(start, video, pair, 27)
+    invariants.test_pieces_in_which_frames_come_leave_no_trace(start, video)
+    invariants.test_what_is_shown_is_in_order(start, video)
+    for way in ("save", "fork"):
+        invariants.test_goes_on_after_save_or_fork_as_without(start, video, tmp_path, way, False)
+    invariants.test_forks_do_not_leak(start, video, False)
+    invariants.test_empty(start, video)
+
+
+class FirstWords:
+    """An objective of alignment: the cross-entropy of each answer's first token, a mean over conversations."""
+
+    steps: list = []
+
+    def __init__(self):
+        self.losses = []
+
+    def loss(self, model, inputs, batch):
+        logits = model(**inputs).logits  # [B,L,vocabulary]
+        first = (batch.labels != IGNORE).int().argmax(1)  # [B]
+        rows = torch.arange(len(first))
+        losses = F.cross_entropy(logits[rows, first - 1].float(), batch.labels[rows, first], reduction="none")  # [B]
+        self.losses.append(losses.detach())
+        return losses.sum(), logits
+
+    def normalize(self, parameters, micro_batches, all_reduce):
+        losses = torch.cat(self.losses)
+        self.losses.clear()
+        count = all_reduce(torch.tensor(float(len(losses))))
+        scale_gradients(parameters, micro_batches / count.item())
+        self.steps.append((losses.mean(), torch.nn.utils.get_total_norm(p.grad for p in parameters)))
+        return {"train/loss": (all_reduce(losses.sum()) / count).item()}
+
+
+def test_add_an_objective_of_alignment(monkeypatch, tmp_path):
+    """One step over the same four conversations, at once and one by one."""
+    monkeypatch.setattr(align_module, "SupervisedFineTuning", FirstWords)
+    rows = make_chats(tmp_path, sharpness=10)
+    for size in (4, 1):
+        words = {
+            "--config": ROOT / "configs/lma/toy.yaml", "--run": tmp_path / f"run_{size}",
+            "--model.vlm": tmp_path / "vlm", "--model.encoder": tmp_path / "encoder", "--data.conversations": rows,
+            "--data.frames": "[8]", "--data.batch_size": 4, "--data.micro_batch_size": size,
+            "--trainer.max_steps": 1, "--trainer.accelerator": "cpu",
+        }  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["train_lma.py", "fit", *(str(w) for pair in words.items() for w in pair)])
+        train_lma.main()
+    (loss, norm), (other_loss, other_norm) = FirstWords.steps
+    assert norm > 0
+    torch.testing.assert_close((loss, norm), (other_loss, other_norm), atol=1e-4, rtol=1e-3)
+    adapter = load_file(tmp_path / "run_4" / "adapter" / "adapter_model.safetensors")
+    assert any(value.any() for name, value in adapter.items() if "lora_B" in name)
 
 
 class Sizes(Benchmark):
