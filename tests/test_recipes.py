@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from answer import test_memories as invariants
 from liteframe_export.card import write_graph_folder
-from liteframe_export.graph_check import compare_graph
+from liteframe_export.graph import compare_graph
 from reduce import test_reducers as reducer_properties
 from safetensors.torch import load_file
 from worlds import ROOT
