@@ -52,7 +52,7 @@ def sample(others: frozenset[int] = frozenset()) -> dict[str, dict[int, dict[str
 
 
 def _is_decoder(pid: int) -> bool:
-    return b"liteframe.data.video.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"liteframe.data.video.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class MemorySamples(Callback):

@@ -1,4 +1,4 @@
-"""`train_lma.py fit`: language model alignment as a training command."""
+"""Language model alignment as commands: `train_lma.py fit`, and `train_lma.py stages`, several of them in a row."""
 
 import argparse
 import os
@@ -20,6 +20,8 @@ from liteframe.training.command import TrainingCommand
 from liteframe.training.report import tell
 from liteframe.training.run_folder import RunFolder
 
+STAGES_KEYS = {"run", "config", "stages"}
+
 
 class LMACommand(TrainingCommand):
     """`fit` for LMA: then the adapter and the report.
@@ -37,16 +39,16 @@ class LMACommand(TrainingCommand):
         super().add_arguments_to_parser(parser)
         parser.link_arguments("model", "data.processor", compute_fn=processor_of, apply_on="instantiate")
 
+    @override
     def run_callbacks(self) -> list[Callback]:
-        """Adapter and progress line."""
         return [AdapterSaver(), progress_line()]
 
+    @override
     def save_result(self) -> None:
-        """The adapter."""
         AdapterSaver().on_train_end(self.trainer, self.model)
 
+    @override
     def finish(self) -> None:
-        """Write the report."""
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))
 
@@ -56,13 +58,11 @@ def processor_of(module: LMAModule) -> LiteFrameProcessor:
     return module.processor
 
 
-KEYS = ("run", "config", "stages")
-
-
 def run_stages(arguments: Sequence[str]) -> None:
     """`train_lma.py stages --config FILE [further options of fit, for every stage]`."""
     parser = argparse.ArgumentParser(
-        prog="train_lma.py stages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train_lma.py stages",
+        description="Runs of fit in a row, each going on from the adapter of the last; more options are those of fit.",
     )
     parser.add_argument("--config", type=Path, required=True, help="file of stages")
     parser.add_argument("--run", type=Path, help="folder of the run; default: the file's")
@@ -99,8 +99,8 @@ def load_stages(path: Path) -> dict[str, Any]:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML ({error})") from error
-    if not isinstance(plan, dict) or set(plan) != set(KEYS):
-        raise ValueError(f"{path} must have the keys {', '.join(KEYS)} and no others")
+    if not isinstance(plan, dict) or set(plan) != STAGES_KEYS:
+        raise ValueError(f"{path} must have the keys run, config, stages and no others")
     plan["config"] = os.path.normpath(path.parent / str(plan["config"]))
     if not os.path.isfile(plan["config"]):
         raise ValueError(f"{path}: config {plan['config']} does not exist")

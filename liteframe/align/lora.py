@@ -1,4 +1,4 @@
-"""LoRA on the language model and nothing else, and the proof of it."""
+"""LoRA on the language model and nothing else, the proof of it, and 4-bit layers under it."""
 
 import json
 import os
@@ -16,38 +16,9 @@ from liteframe.models.student.encoder import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
 from liteframe.models.vlm.family import family_of
 
-# Values that share a scale; rows are cut into blocks of so many.
-BLOCK = 64
-
-
-def quantize_frozen(model: PeftModel) -> int:
-    """Replace what LoRA is put on by its 4-bit form, in place; returns how many layers.
-
-    Raises:
-        ValueError: bitsandbytes is not installed.
-    """
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise ValueError("model.quantize: nf4 needs bitsandbytes: pip install 'liteframe[quantize]'") from error
-    count = 0
-    for wrapper in list(model.modules()):
-        base = getattr(wrapper, "base_layer", None)
-        if isinstance(base, nn.Linear) and hasattr(wrapper, "lora_A"):
-            dtype = base.weight.dtype
-            small = bnb.nn.Linear4bit(
-                base.in_features, base.out_features, bias=base.bias is not None, compute_dtype=dtype, quant_type="nf4"
-            )
-            small.weight = bnb.nn.Params4bit(
-                base.weight.data, requires_grad=False, quant_type="nf4", blocksize=BLOCK, module=small
-            )
-            small.bias = base.bias
-            wrapper.base_layer = small.to("cpu")  # rounds; later moves only copy
-            count += 1
-    return count
-
-
+# As our models of every family name them (see VlmBackbone).
 PROJECTOR, ENCODER = "multi_modal_projector", "vision_tower"
+NF4_BLOCK = 64  # values that share a scale
 
 
 @dataclass
@@ -95,25 +66,25 @@ def add_lora(
     """
     names = family_of(model.config.model_type).lora_layers
     expected = language_model_layers(model, names)
-    trained_whole = [name for name, wanted in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if wanted]
-    held = _whole_parts(start_from)
+    trained_whole = [name for name, train in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if train]
+    saved_whole = _whole_parts(start_from)
     if start_from is not None:
         check_origin(model, start_from)
-    kept = [name for name in held if name not in trained_whole]
+    frozen_whole = [name for name in saved_whole if name not in trained_whole]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, a float is as good
         lora_dropout=settings.dropout,
         # A list of suffixes would also hit the vision towers, whose attention layers bear the same names.
         target_modules=rf".*language_model.*\.({'|'.join(names)})",
-        modules_to_save=[*trained_whole, *kept] or None,
+        modules_to_save=[*trained_whole, *frozen_whole] or None,
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
     if start_from is not None:
-        _load(adapted, Path(start_from), fresh=[name for name in trained_whole if name not in held])
+        _load(adapted, Path(start_from), fresh=[name for name in trained_whole if name not in saved_whole])
     for name, parameter in adapted.named_parameters():
-        if any(f".{part}.modules_to_save." in name for part in kept):
+        if any(f".{part}.modules_to_save." in name for part in frozen_whole):
             parameter.requires_grad_(False)
     _check_scope(adapted, expected, trained_whole)
     for parameter in adapted.parameters():
@@ -135,14 +106,14 @@ def _whole_parts(adapter: str | os.PathLike[str] | None) -> list[str]:
 def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
     """Load an adapter's weights into a model that has the same layers, and the `fresh` parts besides."""
     with adapter_file(adapter) as path:
-        found = load_file(path)
+        saved = load_file(path)
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted = {name: tensor for name, tensor in own.items() if not any(f".{part}." in name for part in fresh)}
-    if problems := weight_misfits(found, wanted):
+    expected = {name: tensor for name, tensor in own.items() if not any(f".{part}." in name for part in fresh)}
+    if problems := weight_misfits(saved, expected):
         raise ValueError(
             f"the adapter {adapter} does not fit this run: {problems}; use the same Video LLM, encoder and lora.rank"
         )
-    set_peft_model_state_dict(model, own | found)
+    set_peft_model_state_dict(model, own | saved)
 
 
 def language_model_layers(model: nn.Module, layers: Sequence[str]) -> list[str]:
@@ -152,14 +123,15 @@ def language_model_layers(model: nn.Module, layers: Sequence[str]) -> list[str]:
         ValueError: there is none.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = [name for name in linear if "language_model" in name.split(".") and name.split(".")[-1] in layers]
-    if not found:
-        inside = sorted({name.split(".")[-1] for name in linear if "language_model" in name.split(".")})
+    inside = [name for name in linear if "language_model" in name.split(".")]
+    adaptable = [name for name in inside if name.split(".")[-1] in layers]
+    if not adaptable:
+        kinds = sorted({name.split(".")[-1] for name in inside})
         raise ValueError(
             f"the language model has no layer named {', '.join(layers)}; its linear layers are "
-            f"{', '.join(inside) or 'none'}"
+            f"{', '.join(kinds) or 'none'}"
         )
-    return found
+    return adaptable
 
 
 def adapted_layers(model: nn.Module) -> list[str]:
@@ -201,3 +173,30 @@ def _check_scope(model: PeftModel, expected: list[str], trained_whole: list[str]
     stray = [name for name, p in model.named_parameters() if p.requires_grad and not allowed.search(name)]
     if stray:
         raise ValueError(f"parameters outside LoRA would be trained: {', '.join(stray[:5])}")
+
+
+def quantize_frozen(model: PeftModel) -> int:
+    """Replace what LoRA is put on by its 4-bit form, in place; returns how many layers.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise ValueError("model.quantize: nf4 needs bitsandbytes: pip install 'liteframe[quantize]'") from error
+    count = 0
+    for wrapper in list(model.modules()):
+        base = getattr(wrapper, "base_layer", None)
+        if isinstance(base, nn.Linear) and hasattr(wrapper, "lora_A"):
+            dtype = base.weight.dtype
+            small = bnb.nn.Linear4bit(
+                base.in_features, base.out_features, bias=base.bias is not None, compute_dtype=dtype, quant_type="nf4"
+            )
+            small.weight = bnb.nn.Params4bit(
+                base.weight.data, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK, module=small
+            )
+            small.bias = base.bias
+            wrapper.base_layer = small.to("cpu")  # rounds; later moves only copy
+            count += 1
+    return count

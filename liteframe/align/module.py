@@ -120,8 +120,8 @@ class LMAModule(GuardedModule):
 
     def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
-        place = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        position = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
 
     @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,10 +1,11 @@
-"""Which clip comes when: a pure function of seed and position, so that a resumed run continues where it stopped."""
+"""Which sample comes when: a pure function of seed and position, so that a resumed run continues where it stopped."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from typing_extensions import override
 
 Key = tuple[int, int]
 
@@ -14,7 +15,7 @@ class ClipStream(Sampler[list[Key]]):
 
     Nothing is dropped at the end of an epoch: a batch may hold the last videos of one and the first of the next, so a
     folder of three videos can fill a batch of sixteen (with clips drawn differently each time, for the key differs).
-    Batch b of rank r is cut at place `(b * world_size + r) * batch_size`; nothing else is state.
+    Batch b of rank r begins at number `(b * world_size + r) * batch_size`; nothing else is state.
 
     Args:
         videos: number of videos.
@@ -58,10 +59,10 @@ class ClipStream(Sampler[list[Key]]):
     def batch(self, number: int) -> list[Key]:
         """Keys of batch `number`, counted from the start of the run."""
         first = (number * self.world_size + self.rank) * self.batch_size
-        return [self._key(place) for place in range(first, first + self.batch_size)]
+        return [self._key(number) for number in range(first, first + self.batch_size)]
 
-    def _key(self, place: int) -> Key:
-        epoch, offset = divmod(place, self.videos)
+    def _key(self, number: int) -> Key:
+        epoch, offset = divmod(number, self.videos)
         if epoch not in self._orders:
             # A batch moves forward; only the newest epochs are asked for again.
             old = {key: value for key, value in self._orders.items() if key == epoch - 1}
@@ -71,6 +72,34 @@ class ClipStream(Sampler[list[Key]]):
     def order(self, epoch: int) -> np.ndarray:
         """Numbers of the videos in the order in which an epoch shows them."""
         return np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+
+
+class GroupedStream(ClipStream):
+    """A ClipStream whose steps are sorted by length.
+
+    Which samples make an optimizer step is the ClipStream's choice; within the step the shorter ones come first, so
+    that what the ranks take at the same time is about as long. It is still a pure function of seed and position, and
+    a step is the same however many ranks and turns share it.
+
+    Args:
+        *args: as ClipStream.
+        step: samples in an optimizer step, over all ranks and turns.
+        length: of the sample with a key, in tokens, roughly.
+        **kwargs: as ClipStream.
+    """
+
+    def __init__(self, *args: Any, step: int, length: Callable[[Key], float], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.step, self.length = step, length
+
+    @override
+    def order(self, epoch: int) -> np.ndarray:
+        order = super().order(epoch)
+        lengths = np.array([self.length((epoch, int(index))) for index in order])
+        # Steps begin at multiples of `step` in the stream of all epochs; one that two epochs share is sorted in two.
+        begun = epoch * self.videos // self.step
+        within = (epoch * self.videos + np.arange(self.videos)) // self.step - begun
+        return order[np.lexsort((lengths, within))]
 
 
 class FirstClips(Sampler[list[Key]]):
@@ -108,31 +137,3 @@ class FixedBatches(Sampler[list[Key]]):
         for number in range(self.batches):
             first = number * self.batch_size
             yield [(0, index) for index in self.indices[first : first + self.batch_size]]
-
-
-class GroupedStream(ClipStream):
-    """A ClipStream whose steps are sorted by length.
-
-    Which samples make an optimizer step is the ClipStream's choice; within the step the shorter ones come first, so
-    that what the ranks take at the same time is about as long. It is still a pure function of seed and position, and
-    a step is the same however many ranks and turns share it.
-
-    Args:
-        *args: as ClipStream.
-        step: samples in an optimizer step, over all ranks and turns.
-        length: of the sample with a key, in tokens, roughly.
-        **kwargs: as ClipStream.
-    """
-
-    def __init__(self, *args: Any, step: int, length: Callable[[Key], float], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.step, self.length = step, length
-
-    def order(self, epoch: int) -> np.ndarray:
-        """See ClipStream. A step that two epochs share is sorted in two parts."""
-        order = super().order(epoch)
-        lengths = np.array([self.length((epoch, int(index))) for index in order])
-        # Steps begin at multiples of `step` in the stream of all epochs.
-        begun = epoch * self.videos // self.step
-        within = (epoch * self.videos + np.arange(self.videos)) // self.step - begun
-        return order[np.lexsort((lengths, within))]

@@ -161,7 +161,7 @@ def test_works_over_pickle_and_fork(corpus, process):
 
 
 def test_the_child_imports_no_torch():
-    code = "import sys, liteframe.data.video.process; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys, liteframe.data.video.child; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'av'" in loaded
     assert "'torch'" not in loaded

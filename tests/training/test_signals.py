@@ -92,7 +92,7 @@ def test_workers_and_decoders_outlive_the_signals_of_their_job():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     decoder = subprocess.Popen(
-        [sys.executable, "-m", "liteframe.data.video.process", str(os.getpid())], stdin=subprocess.PIPE
+        [sys.executable, "-m", "liteframe.data.video.child", str(os.getpid())], stdin=subprocess.PIPE
     )
     status = f"/proc/{decoder.pid}/status"
     ignored = sum(1 << (number - 1) for number in STOP_SIGNALS)

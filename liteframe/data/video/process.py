@@ -1,8 +1,7 @@
 """Reading video in a process that can be killed, since native decoders hang and crash where no exception reaches.
 
-`python -m liteframe.data.video.process` is the child. Parent and child exchange messages over pipes, each one a
-4-byte length, a JSON header of that length, and the raw frames where the header announces them. Nothing is pickled and
-torch is not imported.
+The child is child.py. Both exchange messages over pipes, each one a 4-byte length, a JSON header of that length, and
+the raw frames where the header announces them. Nothing is pickled and torch is not imported.
 """
 
 from __future__ import annotations
@@ -27,29 +26,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from liteframe.data.video import reader as video_reader
 from liteframe.data.video.errors import VideoError, VideoInfo
-
-_PR_SET_PDEATHSIG = 1
-
-
-def serve_parent(worker: int = 0) -> None:
-    """Leave it to the parent what signals mean, and die with it (on Linux at once).
-
-    Ctrl-C and SLURM's signals reach every process of a job: workers that died of them would end a run before it could
-    save, and workers that outlived a killed parent would hold its locks and its memory.
-
-    Args:
-        worker: number of a DataLoader's worker, which takes this as its worker_init_fn.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
 
 LENGTH = struct.Struct("<I")
 _PIPE_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PATIENCE = 4.0  # times the deadline that a child may wait for a processor on top of it
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -59,7 +40,7 @@ class _Gone(Exception):
 
 
 class DecodeProcess:
-    """`probe` and `read_frames` of `video_reader` in a child process, each call under a deadline.
+    """`probe` and `read_frames` of reader.py in a child process, each call under a deadline.
 
     The child starts at the first call and serves until `close`. After a crash or a kill the next call starts another.
     An object that was pickled or carried over a fork starts a child of its own, so one object can be handed to all
@@ -83,7 +64,7 @@ class DecodeProcess:
         self._lock = threading.Lock()
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
-        """Facts about a video, as `video_reader.probe`.
+        """Facts about a video, as `reader.probe`.
 
         Raises:
             VideoError: also of kind "deadline" or "crash".
@@ -99,7 +80,7 @@ class DecodeProcess:
         reader: str | None = "pyav",
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Frames by index, uint8 `[T,H,W,3]`, as `video_reader.read_frames`.
+        """Frames by index, uint8 `[T,H,W,3]`, as `reader.read_frames`.
 
         Raises:
             VideoError: also of kind "deadline" or "crash".
@@ -177,7 +158,7 @@ class DecodeProcess:
         paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._child = subprocess.Popen(
             # -P: the working directory must not shadow modules
-            [sys.executable, "-P", "-m", "liteframe.data.video.process", str(os.getpid())],
+            [sys.executable, "-P", "-m", "liteframe.data.video.child", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -270,46 +251,16 @@ def _seconds_without_processor(pid: int) -> float:
     return nanoseconds / 1e9
 
 
-def main() -> None:
-    """Entry; the only argument is the parent's process id."""
-    serve_parent()
-    if os.getppid() != int(sys.argv[1]):
-        return  # the parent died before the call
-    # Libraries that print to stdout must not write into the protocol: they get stderr instead.
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    with os.fdopen(os.dup(0), "rb") as source, os.fdopen(answers, "wb", buffering=0) as sink:
-        _serve(source, sink)
+def serve_parent(worker: int = 0) -> None:
+    """Leave it to the parent what signals mean, and die with it (on Linux at once).
 
+    Ctrl-C and SLURM's signals reach every process of a job: workers that died of them would end a run before it could
+    save, and workers that outlived a killed parent would hold its locks and its memory.
 
-def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
-    while size := source.read(LENGTH.size):
-        header, frames = _answer(json.loads(source.read(LENGTH.unpack(size)[0])))
-        body = json.dumps(header).encode()
-        _write(sink, LENGTH.pack(len(body)) + body)
-        if frames is not None:
-            _write(sink, np.ascontiguousarray(frames).data.cast("B"))
-
-
-def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
-    try:
-        if request["op"] == "probe":
-            return {"info": video_reader.probe(request["path"]).to_dict()}, None
-        frames = video_reader.read_frames(
-            request["path"], request["indices"], reader=request["reader"], size=request["size"]
-        )
-        return {"shape": frames.shape}, frames
-    except VideoError as error:
-        return {"error": error.to_dict()}, None
-    except ValueError as error:
-        return {"value_error": str(error)}, None
-
-
-def _write(sink: IO[bytes], data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[sink.write(rest) :]
-
-
-if __name__ == "__main__":
-    main()
+    Args:
+        worker: number of a DataLoader's worker, which takes this as its worker_init_fn.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

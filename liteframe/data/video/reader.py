@@ -1,6 +1,6 @@
 """Frames by index, exactly, or a `VideoError`: in this process, without torch.
 
-`decode_process.DecodeProcess` does the same in a process that can be killed; use it for files nobody has vetted.
+`process.DecodeProcess` does the same in a process that can be killed; use it for files nobody has vetted.
 """
 
 from __future__ import annotations

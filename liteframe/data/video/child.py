@@ -1,0 +1,62 @@
+"""The decoding child of process.py: `python -m liteframe.data.video.child <parent's process id>`.
+
+It reads requests from stdin and writes answers to stdout, in the messages that process.py describes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import IO, Any
+
+import numpy as np
+
+from liteframe.data.video import reader as video_reader
+from liteframe.data.video.errors import VideoError
+from liteframe.data.video.process import LENGTH, serve_parent
+
+
+def main() -> None:
+    """Entry; the only argument is the parent's process id."""
+    serve_parent()
+    if os.getppid() != int(sys.argv[1]):
+        return  # the parent died before the call
+    # Libraries that print to stdout must not write into the protocol: they get stderr instead.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(os.dup(0), "rb") as source, os.fdopen(answers, "wb", buffering=0) as sink:
+        _serve(source, sink)
+
+
+def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
+    while size := source.read(LENGTH.size):
+        header, frames = _answer(json.loads(source.read(LENGTH.unpack(size)[0])))
+        body = json.dumps(header).encode()
+        _write(sink, LENGTH.pack(len(body)) + body)
+        if frames is not None:
+            _write(sink, np.ascontiguousarray(frames).data.cast("B"))
+
+
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    try:
+        if request["op"] == "probe":
+            return {"info": video_reader.probe(request["path"]).to_dict()}, None
+        frames = video_reader.read_frames(
+            request["path"], request["indices"], reader=request["reader"], size=request["size"]
+        )
+        return {"shape": frames.shape}, frames
+    except VideoError as error:
+        return {"error": error.to_dict()}, None
+    except ValueError as error:
+        return {"value_error": str(error)}, None
+
+
+def _write(sink: IO[bytes], data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[sink.write(rest) :]
+
+
+if __name__ == "__main__":
+    main()
