@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from liteframe.distill.cache.settings import NAMES, CacheSettings, ShardKey, all
 from liteframe.distill.cache.shard import Shard, ShardInfo, StoredClip, pack_shard
 from liteframe.distill.clips import Clip
 from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
-from liteframe.files import write_atomically
+from liteframe.files import file_digest, write_atomically
 from liteframe.training.failures import FailureTally
 from liteframe.training.report import duration
 
@@ -253,6 +252,6 @@ def write_index(folder: Path, settings: CacheSettings) -> None:
     shards, count = whole_shards(folder, settings), len(all_shards(settings))
     if len(shards) < count:
         raise ValueError(f"{count - len(shards)} shards of {folder} are missing; run the same command again")
-    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (SETTINGS, STATISTICS)}
+    files = {name: file_digest(folder / name) for name in (SETTINGS, STATISTICS)}
     index = CacheIndex(files, {key.name: info for key, info in shards.items()})
     write_atomically(folder / INDEX, index.to_json().encode())

@@ -184,7 +184,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
         ValueError: teacher, student and frames do not fit each other.
     """
     module, data = run.module, run.data
-    wanted, teacher, config = module.teacher_settings, module.teacher, module.student_config
+    asked, teacher, config = module.teacher_settings, module.teacher, module.student_config
     check_grids(config, teacher, data.frame_format.size)
     precision = str(fabric.strategy.precision.precision)
     identity = {**module.target_identity, **data.clip_identity()}
@@ -192,8 +192,8 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     fewest, most = SHARD_CLIPS
     settings = CacheSettings(
         **identity,
-        teacher=os.path.abspath(wanted.name) if os.path.isdir(wanted.name) else wanted.name,
-        teacher_options={"pretrained": wanted.pretrained, **wanted.options},
+        teacher=os.path.abspath(asked.name) if os.path.isdir(asked.name) else asked.name,
+        teacher_options={"pretrained": asked.pretrained, **asked.options},
         patch_size=teacher.patch_size,
         license=teacher.license,
         precision=precision,
