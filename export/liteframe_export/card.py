@@ -11,7 +11,7 @@ from typing import Any
 
 from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import preprocessor_dict
+from liteframe.models.student.io import preprocessor_dict
 from liteframe_export import card
 from liteframe_export.files import staged
 from liteframe_export.provenance import run_report

@@ -13,38 +13,38 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from liteframe_kernels import temporal_conv
 from torch import Tensor, nn
 from torch.export import Dim
+from typing_extensions import override
 
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.models.student.mixers import TemporalConv
+from liteframe.models.student.encoder import LiteFrameEncoder, resample_positions
+from liteframe.models.student.mixers import Mixer, NoMixer, TemporalConv
 
 # Bounds that tracing asks for; nothing is allocated for them.
 MOST_CLIPS, MOST_SLOTS, MOST_TOKENS = 4096, 1024, 1024
 
 
-class _GatedTemporalConv(nn.Module):
+class _GatedTemporalConv(TemporalConv):
     """TemporalConv without its branch."""
 
-    def __init__(self, conv: TemporalConv):
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-
+    @override
     def forward(self, x: Tensor) -> Tensor:
         several = (torch.ones_like(x[0, :, 0, 0]).sum() > 1).to(x.dtype)
         return temporal_conv(x, self.weight * several, self.bias * several, residual=True, backend="reference")
 
 
+# Each mixer's class -> its class without branches.
+TRACEABLE: dict[type[Mixer], type[Mixer]] = {TemporalConv: _GatedTemporalConv, NoMixer: NoMixer}
+
+
 def traceable(encoder: LiteFrameEncoder) -> LiteFrameEncoder:
     """A copy for tracing: [B,T,3,H,W] -> [B,T/t,h,w,C]; T must be a multiple of t (repeat the last frame before)."""
     copied = copy.deepcopy(encoder).eval().requires_grad_(False)
-    for block in copied.blocks:
-        mixer: Any = block.temporal
-        if isinstance(mixer, TemporalConv):
-            block.temporal = _GatedTemporalConv(mixer)
+    for mixer in copied.modules():
+        if isinstance(mixer, Mixer):
+            mixer.__class__ = TRACEABLE[type(mixer)]  # the same parameters, another forward
     copied._positions = types.MethodType(_resampled_positions, copied)  # type: ignore[method-assign]
     return copied
 
@@ -71,10 +71,7 @@ class Sized(nn.Module):
 
 def _resampled_positions(self: LiteFrameEncoder, grid: tuple[int, int]) -> Tensor:
     side = self.config.image_size // self.config.patch_size
-    table = self.pos_embed[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=grid, mode="bicubic", antialias=True)
-    table = table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
-    return torch.cat([self.pos_embed[:, :1], table], dim=1)
+    return resample_positions(self.pos_embed, (side, side), grid)
 
 
 def example(config: LiteFrameConfig, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from liteframe.data.preprocess import FrameTransform
 from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import LiteFrameEncoder, preprocessor_dict
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.io import preprocessor_dict
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from liteframe.models.student.encoder import weight_misfits
+from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
 from liteframe.models.vlm.family import family_of
 

@@ -15,6 +15,7 @@ import liteframe
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.mixers import MIXERS
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "peft", "safetensors", "av", "decord")
 
@@ -83,7 +84,7 @@ def describe_encoder(folder: Path) -> list[str]:
             ("clip", f"{config.clip_frames} frames"),
             ("blocks", f"{config.depth} of {config.dim} channels, {config.heads} heads, MLP {config.mlp_dim}, "
                        f"patch {config.patch_size}"),
-            ("temporal mixer", f"{config.temporal_mixer}, kernel {config.temporal_kernel}"),
+            ("temporal mixer", MIXERS[config.temporal_mixer].describe(config)),
             ("compression", f"{config.compression}: {compressing}"),
         ]
     )  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from liteframe.files import fsync_path, write_json
-from liteframe.models.student.encoder import weight_misfits
+from liteframe.models.student.io import weight_misfits
 from liteframe.training.guard import (
     CAUSES,
     REMEDIES,

@@ -25,7 +25,7 @@ from liteframe.distill.command import CTDCommand
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher import load as teacher_settings
-from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures
 
 GOLDEN = Path(__file__).parents[1] / "distill" / "golden" / "ctd_losses.json"
 STEPS = 100
@@ -54,7 +54,7 @@ def noise(name, shape):
     return torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)).float()
 
 
-class Convolution(Tower):
+class Convolution(ImageTower):
     """Patches through a convolution, neighbours mixed in, a few channels far larger than the others."""
 
     def __init__(self):
@@ -64,7 +64,7 @@ class Convolution(Tower):
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(noise(f"teacher.{name}", parameter.shape) / 8)
 
-    def forward(self, images):
+    def forward_images(self, images):
         patches = torch.tanh(self.model(images)).permute(0, 2, 3, 1)
         patches = patches + patches.roll(1, dims=2).square()
         patches = patches * torch.tensor([30.0, 10.0] + 14 * [1.0], dtype=patches.dtype)

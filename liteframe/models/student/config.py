@@ -1,14 +1,12 @@
-"""Shape and preprocessing of a LiteFrame encoder, checked where it is made.
-
-Travels inside exported models beside student.py, so it imports the standard library only.
-"""
+"""Shape and preprocessing of a LiteFrame encoder, checked where it is made. Travels inside exported models."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from liteframe.models.student.mixers import MIXERS
+
 MODEL_TYPE = "liteframe_vision"
-MIXERS = ("conv", "none")
 Stride = tuple[int, int, int]
 
 
@@ -123,14 +121,6 @@ class LiteFrameConfig:
         for stride in self.downsample.values():
             t, h, w = t * stride[0], h * stride[1], w * stride[2]
         return t, h, w
-
-    def require_compression(self, kernel: tuple[int, ...]) -> None:
-        """Raise ValueError unless a pooling window (t,h,w) equals what the student compresses by."""
-        if tuple(kernel) != self.compression:
-            raise ValueError(
-                f"pooling window {tuple(kernel)} differs from the student's compression {self.compression} "
-                f"(product of downsample={self.downsample}); make them equal"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with `model_type`."""

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.mixers import MIXERS, frame_attention_flops
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def _clip(config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int]
     student = config if isinstance(config, LiteFrameConfig) else None
     count = _Count(flops=2 * frames * math.prod(grid) * 3 * config.patch_size**2 * c)
     for block in range(1, config.depth + 1):
-        tokens = frames * (math.prod(grid) + 1)
-        count.flops += 2 * tokens * (4 * c * c + 2 * c * hidden)
-        count.attention += 4 * tokens * (math.prod(grid) + 1) * c
+        tokens = math.prod(grid) + 1
+        count.flops += 2 * frames * tokens * (4 * c * c + 2 * c * hidden)
         if student is None:
+            count.attention += frame_attention_flops(c, frames, tokens)
             continue
-        if student.temporal_mixer == "conv" and frames > 1:
-            count.flops += 2 * tokens * student.temporal_kernel * c
+        mixer = MIXERS[student.temporal_mixer]
+        count.flops += mixer.flops(student, frames, tokens)
+        count.attention += mixer.attention_flops(student, frames, tokens)
         if stride := student.downsample.get(block):
             frames, grid = frames // stride[0], (grid[0] // stride[1], grid[1] // stride[2])
             # cls sees the kernel already summed over its spatial taps: t products a channel.
@@ -115,8 +117,7 @@ def _params(config: LiteFrameConfig | VitShape) -> int:
     block = 2 * 2 * c + (3 * c * c + 3 * c) + (c * c + c) + (c * hidden + hidden) + (hidden * c + c) + 2 * c
     total = (3 * config.patch_size**2 * c + c) + c + positions * c + config.depth * block
     if isinstance(config, LiteFrameConfig):
-        if config.temporal_mixer == "conv":
-            total += config.depth * (config.temporal_kernel * c + c)
+        total += config.depth * MIXERS[config.temporal_mixer].params(config)
         total += sum(math.prod(stride) * c + c for stride in config.downsample.values())
         total += c * config.teacher_dim + config.teacher_dim
     return total

@@ -1,30 +1,24 @@
 """LiteFrame's student: a ViT that mixes and compresses frames on its way (arXiv 2605.17260; design, section 2).
 
 Shapes: B videos, T frames, H x W pixels, h x w patch grid, N = 1 + h*w tokens a frame (cls first), C channels.
-This file, config.py and mixers.py travel inside exported models: they import nothing else of liteframe.
+This file and what it imports of liteframe travel inside exported models.
 """
 
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from liteframe.models.student.config import MODEL_TYPE, LiteFrameConfig
-from liteframe.models.student.mixers import StridedConv, build_temporal_mixer
-
-__all__ = ["MODEL_TYPE", "LiteFrameConfig", "LiteFrameEncoder", "preprocessor_dict"]
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.io import read_config, read_weights, write_encoder
+from liteframe.models.student.mixers import MIXERS, StridedConv
 
 
 class Attention(nn.Module):
-    """Multi-head attention among the tokens of one frame."""
+    """Multi-head attention among the tokens of a set, as a rule those of one frame."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -33,9 +27,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[M,N,C] -> [M,N,C], M frames."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        """[M,N,C] -> [M,N,C], M sets."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [M,N,3,heads,C/heads]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [M,heads,N,C/heads]
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))  # [M,N,C]
 
 
 class Mlp(nn.Module):
@@ -64,7 +60,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.attn = Attention(config.dim, config.heads)
         self.ls1 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
-        self.temporal = build_temporal_mixer(config.temporal_mixer, config.dim, config.temporal_kernel)
+        self.temporal = MIXERS[config.temporal_mixer](config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.mlp = Mlp(config.dim, config.mlp_dim or 4 * config.dim)
         self.ls2 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
@@ -77,7 +73,7 @@ class Block(nn.Module):
         return self._mix(x)
 
     def _mix(self, x: Tensor) -> Tensor:
-        x = x + self.ls1 * self.attn(self.norm1(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        x = x + self.ls1 * self.temporal.attend(self.attn, self.norm1(x))
         x = self.temporal(x)
         return x + self.ls2 * self.mlp(self.norm2(x))
 
@@ -116,23 +112,25 @@ class LiteFrameEncoder(nn.Module):
         Raises:
             ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide.
         """
-        video = self._checked(video)
+        video = self._checked(video)  # [B,T,3,H,W], t divides T
         batch, frames = video.shape[:2]
-        patches = self.patch_embed(video.flatten(0, 1))
+        patches = self.patch_embed(video.flatten(0, 1))  # [B*T,C,h,w]
         grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)
-        cls = self.cls_token.to(patches.dtype).expand(batch * frames, -1, -1)
-        x = (torch.cat([cls, patches], dim=1) + self._positions(grid)).unflatten(0, (batch, frames))
+        patches = patches.flatten(2).transpose(1, 2)  # [B*T,h*w,C]
+        cls = self.cls_token.to(patches.dtype).expand(batch * frames, -1, -1)  # [B*T,1,C]
+        x = torch.cat([cls, patches], dim=1) + self._positions(grid)  # [B*T,N,C]
+        x = x.unflatten(0, (batch, frames))  # [B,T,N,C]
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
             if str(number) in self.downsample:
-                x, grid = self.downsample[str(number)](x, grid)
-        return self.head(x[:, :, 1:]).unflatten(2, grid)
+                x, grid = self.downsample[str(number)](x, grid)  # both smaller by this stride
+        return self.head(x[:, :, 1:]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
 
     def checkpoint_activations(self) -> None:
         """Train with each block computed twice: about a third more time, the same numbers, a fraction of the memory."""
-        for block in self.blocks:
-            block.recompute = True  # type: ignore[assignment]  # of a Block, which mypy takes for any module
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
 
     def _checked(self, video: Tensor) -> Tensor:
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:
@@ -153,24 +151,13 @@ class LiteFrameEncoder(nn.Module):
         return video
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """[1,1+h*w,C] for a grid (h,w)."""
         side = self.config.image_size // self.config.patch_size
-        if grid == (side, side):
-            return self.pos_embed
-        # Bicubic resampling needs at least float32.
-        table = self.pos_embed[:, 1:].to(torch.promote_types(self.pos_embed.dtype, torch.float32))
-        table = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        table = F.interpolate(table, size=grid, mode="bicubic", antialias=True)
-        table = table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
-        return torch.cat([self.pos_embed[:, :1], table], dim=1)
+        return self.pos_embed if grid == (side, side) else resample_positions(self.pos_embed, (side, side), grid)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json, each of them complete or not at all."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        _replace(folder / "model.safetensors", lambda path: path.write_bytes(save(weights, metadata={"format": "pt"})))
-        _write_json(folder / "preprocessor_config.json", preprocessor_dict(self.config))
-        _write_json(folder / "config.json", self.config.to_dict())
+        write_encoder(Path(directory), self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> "LiteFrameEncoder":
@@ -184,83 +171,15 @@ class LiteFrameEncoder(nn.Module):
         config = read_config(folder)
         with torch.device("meta"):
             encoder = cls(config)
-        weights = _read_weights(folder / "model.safetensors")
-        _check_weights(folder / "model.safetensors", weights, encoder.state_dict())
-        encoder.load_state_dict(weights, assign=True)
+        encoder.load_state_dict(read_weights(folder, encoder.state_dict()), assign=True)
         return encoder.eval()
 
 
-def preprocessor_dict(config: LiteFrameConfig) -> dict[str, Any]:
-    """Preprocessing in the vocabulary of Hugging Face image processors (resample 3 is bicubic), plus `resize`."""
-    return {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": config.image_size, "width": config.image_size},
-        "resample": 3,
-        "resize": config.resize,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.image_mean),
-        "image_std": list(config.image_std),
-    }
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_config(folder: Path) -> LiteFrameConfig:
-    """The configuration of an encoder folder; its weights are not read. Raises as LiteFrameEncoder.from_pretrained."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {folder} is not a folder written by save_pretrained")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    if "model_type" not in values:
-        raise ValueError(f"{path} has no model_type; a LiteFrame encoder has {MODEL_TYPE!r}")
-    try:
-        return LiteFrameConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; the encoder's weights are expected there")
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Tensors of a mapped file change when somebody copies another file over it: own them.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); copy or export it again") from error
-
-
-def weight_misfits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """What is missing, unexpected or of another shape in `found`; empty if it fits `wanted` exactly."""
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {list(found[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-
-
-def _check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    if problems := weight_misfits(found, wanted):
-        raise ValueError(f"{path} does not fit its config.json: {problems}")
+def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """A position table for another patch grid: [1,1+h*w,C] -> [1,1+h'*w',C], bicubic; the cls position stays."""
+    # Bicubic resampling needs at least float32.
+    patches = table[:, 1:].to(torch.promote_types(table.dtype, torch.float32))
+    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # [1,C,h,w]
+    patches = F.interpolate(patches, size=new_grid, mode="bicubic", antialias=True)  # [1,C,h',w']
+    patches = patches.flatten(2).transpose(1, 2).to(table.dtype)  # [1,h'*w',C]
+    return torch.cat([table[:, :1], patches], dim=1)

@@ -5,17 +5,17 @@ every tensor that they index. The blocks are the first ones: of the teacher, or 
 (a stage ends with a strided conv).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder, resample_positions
+from liteframe.models.student.mixers import MIXERS, Kept, StridedConv
 from liteframe.models.teacher.base import Teacher
 from liteframe.models.teacher.vit_weights import VitWeights
 
@@ -25,16 +25,19 @@ SIZES = ("dim", "depth", "heads", "mlp_dim", "downsample")
 
 @dataclass(frozen=True)
 class Selection:
-    """Weights for a student.
+    """What a student takes from its teacher.
 
     Attributes:
-        weights: a tensor for every entry of the student's state dict.
-        random: names that the teacher cannot provide (cls_token of a teacher without cls, pos_embed of one with rotary
-            positions), filled at random.
+        weights: tensors for the student's embeddings, blocks and head, under the names of its state dict.
+        random: names of embeddings that the teacher cannot provide (cls_token of a teacher without cls, pos_embed of
+            one with rotary positions): they keep the student's own random start.
+        differences: what the teacher computes otherwise than a student does, so that one of the teacher's own size
+            comes near its features but does not repeat them; a sentence each.
     """
 
     weights: dict[str, Tensor]
     random: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
 def uniform_indices(total: int, count: int) -> Tensor:
@@ -53,9 +56,9 @@ def uniform_indices(total: int, count: int) -> Tensor:
 def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
     """Cut the teacher's weights to the student's shape.
 
-    Temporal convs start at zero, strided convs at the mean, and the head scatters the residual channels back to where
-    they were in the teacher, so that a student of the teacher's own size repeats its patch features (before a final
-    norm, if the teacher has one).
+    The head scatters the residual channels back to where they were in the teacher. Mixers start as the identity and
+    strided convs as the mean, so a student of the teacher's own size repeats its patch features (before a final norm,
+    if the teacher has one), but for what `differences` names.
 
     Raises:
         ValueError: the teacher is smaller than the student in some respect, or its blocks are of another kind.
@@ -64,17 +67,18 @@ def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
     if vit.dim != config.teacher_dim:
         raise ValueError(f"teacher_dim={config.teacher_dim}, but the teacher has {vit.dim} channels")
     _check_sizes(vit, config, "teacher")
-    residual = uniform_indices(vit.dim, config.dim)
-    weights = _cut(vit, config, range(config.depth), residual) | _own_parts(config, residual)
-    random = [name for name in ("cls_token", "pos_embed") if name not in weights]
-    for name in random:
-        tokens = 1 if name == "cls_token" else 1 + (config.image_size // config.patch_size) ** 2
-        weights[name] = nn.init.trunc_normal_(torch.empty(1, tokens, config.dim), std=0.02)
-    return Selection({name: tensor.float().cpu().clone() for name, tensor in weights.items()}, tuple(random))
+    kept = _kept(vit, config)
+    weights = _cut(vit, config, range(config.depth), kept, mixer={})
+    head = torch.zeros(config.teacher_dim, config.dim)
+    head[kept.residual, torch.arange(config.dim)] = 1.0
+    weights |= {"head.weight": head, "head.bias": torch.zeros(config.teacher_dim)}
+    weights = {name: tensor.float().cpu().clone() for name, tensor in weights.items()}
+    random = tuple(name for name in ("cls_token", "pos_embed") if name not in weights)
+    return Selection(weights, random, vit.differences)
 
 
 def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> LiteFrameEncoder:
-    """A smaller student with a larger one's weights: its temporal and strided convs and its head are cut as well.
+    """A smaller student with a larger one's weights: its mixers, its strided convs and its head are cut as well.
 
     The head keeps all of its rows, so the output stays in the teacher's space. With the larger student's own config the
     result repeats it exactly.
@@ -87,78 +91,94 @@ def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> Lit
     state, side = large.state_dict(), config.image_size // config.patch_size
     vit = VitWeights(state, large.config.heads, large.config.depth, large.config.dim, grid=(side, side))
     _check_sizes(vit, config, "encoder")
-    residual = uniform_indices(vit.dim, config.dim).to(state["head.weight"].device)
-    weights = _cut(vit, config, blocks, residual)
-    for number, block in enumerate(blocks):
-        if config.temporal_mixer == "conv":
-            for name in ("weight", "bias"):
-                weights[f"blocks.{number}.temporal.{name}"] = state[f"blocks.{block}.temporal.{name}"][residual]
+    kept = _kept(vit, config)
+    weights = _cut(vit, config, blocks, kept, mixer=MIXERS[config.temporal_mixer].axes(kept))
     for number, block in zip(config.downsample, large.config.downsample, strict=True):
-        for name in ("weight", "bias"):
-            weights[f"downsample.{number}.{name}"] = state[f"downsample.{block}.{name}"][residual]
-    weights |= {"head.weight": state["head.weight"][:, residual], "head.bias": state["head.bias"]}
+        for name, indices in StridedConv.axes(kept).items():
+            weights[f"downsample.{number}.{name}"] = _take(state[f"downsample.{block}.{name}"], indices)
+    all_rows = torch.arange(config.teacher_dim)
+    weights["head.weight"] = _take(state["head.weight"], (all_rows, kept.residual))  # [teacher_dim,C]
+    weights["head.bias"] = state["head.bias"]
     student = LiteFrameEncoder(config)
     student.load_state_dict(weights)
     return student
 
 
 def initialize_student(student: LiteFrameEncoder, teacher: Teacher) -> Selection:
-    """Load select_weights into the student, every tensor of it, in place; returns what was loaded.
+    """Load select_weights into a new student, in place; mixers, strided convs and what is random stay as they start.
+
+    Returns:
+        What was loaded.
 
     Raises:
         ValueError: see select_weights.
     """
     selection = select_weights(teacher, student.config)
-    student.load_state_dict(selection.weights)
+    student.load_state_dict(student.state_dict() | selection.weights)
     return selection
 
 
-def _cut(vit: VitWeights, config: LiteFrameConfig, blocks: Sequence[int], residual: Tensor) -> dict[str, Tensor]:
-    """Embeddings and blocks; `blocks` are the numbers in `vit` of the student's blocks."""
+def _kept(vit: VitWeights, config: LiteFrameConfig) -> Kept:
+    """What the student keeps of each kind of channel; it is smaller in each, see _check_sizes."""
     assert config.mlp_dim is not None
-    hidden = uniform_indices(vit.tensors["blocks.0.mlp.fc1.weight"].shape[0], config.mlp_dim)
-    inside = uniform_indices(vit.dim // vit.heads, config.dim // config.heads)
-    # Rows of q, k or v: the kept dimensions of the kept heads.
-    rows = (uniform_indices(vit.heads, config.heads)[:, None] * (vit.dim // vit.heads) + inside).flatten()
-    qkv = (torch.arange(3)[:, None] * vit.dim + rows).flatten()
+    width = vit.dim // vit.heads
+    inside = uniform_indices(width, config.dim // config.heads)  # channels of a head
+    heads = (uniform_indices(vit.heads, config.heads)[:, None] * width + inside).flatten()  # [C]
+    return Kept(
+        residual=uniform_indices(vit.dim, config.dim),
+        heads=heads,
+        qkv=(torch.arange(3)[:, None] * vit.dim + heads).flatten(),  # [3C]
+        hidden=uniform_indices(vit.mlp_dim, config.mlp_dim),
+    )
 
-    patch = _resize_patches(vit.tensors["patch_embed.weight"], config.patch_size)
-    weights = {"patch_embed.weight": patch[residual], "patch_embed.bias": vit.tensors["patch_embed.bias"][residual]}
-    if "cls_token" in vit.tensors:
-        weights["cls_token"] = vit.tensors["cls_token"][..., residual]
-    if "pos_embed" in vit.tensors:
-        side = config.image_size // config.patch_size
-        weights["pos_embed"] = _resize_positions(vit.tensors["pos_embed"][..., residual], vit.grid, side)
-    axes: dict[str, tuple[Tensor, ...]] = {
+
+def _block_axes(kept: Kept) -> dict[str, tuple[Tensor, ...]]:
+    """Indices along each axis of a block's parameters, without its mixer."""
+    residual, heads, qkv, hidden = kept
+    return {
         "norm1.weight": (residual,), "norm1.bias": (residual,), "norm2.weight": (residual,), "norm2.bias": (residual,),
         "attn.qkv.weight": (qkv, residual), "attn.qkv.bias": (qkv,),
-        "attn.proj.weight": (residual, rows), "attn.proj.bias": (residual,),
+        "attn.proj.weight": (residual, heads), "attn.proj.bias": (residual,),
         "mlp.fc1.weight": (hidden, residual), "mlp.fc1.bias": (hidden,),
         "mlp.fc2.weight": (residual, hidden), "mlp.fc2.bias": (residual,),
         "ls1": (residual,), "ls2": (residual,),
     }  # fmt: skip
+
+
+def _cut(
+    vit: VitWeights,
+    config: LiteFrameConfig,
+    blocks: Sequence[int],
+    kept: Kept,
+    mixer: dict[str, tuple[Tensor, ...]],
+) -> dict[str, Tensor]:
+    """Embeddings and blocks; `blocks` are the numbers in `vit` of the student's blocks, `mixer` the axes of theirs."""
+    residual = kept.residual
+    axes = _block_axes(kept) | {f"temporal.{name}": indices for name, indices in mixer.items()}
+    patch = _resize_patches(vit.tensors["patch_embed.weight"], config.patch_size)  # [C',3,p,p]
+    weights = {
+        "patch_embed.weight": _take(patch, (residual,)),
+        "patch_embed.bias": _take(vit.tensors["patch_embed.bias"], (residual,)),
+    }
+    if "cls_token" in vit.tensors:
+        weights["cls_token"] = vit.tensors["cls_token"][..., residual]  # [1,1,C]
+    if "pos_embed" in vit.tensors:
+        side = config.image_size // config.patch_size
+        positions = vit.tensors["pos_embed"][..., residual]  # [1,1+h*w,C]
+        if vit.grid != (side, side):
+            positions = resample_positions(positions.float(), vit.grid, (side, side))  # [1,1+side*side,C]
+        weights["pos_embed"] = positions
     for number, block in enumerate(blocks):
         for name, indices in axes.items():
-            tensor = vit.tensors[f"blocks.{block}.{name}"]
-            for axis, index in enumerate(indices):
-                tensor = tensor.index_select(axis, index.to(tensor.device))
-            weights[f"blocks.{number}.{name}"] = tensor
+            weights[f"blocks.{number}.{name}"] = _take(vit.tensors[f"blocks.{block}.{name}"], indices)
     return weights
 
 
-def _own_parts(config: LiteFrameConfig, residual: Tensor) -> dict[str, Tensor]:
-    """What a student has and a teacher has not: temporal and strided convs, head."""
-    parts: dict[str, Tensor] = {}
-    if config.temporal_mixer == "conv":
-        for number in range(config.depth):
-            parts[f"blocks.{number}.temporal.weight"] = torch.zeros(config.dim, config.temporal_kernel)
-            parts[f"blocks.{number}.temporal.bias"] = torch.zeros(config.dim)
-    for block, stride in config.downsample.items():
-        parts[f"downsample.{block}.weight"] = torch.full((config.dim, *stride), 1.0 / math.prod(stride))
-        parts[f"downsample.{block}.bias"] = torch.zeros(config.dim)
-    head = torch.zeros(config.teacher_dim, config.dim)
-    head[residual, torch.arange(config.dim)] = 1.0
-    return parts | {"head.weight": head, "head.bias": torch.zeros(config.teacher_dim)}
+def _take(tensor: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
+    """Select along the first axes, one set of indices each."""
+    for axis, index in enumerate(indices):
+        tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
 
 
 def _matching_blocks(large: LiteFrameConfig, small: LiteFrameConfig) -> list[int]:
@@ -190,7 +210,7 @@ def _check_sizes(vit: VitWeights, config: LiteFrameConfig, source: str) -> None:
         "depth": (config.depth, vit.depth),
         "heads": (config.heads, vit.heads),
         "dim / heads": (config.dim // config.heads, vit.dim // vit.heads),
-        "mlp_dim": (config.mlp_dim, vit.tensors["blocks.0.mlp.fc1.weight"].shape[0]),
+        "mlp_dim": (config.mlp_dim, vit.mlp_dim),
     }
     too_large = [
         f"{name} (student {ours}, {source} {theirs})" for name, (ours, theirs) in pairs.items() if ours > theirs
@@ -208,12 +228,3 @@ def _resize_patches(weight: Tensor, size: int) -> Tensor:
         return weight
     resized = F.interpolate(weight.float(), size=(size, size), mode="bicubic", antialias=True)
     return resized * (weight.shape[-1] / size) ** 2
-
-
-def _resize_positions(table: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """[1,1+h*w,C] -> [1,1+side*side,C]."""
-    if grid == (side, side):
-        return table
-    patches = table[:, 1:].float().unflatten(1, grid).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=(side, side), mode="bicubic", antialias=True)
-    return torch.cat([table[:, :1].float(), patches.flatten(2).transpose(1, 2)], dim=1)

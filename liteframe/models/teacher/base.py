@@ -1,4 +1,4 @@
-"""What every teacher is: a frozen image ViT that turns video into patch features and a saliency signal.
+"""What every teacher is: a frozen ViT that turns video into patch features and a saliency signal.
 
 Shapes: B videos, T frames, M images, H x W pixels, (h,w) patch grid, C teacher channels.
 """
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from liteframe.models.teacher.vit_weights import VitWeights
 
@@ -37,12 +38,30 @@ class Tower(nn.Module, ABC):
     model: Any
 
     @abstractmethod
-    def forward(self, images: Tensor) -> TeacherFeatures:
-        """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
+    def forward(self, video: Tensor) -> TeacherFeatures:
+        """[B,T,3,H,W] -> patches [B,T,h,w,C], query [B,T,C] or None, logits [B,T,h,w] or None."""
 
     @abstractmethod
     def vit_weights(self) -> VitWeights:
         """The ViT's weights under the student's names; ValueError where its blocks cannot be expressed so."""
+
+
+class ImageTower(Tower):
+    """A tower that sees each frame by itself."""
+
+    @override
+    def forward(self, video: Tensor) -> TeacherFeatures:
+        patches, query, logits = self.forward_images(video.flatten(0, 1))  # [B*T,...]
+        clips = video.shape[:2]
+        return TeacherFeatures(
+            patches.unflatten(0, clips),  # [B,T,h,w,C]
+            None if query is None else query.unflatten(0, clips),  # [B,T,C]
+            None if logits is None else logits.unflatten(0, clips),  # [B,T,h,w]
+        )
+
+    @abstractmethod
+    def forward_images(self, images: Tensor) -> TeacherFeatures:
+        """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
 
 
 class Teacher(nn.Module):
@@ -152,17 +171,11 @@ class Teacher(nn.Module):
         # Autocast is for float32 weights; around half ones it would only run the norms in float32, between two casts.
         autocast = torch.is_autocast_enabled(video.device.type) and self.dtype == torch.float32
         with torch.no_grad(), torch.autocast(video.device.type, enabled=autocast):
-            patches, query, logits = self.tower(video.flatten(0, 1).to(self.dtype))
-        batch = video.shape[:2]
-        return TeacherFeatures(
-            patches.unflatten(0, batch),
-            None if query is None else query.unflatten(0, batch),
-            None if logits is None else logits.unflatten(0, batch),
-        )
+            return self.tower(video.to(self.dtype))
 
+    @override
     def train(self, mode: bool = True) -> "Teacher":
-        """Do nothing: a teacher stays in eval mode."""
-        return self
+        return self  # a teacher stays in eval mode
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Teacher":
         for module in self.parts:

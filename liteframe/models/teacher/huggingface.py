@@ -1,7 +1,8 @@
 """Teachers from Hugging Face ids and local folders: a ViT, or the vision tower and projector of a whole VLM."""
 
-import inspect
+from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,36 +10,56 @@ import transformers
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, InternVLConfig, LlavaOnevisionConfig, PreTrainedConfig
-from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLPreTrainedModel
-from transformers.models.llava_onevision.modeling_llava_onevision import (
-    LlavaOnevisionMultiModalProjector,
-    LlavaOnevisionPreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 from transformers.utils import cached_file
+from typing_extensions import override
 
 from liteframe.files import check_weight_index, read_json
-from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
-from liteframe.models.teacher.projector import VlmProjector, shuffle_factor
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, head_mean_log_attention
 from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
+from liteframe.models.vlm.family import FAMILIES, Family
 
-# model_type of a config -> the class that holds its vision tower.
+
+@dataclass(frozen=True)
+class VitClass:
+    """What loading and reading a transformers ViT needs to know of its class.
+
+    Attributes:
+        name: of the class in transformers.
+        cls: whether it has a cls token.
+        registers: whether its config has num_register_tokens.
+        rotary: whether it turns queries and keys by their position.
+        interpolates: whether its forward resamples positions only when asked; the others do so unasked.
+        whole: whether the config is that of a whole model, of which the class is the half that sees.
+    """
+
+    name: str
+    cls: bool = True
+    registers: bool = False
+    rotary: bool = False
+    interpolates: bool = False
+    whole: bool = False
+
+
+# By model_type.
 VIT_CLASSES = {
-    "internvl_vision": "InternVLVisionModel",
-    "dinov2": "Dinov2Model",
-    "dinov2_with_registers": "Dinov2WithRegistersModel",
-    "dinov3_vit": "DINOv3ViTModel",
-    "vit": "ViTModel",
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
+    "internvl_vision": VitClass("InternVLVisionModel"),
+    "dinov2": VitClass("Dinov2Model"),
+    "dinov2_with_registers": VitClass("Dinov2WithRegistersModel", registers=True),
+    "dinov3_vit": VitClass("DINOv3ViTModel", registers=True, rotary=True),
+    "vit": VitClass("ViTModel", interpolates=True),
+    "clip": VitClass("CLIPVisionModel", interpolates=True, whole=True),
+    "clip_vision_model": VitClass("CLIPVisionModel", interpolates=True),
+    "siglip": VitClass("SiglipVisionModel", cls=False, interpolates=True, whole=True),
+    "siglip_vision_model": VitClass("SiglipVisionModel", cls=False, interpolates=True),
 }
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-class HfTower(Tower):
+class HfTower(ImageTower):
     """A transformers ViT, its output split into patches and prefix.
 
     Args:
@@ -53,69 +74,59 @@ class HfTower(Tower):
         config = model.config
         self.patch_size = _square("patch_size", config.patch_size)
         self.grid = _square("image_size", config.image_size) // self.patch_size
-        self.has_cls = not config.model_type.startswith("siglip")
-        self.prefix_tokens = int(self.has_cls) + getattr(config, "num_register_tokens", 0)
-        self.pool = getattr(model, "head", None) or getattr(getattr(model, "vision_model", None), "head", None)
-        # The others resample positions unasked.
-        flag = "interpolate_pos_encoding"
-        self.arguments = {flag: True} if flag in inspect.signature(type(model).forward).parameters else {}
+        self.kind = VIT_CLASSES[config.model_type]
+        self.registers: int = config.num_register_tokens if self.kind.registers else 0
+        pools = [part for part in model.modules() if isinstance(part, SiglipMultiheadAttentionPoolingHead)]
+        self.pool = pools[0] if pools else None
 
-    def forward(self, images: Tensor) -> TeacherFeatures:
-        """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
+    @override
+    def forward_images(self, images: Tensor) -> TeacherFeatures:
+        arguments = {"interpolate_pos_encoding": True} if self.kind.interpolates else {}
         if self.layer is None:
-            tokens = self.model(pixel_values=images, **self.arguments).last_hidden_state
+            tokens = self.model(pixel_values=images, **arguments).last_hidden_state  # [M,prefix+h*w,C]
         else:
-            output = self.model(pixel_values=images, output_hidden_states=True, **self.arguments)
-            tokens = output.hidden_states[self.layer]
+            output = self.model(pixel_values=images, output_hidden_states=True, **arguments)
+            tokens = output.hidden_states[self.layer]  # [M,prefix+h*w,C]
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        patches = tokens[:, self.prefix_tokens :].unflatten(1, grid)
-        if self.has_cls:
+        patches = tokens[:, self.kind.cls + self.registers :].unflatten(1, grid)  # [M,h,w,C]
+        if self.kind.cls:
             return TeacherFeatures(patches, tokens[:, 0], None)
         if self.pool is None:
             return TeacherFeatures(patches, None, None)
         return TeacherFeatures(patches, None, probe_logits(self.pool, tokens).unflatten(1, grid))
 
+    @override
     def vit_weights(self) -> VitWeights:
-        """See Tower."""
+        config = self.model.config
         return vit_weights(
             self.model.state_dict(),
-            heads=self.model.config.num_attention_heads,
-            prefix_tokens=self.prefix_tokens,
+            heads=config.num_attention_heads,
+            cls=self.kind.cls,
+            registers=self.registers,
             grid=(self.grid, self.grid),
+            rotary=self.kind.rotary,
+            activation=ACT2FN[config.hidden_act],
         )
 
 
-class InternVLVisionHalf(InternVLPreTrainedModel):
-    """The part of InternVLForConditionalGeneration that sees.
+class VlmProjector(nn.Module):
+    """A VLM's road from patch features to the language model's input: [...,h,w,C] -> [...,h/f,w/f,C_llm].
 
-    Loaded by transformers itself, so its weight-name conversion applies; the language model's tensors are never read.
+    Attributes:
+        factor: patches per side, f, that become one token.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head"]
+    def __init__(self, family: Family, config: Any, mlp: nn.Module):
+        super().__init__()
+        self.mlp = mlp
+        self.factor = family.merge_factor(config)
+        # The family's own model merges patches; all that it reads for this is its config.
+        self.merge_patches = MethodType(family.model_class.merge_patches, SimpleNamespace(config=config))
 
-    def __init__(self, config: InternVLConfig):
-        super().__init__(config)
-        self.model = nn.Module()
-        self.model.vision_tower = AutoModel.from_config(config.vision_config)
-        self.model.multi_modal_projector = InternVLMultiModalProjector(config)
-        self.post_init()
-
-
-class LlavaOnevisionVisionHalf(LlavaOnevisionPreTrainedModel):
-    """The part of LlavaOnevisionForConditionalGeneration that sees; see InternVLVisionHalf."""
-
-    _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head", r"image_newline"]
-
-    def __init__(self, config: LlavaOnevisionConfig):
-        super().__init__(config)
-        self.model = nn.Module()
-        self.model.vision_tower = AutoModel.from_config(config.vision_config)
-        self.model.multi_modal_projector = LlavaOnevisionMultiModalProjector(config)
-        self.post_init()
-
-
-# model_type of a VLM's config -> the half of it that sees, and how it takes features from its tower.
-VLM_HALVES = {"internvl": (InternVLVisionHalf, "default"), "llava_onevision": (LlavaOnevisionVisionHalf, "full")}
+    def forward(self, patches: Tensor) -> Tensor:
+        """[...,h,w,C] in any floating type; computed in that of the projector's weights."""
+        dtype = next(self.mlp.parameters()).dtype
+        return self.mlp(self.merge_patches(patches.to(dtype)))
 
 
 def probe_logits(pool: Any, tokens: Tensor) -> Tensor:
@@ -149,20 +160,15 @@ def load_hf(
     mean = _statistics(name, "image_mean", image_mean, processor)
     std = _statistics(name, "image_std", image_std, processor)
     projector = layer = None
-    if config.model_type in VLM_HALVES:
-        half_class, strategy = VLM_HALVES[config.model_type]
-        _check_vlm(name, config, strategy)
-        half = _build(half_class, name, config, pretrained, dtype, kwargs)
-        model = half.model.vision_tower
-        # LLaVA-OneVision's projector reads single tokens, of the state before the tower's last norm.
-        folds = config.model_type == "internvl"
-        layer = None if folds else config.vision_feature_layer
-        factor = shuffle_factor(config.downsample_ratio) if folds else 1
-        projector = VlmProjector(half.model.multi_modal_projector, factor)
+    if family := FAMILIES.get(config.model_type):
+        _check_vlm(name, config, family.feature_strategy)
+        half = _build(family.teacher_half, name, config, pretrained, dtype, kwargs)
+        model, layer = half.model.vision_tower, family.feature_layer
+        projector = VlmProjector(family, config, half.model.multi_modal_projector)
     else:
-        cls = getattr(transformers, VIT_CLASSES[config.model_type])
-        vision_config = getattr(config, "vision_config", config)
-        model = _build(cls, name, vision_config, pretrained, dtype, kwargs)
+        kind = VIT_CLASSES[config.model_type]
+        vision_config = config.vision_config if kind.whole else config
+        model = _build(getattr(transformers, kind.name), name, vision_config, pretrained, dtype, kwargs)
     tower = HfTower(model, layer)
     return Teacher(
         tower,
@@ -182,14 +188,14 @@ def _config(name: str, hub: dict[str, Any]) -> Any:
     try:
         # The raw file first: AutoConfig would offer to run a checkpoint's own code.
         model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
-        if model_type in (*VLM_HALVES, *VIT_CLASSES):
+        if model_type in (*FAMILIES, *VIT_CLASSES):
             return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
         ) from error
     raise ValueError(
-        f"{name} has model_type {model_type!r}; teachers can be {', '.join((*VLM_HALVES, *VIT_CLASSES))}, or "
+        f"{name} has model_type {model_type!r}; teachers can be {', '.join((*FAMILIES, *VIT_CLASSES))}, or "
         "timm/<model>. "
         "InternVL must be in transformers' own format (names that end in -hf)"
     )

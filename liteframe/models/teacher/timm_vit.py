@@ -5,39 +5,50 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.layers import AttentionPoolLatent
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor
+from typing_extensions import override
 
-from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower, head_mean_log_attention
-from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, head_mean_log_attention
+from liteframe.models.teacher.vit_weights import REMEDY, VitWeights, vit_weights
 
 
-class TimmTower(Tower):
+class TimmTower(ImageTower):
     """timm's `forward_features`, split into patches and prefix."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
         self.patch_size: int = model.patch_embed.patch_size[0]
-        self.pool = model.attn_pool if hasattr(getattr(model, "attn_pool", None), "latent") else None
+        self.pool = model.attn_pool if isinstance(model.attn_pool, AttentionPoolLatent) else None
 
-    def forward(self, images: Tensor) -> TeacherFeatures:
-        """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
-        tokens = self.model.forward_features(images)
+    @override
+    def forward_images(self, images: Tensor) -> TeacherFeatures:
+        tokens = self.model.forward_features(images)  # [M,prefix+h*w,C]
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        patches = tokens[:, self.model.num_prefix_tokens :].unflatten(1, grid)
+        patches = tokens[:, self.model.num_prefix_tokens :].unflatten(1, grid)  # [M,h,w,C]
         if self.model.cls_token is not None:
             return TeacherFeatures(patches, tokens[:, 0], None)
         if self.pool is None:
             return TeacherFeatures(patches, None, None)
         return TeacherFeatures(patches, None, latent_logits(self.pool, tokens).unflatten(1, grid))
 
+    @override
     def vit_weights(self) -> VitWeights:
-        """See Tower."""
+        block: Any = self.model.blocks[0]
+        cls = self.model.cls_token is not None
+        if type(block) not in (Block, EvaBlock):  # blocks that norm afterwards have weights of the same names
+            raise ValueError(f"the teacher's {type(block).__name__} is not a plain pre-norm ViT block, {REMEDY}")
         return vit_weights(
             self.model.state_dict(),
-            heads=self.model.blocks[0].attn.num_heads,
-            prefix_tokens=self.model.num_prefix_tokens,
+            heads=block.attn.num_heads,
+            cls=cls,
+            registers=self.model.num_prefix_tokens - cls,
             grid=tuple(self.model.patch_embed.grid_size),
+            rotary=isinstance(self.model, Eva) and self.model.rope is not None,
+            activation=block.mlp.act,
         )
 
 
@@ -106,5 +117,5 @@ def _safetensors_only(model_name: str) -> dict[str, str]:
     config = timm.get_pretrained_cfg(model_name)
     if config is None or not config.hf_hub_id:
         raise ValueError(f"timm has no weights in safetensors format for {model_name}")
-    given = config.hf_hub_filename or "model.safetensors"
-    return {"hf_hub_filename": given if given.endswith(".safetensors") else "open_clip_model.safetensors"}
+    file = config.hf_hub_filename or "model.safetensors"
+    return {"hf_hub_filename": file if file.endswith(".safetensors") else "open_clip_model.safetensors"}

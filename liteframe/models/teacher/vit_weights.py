@@ -1,16 +1,21 @@
 """One naming for the weights of plain ViTs, whichever library built them.
 
-The names are the student's own (`blocks.0.attn.qkv.weight`, ...), so that weight selection maps name to name.
+The names are the student's own (`blocks.0.attn.qkv.weight`, ...), so that weight selection maps name to name. The
+mapping is total: a tensor that finds no place, and is not known to be dispensable, is an error.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+REMEDY = "so its weights cannot start a student; start the student from random weights (init: random)"
+
 # Block-local names in timm (VisionTransformer, Eva) and transformers (InternVL, ViT, DINOv2, DINOv3, SigLIP, CLIP).
-_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.(.+)$")
+_BLOCK = re.compile(r"(?:(?:encoder|model)\.)?(?:blocks|layers?)\.(\d+)\.(.+)")
 _ALIASES = (
     (r"(?:norm1|layernorm_before|layer_norm1)\.(weight|bias)", r"norm1.\1"),
     (r"(?:norm2|layernorm_after|layer_norm2)\.(weight|bias)", r"norm2.\1"),
@@ -26,9 +31,17 @@ _ALIASES = (
     (r"mlp\.(?:fc1|up_proj)\.(weight|bias)", r"mlp.fc1.\1"),
     (r"mlp\.(?:fc2|down_proj)\.(weight|bias)", r"mlp.fc2.\1"),
 )
-_PATCH = re.compile(r"(?:patch_embed\.proj|patch_embeddings\.projection|patch_embeddings?)\.(weight|bias)$")
-_CLS = re.compile(r"(?:^|\.)(?:cls_token|class_embedding)$")
-_POSITIONS = re.compile(r"(?:^|\.)(?:pos_embed|position_embeddings|position_embedding\.weight)$")
+_PATCH = re.compile(r"patch_embed(?:\.proj|dings\.projection|dings|ding)\.(weight|bias)")
+_CLS = re.compile(r"cls_token|class_embedding")
+_POSITIONS = re.compile(r"pos_embed|position_embeddings|position_embedding\.weight")
+_NORM_BEFORE = re.compile(r"(?:norm_pre|pre_layrnorm)\.(?:weight|bias)")
+_DISPENSABLE = (
+    r"(?:norm|fc_norm|layernorm|post_layernorm)\.(?:weight|bias)",  # after the last block: a student has none
+    r"(?:attn_pool|head|pooler)\..+",  # make one vector of the features
+    r"mask_token|embeddings\.mask_token",  # stands for patches hidden in pre-training
+    r"reg_token|register_tokens",  # named among the differences
+    r"rope\..+|rope_embeddings\..+",  # named among the differences
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,9 @@ class VitWeights:
         tensors: patch_embed.{weight,bias}; cls_token [1,1,C] and pos_embed [1,1+h*w,C] where the ViT has them; and
             of each block norm1, attn.qkv [3C,C], attn.proj, ls1, norm2, mlp.fc1, mlp.fc2, ls2, with ones for a
             LayerScale and zeros for a bias that the ViT does not have.
-        heads: attention heads. depth: blocks. dim: channels.
+        heads: attention heads. depth: blocks. dim: channels C.
         grid: rows and columns of pos_embed.
+        differences: what the ViT computes otherwise than these tensors in a student do; a sentence each.
     """
 
     tensors: dict[str, Tensor]
@@ -48,52 +62,89 @@ class VitWeights:
     depth: int
     dim: int
     grid: tuple[int, int]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def mlp_dim(self) -> int:
+        """Channels inside the MLP."""
+        return self.tensors["blocks.0.mlp.fc1.weight"].shape[0]
 
 
-def vit_weights(state: dict[str, Tensor], *, heads: int, prefix_tokens: int, grid: tuple[int, int]) -> VitWeights:
+def vit_weights(
+    state: dict[str, Tensor],
+    *,
+    heads: int,
+    cls: bool,
+    registers: int,
+    grid: tuple[int, int],
+    rotary: bool,
+    activation: Callable[[Tensor], Tensor],
+) -> VitWeights:
     """Rename a timm or transformers state dict.
 
     Args:
         state: the ViT's own state dict.
         heads: its attention heads.
-        prefix_tokens: tokens before the patches (cls and registers).
+        cls: whether it has a cls token.
+        registers: its register tokens, between cls and patches.
         grid: patch rows and columns that its position table covers.
+        rotary: whether it turns queries and keys by their position.
+        activation: of its MLPs.
 
     Raises:
-        ValueError: a block holds a tensor that a plain pre-norm ViT does not have (gated MLP, qk-norm, ...).
+        ValueError: the ViT is not a plain pre-norm one (it normalizes before its blocks, its MLP is gated or has
+            another activation than a GELU, it normalizes queries, ...), or lacks a tensor; the message names it.
     """
     blocks: dict[int, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
-    cls = positions = None
     for name, tensor in state.items():
-        if match := _BLOCK.search(name):
+        # Older versions of transformers keep CLIP and SigLIP in a module of this name.
+        local = name.removeprefix("vision_model.")
+        embedding = local.removeprefix("embeddings.")
+        if match := _BLOCK.fullmatch(local):
             blocks.setdefault(int(match[1]), {})[_block_name(name, match[2])] = tensor
-        elif match := _PATCH.search(name):
+        elif match := _PATCH.fullmatch(embedding):
             tensors[f"patch_embed.{match[1]}"] = tensor
-        elif _CLS.search(name):
-            cls = tensor.reshape(1, 1, -1)
-        elif _POSITIONS.search(name):
-            positions = tensor.reshape(1, -1, tensor.shape[-1])
+        elif _CLS.fullmatch(embedding):
+            tensors["cls_token"] = tensor.reshape(1, 1, -1)  # [1,1,C]
+        elif _POSITIONS.fullmatch(embedding):
+            positions = tensor.reshape(1, -1, tensor.shape[-1])  # [1,tokens,C]
+            tensors["pos_embed"] = _cls_and_patches(positions, cls + registers, grid)  # [1,1+h*w,C]
+        elif _NORM_BEFORE.fullmatch(local):
+            raise ValueError(f"the teacher normalizes tokens before its first block ({name}), a student not, {REMEDY}")
+        elif not any(re.fullmatch(pattern, embedding) for pattern in _DISPENSABLE):
+            raise ValueError(f"the teacher's tensor {name} has no counterpart in a student, {REMEDY}")
     dim = tensors["patch_embed.weight"].shape[0]
     tensors.setdefault("patch_embed.bias", tensors["patch_embed.weight"].new_zeros(dim))
-    if cls is not None:
-        tensors["cls_token"] = cls
-    if positions is not None:
-        tensors["pos_embed"] = _cls_and_patches(positions, prefix_tokens, grid)
     for number in range(len(blocks)):
-        for name, tensor in _whole_block(blocks[number], dim).items():
+        for name, tensor in _whole_block(number, blocks[number], dim).items():
             tensors[f"blocks.{number}.{name}"] = tensor
-    return VitWeights(tensors, heads=heads, depth=len(blocks), dim=dim, grid=grid)
+    differences = [_activation_difference(activation)]
+    differences += ["it has no cls token, the student's is random and takes part in attention"] if not cls else []
+    differences += [f"its {registers} register tokens take part in attention"] if registers else []
+    differences += ["its attention is rotary"] if rotary else []
+    return VitWeights(tensors, heads, len(blocks), dim, grid, tuple(filter(None, differences)))
+
+
+def _activation_difference(activation: Callable[[Tensor], Tensor]) -> str:
+    """How the activation differs from the student's (erf) GELU; empty if it does not.
+
+    Raises:
+        ValueError: it is no GELU: the tanh approximation is off by less than 5e-4 anywhere, x * sigmoid(1.702 x),
+            CLIP's quick_gelu, by 2e-2.
+    """
+    x = torch.linspace(-8, 8, 4097, dtype=torch.float64)
+    largest = (activation(x) - F.gelu(x)).abs().max().item()
+    if largest > 1e-3:
+        raise ValueError(f"the teacher's MLPs have another activation ({activation}) than GELU, {REMEDY}")
+    return f"its GELU is an approximation, off by up to {largest:.0e}" if largest > 1e-9 else ""
 
 
 def _block_name(name: str, local: str) -> str:
     for pattern, ours in _ALIASES:
         if match := re.fullmatch(pattern, local):
             return match.expand(ours)
-    raise ValueError(
-        f"the teacher's tensor {name} has no counterpart in a plain pre-norm ViT block, so its weights cannot start "
-        "a student; start the student from random weights"
-    )
+    raise ValueError(f"the teacher's tensor {name} has no counterpart in a plain pre-norm ViT block, {REMEDY}")
 
 
 def _cls_and_patches(positions: Tensor, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
@@ -108,15 +159,33 @@ def _cls_and_patches(positions: Tensor, prefix_tokens: int, grid: tuple[int, int
     raise ValueError(f"{positions.shape[1]} positions fit neither a {grid[0]}x{grid[1]} grid nor that with prefixes")
 
 
-def _whole_block(block: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
+def _whole_block(number: int, block: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
+    """A block with one joint layer for q, k and v, and with every tensor that a student's block has.
+
+    Raises:
+        ValueError: a tensor is missing that stands for neither a bias nor a LayerScale, or has another shape.
+    """
     if "attn.qkv.weight" not in block:
-        block["attn.qkv.weight"] = torch.cat([block.pop(f"attn.{x}.weight") for x in "qkv"])
+        block["attn.qkv.weight"] = torch.cat([block.pop(f"attn.{x}.weight") for x in "qkv"])  # [3C,C]
     like = block["attn.qkv.weight"]
     if "attn.qkv.bias" not in block:
         parts = [block.pop(f"attn.{x}.bias", None) for x in "qkv"]
-        block["attn.qkv.bias"] = torch.cat([like.new_zeros(dim) if x is None else x for x in parts])
-    for name, size in (("attn.proj", dim), ("mlp.fc1", block["mlp.fc1.weight"].shape[0]), ("mlp.fc2", dim)):
+        block["attn.qkv.bias"] = torch.cat([like.new_zeros(dim) if x is None else x for x in parts])  # [3C]
+    hidden = block["mlp.fc1.weight"].shape[0]
+    for name, size in (("attn.proj", dim), ("mlp.fc1", hidden), ("mlp.fc2", dim)):
         block.setdefault(f"{name}.bias", like.new_zeros(size))
     for name in ("ls1", "ls2"):
         block.setdefault(name, like.new_ones(dim))
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn.qkv.weight": (3 * dim, dim), "attn.proj.weight": (dim, dim),
+        "mlp.fc1.weight": (hidden, dim), "mlp.fc2.weight": (dim, hidden),
+        "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,), "norm2.bias": (dim,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if name not in block or block[name].shape != shape:
+            there = list(block[name].shape) if name in block else "missing"
+            raise ValueError(
+                f"block {number} of the teacher is not that of a plain pre-norm ViT: {name} is {there}, expected "
+                f"{list(shape)}, {REMEDY}"
+            )
     return block

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from liteframe.models.student.encoder import weight_misfits
+from liteframe.models.student.io import weight_misfits
 
 # In the names of the weights that PEFT saves with an adapter.
 ADAPTER_MARKS = (".lora_", ".modules_to_save.")

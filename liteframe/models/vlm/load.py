@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from liteframe.files import check_weight_index
-from liteframe.models.student.encoder import LiteFrameEncoder, read_config
+from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.io import read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
 from liteframe.models.vlm.attach import attach_encoder, processor_for, with_encoder
 from liteframe.models.vlm.family import OURS, family_of

@@ -50,12 +50,6 @@ def test_bad_values_are_named(change, words):
         LiteFrameConfig(**change)
 
 
-def test_compression_mismatch_is_an_error():
-    LiteFrameConfig().require_compression((4, 2, 2))
-    with pytest.raises(ValueError, match=r"\(2, 2, 2\) differs from the student's compression \(4, 2, 2\)"):
-        LiteFrameConfig().require_compression((2, 2, 2))
-
-
 def test_unknown_fields_and_foreign_types_are_errors():
     with pytest.raises(ValueError, match="no field named widht"):
         LiteFrameConfig.from_dict({"widht": 3})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liteframe.models.teacher.projector import pixel_shuffle, shuffle_factor
+from liteframe.models.vlm.internvl import pixel_shuffle, shuffle_factor
 
 
 def test_channel_order_is_v2():
@@ -20,7 +20,7 @@ def test_equals_transformers_on_square_grids(vlm):
 
 
 def test_odd_grids_are_refused():
-    with pytest.raises(ValueError, match="3x4 patches"):
+    with pytest.raises(ValueError, match="3x4 token grid"):
         pixel_shuffle(torch.zeros(1, 3, 4, 8))
 
 

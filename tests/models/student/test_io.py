@@ -59,7 +59,7 @@ def test_files_say_what_others_look_for(folder):
 
 def test_saving_again_replaces_and_a_failure_leaves_the_old_file(folder, monkeypatch):
     before = (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr("liteframe.models.student.encoder.save", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("liteframe.models.student.io.save", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         LiteFrameEncoder(CONFIG).save_pretrained(folder)
     assert (folder / "model.safetensors").read_bytes() == before
