@@ -18,14 +18,15 @@ from liteframe_export.graph import compare_graph
 from reduce import test_reducers as reducer_properties
 from safetensors.torch import load_file
 from worlds import ROOT
-from worlds.ctd import write_video
+from worlds.ctd import make_vlm_folder, write_ctd_config, write_video
 from worlds.lma import make_chats
 from worlds.published import touch, write_list
-from worlds.students import make_student
+from worlds.students import make_student, student_config
 from worlds.vlms import make_internvl, stir
 
+import train_ctd
 import train_lma
-from liteframe import StreamSession, load_video_llm, memories, reducers
+from liteframe import StreamSession, cost, load_video_llm, memories, reducers
 from liteframe.align import module as align_module
 from liteframe.align.conversation_files import load_conversations
 from liteframe.align.objectives.sft import scale_gradients
@@ -34,9 +35,14 @@ from liteframe.cli.main import main
 from liteframe.data.importers import ADAPTERS, Adapter, License, Problem, Record
 from liteframe.data.importers.base import layout_error, locate, read_list
 from liteframe.data.manifest import load_manifest
+from liteframe.distill.losses import clip_losses
+from liteframe.distill.objectives import ClipLosses, CompressedTokens, objectives
 from liteframe.evaluate.benchmarks import BENCHMARKS
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.mixers import MIXERS, Mixer
+from liteframe.models.student.weight_selection import initialize_student, select_from_student
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures
 from liteframe.models.vlm.attach import attach_encoder, processor_for
 from liteframe.models.vlm.chat import IGNORE, question_prompt
 from liteframe.models.vlm.family import FAMILIES, INTERNVL, family_of
@@ -46,6 +52,7 @@ from liteframe.models.vlm.internvl import (
     LiteFrameInternVLModel,
 )
 from liteframe.reduce import Reduced
+from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.toyworld.model import CHECKPOINT, build_model, build_processor, build_tokenizer
 
 TOP_LEVEL = ("liteframe/", "kernels/", "export/", "tests/", "configs/", "benchmarks/", "docs/", "train_")
@@ -114,6 +121,81 @@ def test_add_a_reducer(monkeypatch):
         holds(reducer)
     reducer_properties.test_a_whole_budget_changes_nothing(reducer, request)
     reducer_properties.test_one_token_a_frame_works_or_says_why_not(reducer, request)
+
+
+class Blend(Mixer):
+    """A temporal mixer: a learned part of the mean over frames in place of each token."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.part = torch.nn.Parameter(torch.zeros(shape.dim))
+
+    def forward(self, x):
+        return x + self.part * (x.mean(1, keepdim=True) - x)  # [B,T,N,C]
+
+    @staticmethod
+    def params(shape):
+        return shape.dim
+
+    @staticmethod
+    def flops(shape, frames, tokens):
+        return 0
+
+    @staticmethod
+    def axes(kept):
+        return {"part": (kept.residual,)}
+
+    @staticmethod
+    def describe(shape):
+        return "blend"
+
+
+def test_add_a_mixer(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(MIXERS, "blend", Blend)
+    encoder = make_student(student_config(temporal_mixer="blend")).eval()
+    video = torch.randn(1, 8, 3, 64, 64)
+    still = video[:, :1].expand_as(video)
+    with torch.no_grad():
+        moving, frozen = encoder(video), encoder(still)
+        for block in encoder.blocks:
+            block.temporal.part.zero_()
+        torch.testing.assert_close(encoder(still), frozen, atol=1e-4, rtol=1e-4)  # frames alike have nothing to blend
+        assert not torch.allclose(encoder(video), moving, atol=1e-2)
+        for block in encoder.blocks:
+            block.temporal.part.copy_(torch.arange(24.0))
+    assert cost(encoder.config).params == sum(parameter.numel() for parameter in encoder.parameters())
+    smaller = select_from_student(encoder, student_config(dim=12, temporal_mixer="blend"))
+    assert smaller.blocks[0].temporal.part.tolist() == list(range(0, 24, 2))
+    encoder.save_pretrained(tmp_path / "encoder")
+    assert main(["info", str(tmp_path / "encoder")]) == 0
+    assert "blend" in capsys.readouterr().out
+
+
+class Stripes(ImageTower):
+    """A teacher's tower: each patch's mean color, its query the whole frame's."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Linear(3, 3, bias=False)
+
+    def forward_images(self, images):
+        patches = F.avg_pool2d(images, 8).movedim(1, -1)  # [M,h,w,3]
+        return TeacherFeatures(self.model(patches), self.model(patches.mean((1, 2))), None)
+
+    def vit_weights(self):
+        raise ValueError("not a ViT")
+
+
+def test_add_a_teacher():
+    teacher = Teacher(
+        Stripes(), name="stripes", dim=3, patch_size=8, image_size=64, image_mean=(0.5,) * 3, image_std=(0.5,) * 3,
+        resize="squash",
+    )  # fmt: skip
+    pooled = PooledTeacher(teacher)(torch.randn(2, 6, 3, 64, 32))
+    assert (pooled.tokens.shape, pooled.slots.tolist()) == ((2, 2, 4, 2, 3), [[True, True]] * 2)
+    assert not teacher.state_dict()
+    with pytest.raises(ValueError, match="not a ViT"):
+        initialize_student(make_student(student_config(teacher_dim=3)), teacher)
 
 
 class TwinConfig(LiteFrameInternVLConfig):
@@ -202,6 +284,34 @@ def test_add_a_memory(monkeypatch, tmp_path):
         invariants.test_goes_on_after_save_or_fork_as_without(start, video, tmp_path, way, False)
     invariants.test_forks_do_not_leak(start, video, False)
     invariants.test_empty(start, video)
+
+
+class Distance(CompressedTokens):
+    """An objective of distillation: the mean distance of tokens from their targets."""
+
+    steps: list = []
+
+    def loss(self, tokens, target):
+        distances = (tokens - target.values).norm(dim=-1)  # [B,T',h,w]
+        losses = ClipLosses(clip_losses(distances, target.weight), target.clipped)
+        self.steps.append((losses.per_clip.detach(), tokens.shape))
+        return losses
+
+
+def test_add_an_objective_of_distillation(monkeypatch, tmp_path):
+    monkeypatch.setitem(objectives, "ctd", Distance)
+    (tmp_path / "videos").mkdir()
+    for seed in range(4):
+        write_video(tmp_path / "videos" / f"{seed}.mp4", seed=seed)
+    teacher, run = make_vlm_folder(tmp_path / "teacher"), tmp_path / "run"
+    trainer = {"max_steps": 2, "val_check_interval": 2}
+    config = write_ctd_config(tmp_path / "run.yaml", teacher, tmp_path / "videos", run, trainer=trainer)
+    monkeypatch.setattr("sys.argv", ["train_ctd.py", "fit", "--config", str(config)])
+    train_ctd.main()
+    trained = [losses for losses, shape in Distance.steps if shape == (2, 2, 4, 4, 32)]
+    assert len(trained) >= 2
+    assert all(losses.isfinite().all() and (losses > 0).all() for losses in trained)
+    assert LiteFrameEncoder.from_pretrained(run / "encoder").config.teacher_dim == 32
 
 
 class FirstWords:

@@ -48,7 +48,7 @@ class FrameTransform:
         mean: per channel, on the scale [0, 1].
         std: per channel, on the scale [0, 1].
         resize: "squash" changes the aspect ratio (InternVL); "crop" scales until the frame covers the target, then
-            cuts the centre (most timm models).
+            cuts the center (most timm models).
 
     Raises:
         ValueError: an argument is out of range.

@@ -91,10 +91,10 @@ class RunningStatistics:
         if self._shift is None:
             shift = tokens.mean(0) if len(tokens) else torch.zeros_like(self._sum)
             self._shift = self._agreed(shift) if self._shared else shift
-        centred = tokens - self._shift
+        centered = tokens - self._shift
         self._count += len(tokens)
-        self._sum += centred.sum(0)
-        self._squares += centred.square().sum(0)
+        self._sum += centered.sum(0)
+        self._squares += centered.square().sum(0)
         norms = tokens.norm(dim=1)
         self._norms += torch.stack([norms.sum(), norms.square().sum()])
 

@@ -66,9 +66,9 @@ def share(right: Sequence[bool], clusters: Sequence[Hashable]) -> Share:
 
 def wilson(p: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share `p` of `n` trials; `n` may be a fraction."""
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    center = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 def mean_share(shares: Sequence[Share]) -> Share:

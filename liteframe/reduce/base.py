@@ -62,12 +62,12 @@ class Tokens:
         real = (frames - first).clamp_max(t)
         row = torch.arange(rows, device=device) * h + (h - 1) // 2
         column = torch.arange(columns, device=device) * w + (w - 1) // 2
-        centre = row[:, None] * (columns * w) + column  # [h,w], in the grid before pooling
+        center = row[:, None] * (columns * w) + column  # [h,w], in the grid before pooling
         lines = zip(first.tolist(), (first + real - 1).tolist(), strict=True)
         return cls(
             features.flatten(0, 2),  # [T'*h*w,C]
             first.repeat_interleave(n),
-            centre.flatten().repeat(slots),
+            center.flatten().repeat(slots),
             (real * h * w).float().repeat_interleave(n),
             [(begin, end, n) for begin, end in lines],
         )

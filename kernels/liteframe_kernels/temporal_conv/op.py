@@ -87,7 +87,7 @@ def temporal_conv(
 
     Args:
         x: tokens `[B,T,N,C]`, contiguous or a strided view; bfloat16, float16, float32 or float64.
-        weight: taps `[C,k]`, k odd, centred on the frame. Sums are kept in float32 (float64 for float64 input).
+        weight: taps `[C,k]`, k odd, centered on the frame. Sums are kept in float32 (float64 for float64 input).
         bias: `[C]` or None.
         residual: return `x + conv(x)`, rounded once.
         backend: None (Triton on CUDA, reference elsewhere), "triton" or "reference".

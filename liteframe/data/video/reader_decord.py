@@ -30,7 +30,7 @@ def available() -> bool:
 
 
 def read_frames(path: str, indices: list[int], size: tuple[int, int] | None) -> np.ndarray:
-    """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`.
+    """Frames by index, uint8 `[T,H,W,3]`; arguments as `reader.read_frames`.
 
     Raises:
         VideoError: not a video, index out of range, or decord's own error as corrupt.

@@ -21,7 +21,7 @@ class _Contradiction(Exception):
 def read_frames(
     path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int, *, from_start: bool = False
 ) -> np.ndarray:
-    """Frames by index, uint8 `[T,H,W,3]`; arguments as `video_reader.read_frames`.
+    """Frames by index, uint8 `[T,H,W,3]`; arguments as `reader.read_frames`.
 
     `from_start` decodes from the first frame on and counts, without looking at time stamps: the definition of what an
     index means, against which `liteframe scan` holds the quicker ways.

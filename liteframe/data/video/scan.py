@@ -127,9 +127,9 @@ class _Check:
         """First, last and random frames, each with its neighbours: a reader that is one off must show."""
         draw = random.Random(f"{info.frames} {self.entry.video}")
         head = min(info.frames, COMPARED_FRAMES)
-        centres = {0, info.frames - 1, *(draw.randrange(head) for _ in range(self.samples))}
-        centres |= {draw.randrange(info.frames) for _ in range(self.samples)} if info.frames > head else set()
-        return sorted({i for c in centres for i in (c - 1, c, c + 1) if 0 <= i < info.frames})
+        centers = {0, info.frames - 1, *(draw.randrange(head) for _ in range(self.samples))}
+        centers |= {draw.randrange(info.frames) for _ in range(self.samples)} if info.frames > head else set()
+        return sorted({i for c in centers for i in (c - 1, c, c + 1) if 0 <= i < info.frames})
 
     def _read(self, indices: Sequence[int], **options: object) -> np.ndarray:
         self.process.deadline = self.until - time.monotonic()
