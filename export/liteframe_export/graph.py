@@ -62,11 +62,11 @@ class Sized(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Features of a video [B,T,3,H,W]."""
-        (clips, frames, colours, height, width), config = video.shape, self.encoder.config
+        (clips, frames, channels, height, width), config = video.shape, self.encoder.config
         t, h, w = config.compression
         row, column = h * config.patch_size, w * config.patch_size
-        video = video.reshape(clips, frames // t, t, colours, height // row, row, width // column, column)
-        return self.encoder(video.reshape(clips, frames, colours, height, width))
+        video = video.reshape(clips, frames // t, t, channels, height // row, row, width // column, column)
+        return self.encoder(video.reshape(clips, frames, channels, height, width))
 
 
 def _resampled_positions(self: LiteFrameEncoder, grid: tuple[int, int]) -> Tensor:
