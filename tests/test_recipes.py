@@ -59,7 +59,7 @@ TOP_LEVEL = ("liteframe/", "kernels/", "export/", "tests/", "configs/", "benchma
 
 
 def paths_of(text: str) -> set[str]:
-    """What a text names in backticks or links to, if it lies in the repository; `a/b/`, `c.py` is read as it stands."""
+    """What a text names in backticks or links to, if it lies in the repository."""
     named = re.findall(r"`([\w./]+)`", text) + re.findall(r"\]\(([\w./]+)\)", text)
     return {name for name in named if name.startswith(TOP_LEVEL)}
 

@@ -58,7 +58,7 @@ def bundle(entries: Sequence[str], folder: Path) -> list[str]:
 
 
 def file_name(module: str) -> str:
-    """File of a module in an export: liteframe.models.student.encoder -> student.py."""
+    """File of a module in an export: liteframe.models.student.encoder -> student_encoder.py."""
     room = next((room for room in ROOMS if module.startswith(room)), "")
     return module.removeprefix(room).replace(".", "_") + ".py"
 

@@ -96,7 +96,7 @@ def test_snippets_run(place, outputs, monkeypatch):
         exec(block, names)
     assert names["tokens"].shape == (1, 16, 4, 4, 128)  # 64 frames of 64 pixels through the tiny student
     assert (names["session"].frames, names["session"].size().tokens) == (32, 32)  # 4 tokens of a slot of 4 frames
-    assert names["answer"]
+    assert isinstance(names["answer"], str)  # of 32 black frames by two steps of training, it may be empty
 
 
 def test_the_costs_are_those_that_info_prints(outputs):
