@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.asking import ask_all
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.folder import EvalFolder
-    from liteframe.evaluate.report import score_report, score_table
+    from liteframe.evaluate.folder import EvalFolder, score_report, score_table
     from liteframe.evaluate.settings import asking_of, determining, load_model
     from liteframe.files import write_json
     from liteframe.training.report import environment

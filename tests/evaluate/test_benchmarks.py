@@ -9,7 +9,7 @@ from worlds.ctd import write_video
 from liteframe.evaluate.benchmarks import BENCHMARKS, find_benchmark
 from liteframe.evaluate.benchmarks.base import Question, Result, ask_text, check_prompt
 from liteframe.evaluate.benchmarks.records import check_questions
-from liteframe.evaluate.report import score_report
+from liteframe.evaluate.folder import score_report
 
 
 @pytest.fixture(scope="module")
