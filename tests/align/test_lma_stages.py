@@ -1,6 +1,7 @@
 """Going on from an adapter, learning rates by part, and stages in a file."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ QUESTION = "What colour is the circle?"
 
 def adapter(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def trained(lma_world, run):
+    """The folder of a finished run of lma.yaml, made once; nothing is written into it."""
+    folder = lma_world / "trained"
+    if not (folder / "report.json").exists():
+        run("fit", "--config", lma_world / "lma.yaml", "--run", folder)
+    return folder
 
 
 def test_an_encoder_learns_at_a_fifth_and_text_alone_keeps_it_in_the_step(lma_world, run, tmp_path, monkeypatch):
@@ -62,22 +72,19 @@ def test_going_on_from_an_adapter(lma_world, run, tmp_path):
 
 
 @pytest.mark.parametrize("change", [["--model.lora.rank", "3"], ["--model.init_adapter", "nowhere"]])
-def test_an_adapter_that_does_not_fit_is_refused(lma_world, run, tmp_path, change):
-    if not (lma_world / "before").exists():
-        run("fit", "--config", lma_world / "lma.yaml", "--run", lma_world / "before", "--trainer.max_steps", "1")
+def test_an_adapter_that_does_not_fit_is_refused(lma_world, trained, run, tmp_path, change):
     with pytest.raises(ValueError, match=r"lora\.rank|not an adapter folder"):
         run(
             "fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "run",
-            "--model.init_adapter", lma_world / "before" / "adapter", *change,
+            "--model.init_adapter", trained / "adapter", *change,
         )  # fmt: skip
 
 
-def test_an_adapter_of_another_model_is_refused(lma_world, run, tmp_path, capsys):
-    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a")
-    held, video = tmp_path / "a" / "adapter", str(lma_world / "0.mp4")
+def test_an_adapter_of_another_model_is_refused(lma_world, trained, run, tmp_path, capsys):
+    saved, video = trained / "adapter", str(lma_world / "0.mp4")
 
     def ask(vlm, *encoder):
-        words = ["ask", video, QUESTION, "--vlm", vlm, "--adapter", held, *encoder, "--max-new-tokens", 1]
+        words = ["ask", video, QUESTION, "--vlm", vlm, "--adapter", saved, *encoder, "--max-new-tokens", 1]
         code = main(list(map(str, words)))
         return code, capsys.readouterr().err
 
@@ -100,21 +107,22 @@ def test_an_adapter_of_another_model_is_refused(lma_world, run, tmp_path, capsys
         assert code == 2
         assert f"but on {lma_world / 'vlm'} with the encoder {lma_world / 'encoder'}" in told
     rounded, _ = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder", dtype=torch.float16)
-    assert load_adapter(rounded, held).dtype == torch.float16
-    again = ["--model.init_adapter", held, "--model.encoder", tmp_path / "drift"]
+    assert load_adapter(rounded, saved).dtype == torch.float16
+    again = ["--model.init_adapter", saved, "--model.encoder", tmp_path / "drift"]
     with pytest.raises(ValueError, match="was not trained on this model"):
         run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "b", *again)
 
 
 @pytest.mark.parametrize("layers", [3, 5])
-def test_an_adapter_of_another_depth_is_refused(lma_world, run, tmp_path, layers):
-    run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a")
-    (tmp_path / "a" / "adapter" / "liteframe.json").unlink()  # as if PEFT alone had made it
+def test_an_adapter_of_another_depth_is_refused(lma_world, trained, tmp_path, layers):
+    shutil.copytree(
+        trained / "adapter", tmp_path / "adapter", ignore=shutil.ignore_patterns("liteframe.json")
+    )  # PEFT's
     config = InternVLConfig.from_pretrained(lma_world / "vlm")
     config.text_config.num_hidden_layers, config.text_config.layer_types = layers, ["full_attention"] * layers
     model = with_encoder(InternVLForConditionalGeneration(config), lma_world / "encoder")
     with pytest.raises(ValueError, match=r"does not fit: (unexpected|missing) .*layers\.[34]\."):
-        load_adapter(model, tmp_path / "a" / "adapter")
+        load_adapter(model, tmp_path / "adapter")
 
 
 def test_stages_chain_and_finished_ones_are_not_repeated(lma_world, run, tmp_path, capsys):
