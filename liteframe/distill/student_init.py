@@ -57,7 +57,8 @@ def build_student(
 ) -> LiteFrameEncoder:
     """A student with weights to start from; its head emits raw features, except after "random".
 
-    A saved encoder (`init_from`) that is larger than the student is cut to it, which is said on stderr.
+    Said on stderr: that a saved encoder (`init_from`) larger than the student is cut to it, and what the teacher
+    computes otherwise than a student does.
 
     Raises:
         ValueError: the saved encoder or the teacher cannot be cut to the student.
@@ -65,7 +66,8 @@ def build_student(
     if init_from is None:
         student = LiteFrameEncoder(config)
         if init == "weight_selection":
-            initialize_student(student, teacher)
+            for difference in initialize_student(student, teacher).differences:
+                tell(f"weight selection: teacher {teacher.name} is not repeated exactly, {difference}")
         return student
     saved = LiteFrameEncoder.from_pretrained(init_from).float()
     ours, theirs = config.to_dict(), saved.config.to_dict()

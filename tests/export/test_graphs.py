@@ -15,6 +15,7 @@ from worlds import ROOT
 from liteframe.cli.main import main
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.mixers import MIXERS
 
 # [B,T,3,H,W] that the export itself does not try; every number is 1 somewhere.
 SIZES = [(1, 4, 3, 16, 16), (3, 8, 3, 48, 80), (2, 12, 3, 16, 96), (1, 16, 3, 64, 64)]
@@ -185,6 +186,11 @@ def test_traceable_is_the_encoder_at_its_own_size(encoder):
     video = torch.randn(2, 8, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(traceable(encoder)(video), encoder(video))
+
+
+def test_each_mixer_has_a_traceable_form():
+    assert set(graph_module.TRACEABLE) == set(MIXERS.values())
+    assert all(issubclass(form, mixer) for mixer, form in graph_module.TRACEABLE.items())
 
 
 def test_licenses(onnx_folder, torch_folder):
