@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -129,22 +130,19 @@ class ClipDataset(Dataset["Clip | VideoError"]):
             VideoError: the file cannot be probed, or the manifest's span holds no frame.
         """
         epoch, index = key
-        entry, rng = self._measured(index), np.random.default_rng([self.seed, epoch, index])
-        assert entry.frames is not None
-        assert entry.fps is not None
-        assert entry.height is not None
-        assert entry.width is not None
+        entry, rng = self.entries[index], np.random.default_rng([self.seed, epoch, index])
+        frames, fps, height, width = self._measured(index)
         try:
             indices = dense_clip(
-                entry.frames, entry.fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
+                frames, fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
                 end=entry.end, u=rng.random() if self.augment else 0.5,
             )  # fmt: skip
         except ValueError as error:
             raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
-        shrunk = decode_size(entry.height, entry.width, self.size)
+        shrunk = decode_size(height, width, self.size)
         box, flip = None, False
         if self.augment:
-            box, flip = draw_view(*(shrunk or (entry.height, entry.width)), self.augment, rng)
+            box, flip = draw_view(*(shrunk or (height, width)), self.augment, rng)
         return ClipView(entry.video, tuple(indices), entry.reader, shrunk, box, flip)
 
     def frames(self, view: ClipView) -> np.ndarray:
@@ -155,17 +153,17 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         """
         return view.cut(self.decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
 
-    def _measured(self, index: int) -> VideoEntry:
-        """The entry with frames, fps and size, probed once where the manifest does not tell."""
+    def _measured(self, index: int) -> tuple[int, float, int, int]:
+        """Frames, frames per second, height and width, probed once where the manifest does not tell."""
         entry = self.entries[index]
-        if None in (entry.frames, entry.fps, entry.width, entry.height):
+        frames, fps, height, width = entry.frames, entry.fps, entry.height, entry.width
+        if frames is None or fps is None or height is None or width is None:
             info = self.decoder.probe(entry.video)
-            entry = VideoEntry(
-                entry.video, entry.start, entry.end, info.duration, info.fps, info.width, info.height, info.frames,
-                entry.reader,
-            )  # fmt: skip
-            self.entries[index] = entry
-        return entry
+            frames, fps, height, width = info.frames, info.fps, info.height, info.width
+            self.entries[index] = replace(
+                entry, duration=info.duration, frames=frames, fps=fps, height=height, width=width
+            )
+        return frames, fps, height, width
 
 
 def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:

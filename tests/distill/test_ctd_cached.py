@@ -151,9 +151,22 @@ def test_cache_of_another_run_is_refused(live, use, tiny_config, tmp_path, setti
         train(tiny_config, tmp_path / "run", "--data.cache", "CACHE", *arguments)
 
 
-def test_another_seed_orders_the_same_views(live, use, tiny_config, tmp_path):
-    use(live[2])
-    train(tiny_config, tmp_path / "run", "--data.cache", "CACHE", "--seed_everything", 4, "--trainer.max_steps", 2)
+def test_another_seed_orders_the_same_views(live, use, tiny_config, tmp_path, monkeypatch):
+    cache = live[2]
+    use(cache)
+    orders = []
+    for seed in (3, 4):
+        seen = []
+        keep = lambda self, batch, batch_idx, seen=seen: seen.append(batch)  # noqa: E731
+        monkeypatch.setattr(CTDModule, "on_train_batch_start", keep)
+        words = ["--seed_everything", seed, "--trainer.max_steps", 2, "--trainer.limit_val_batches", 0]
+        train(tiny_config, tmp_path / str(seed), "--data.cache", "CACHE", *words)
+        orders.append([key for batch in seen for key in batch.keys])
+        for batch in seen:
+            for key, target in zip(batch.keys, batch.targets, strict=True):
+                assert torch.equal(target, cache.clips["train", *key].target)
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == [(0, index) for index in range(4)]
 
 
 def test_no_cache_there(tiny_config, tmp_path):

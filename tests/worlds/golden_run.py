@@ -100,8 +100,8 @@ def frames(self, view):
     """Uint8 [T,40,48,3] by integer arithmetic, then the view's own crop and flip."""
     a, b, c, d = (1 + zlib.crc32(f"{Path(view.video).name}{part}".encode()) % 5 for part in "abcd")
     t = np.array(view.indices).reshape(-1, 1, 1, 1)
-    y, x, colour = (np.arange(n).reshape(shape) for n, shape in ((40, (1, -1, 1, 1)), (48, (1, 1, -1, 1)), (3, (-1,))))
-    return view.cut(((a * x + b * y * (1 + colour) + c * t + d * x * y // 16) % 256).astype(np.uint8))
+    y, x, color = (np.arange(n).reshape(shape) for n, shape in ((40, (1, -1, 1, 1)), (48, (1, 1, -1, 1)), (3, (-1,))))
+    return view.cut(((a * x + b * y * (1 + color) + c * t + d * x * y // 16) % 256).astype(np.uint8))
 
 
 def golden_losses():
