@@ -26,7 +26,6 @@ def save_safely(folder: Path, step: int, checkpoint: dict[str, Any]) -> None:
     named, io = CheckpointFolder(folder), AtomicCheckpointIO()
     previous = next(iter(named.named()), None)
     io.save_checkpoint(checkpoint, named.file(step))
-    assert io.written is not None
     named.add(step, io.written.bytes, io.written.sha256, previous)
 
 

@@ -246,9 +246,7 @@ class StreamSession:
 
     def _remember(self, clips: Tokens) -> None:
         self.memory.add(clips)
-        if self.prefill:
-            shown = self.memory.context("")
-            assert shown is not None
+        if self.prefill and (shown := self.memory.context("")):
             self._prefill().extend(shown)
 
     def _prefill(self) -> Prefill:

@@ -82,6 +82,8 @@ def ask_all(
         ValueError: a prompt is too long for the language model or holds its control tokens, or subtitles are broken.
     """
     groups = _by_video(questions)
+    if not groups:
+        return
     with DecodeProcess(asking.deadline) as decoder, ThreadPoolExecutor(1) as reader:
 
         def read(group: list[Question]) -> VideoFrames | VideoError:
@@ -90,11 +92,11 @@ def ask_all(
             except VideoError as error:
                 return error
 
-        coming = reader.submit(read, groups[0]) if groups else None
+        coming = reader.submit(read, groups[0])
         for number, group in enumerate(groups, 1):
-            assert coming is not None
             video = coming.result()
-            coming = reader.submit(read, groups[number]) if number < len(groups) else None
+            if number < len(groups):
+                coming = reader.submit(read, groups[number])
             if isinstance(video, VideoError):
                 yield from (Reply(question, None, 0, video) for question in group)
             else:

@@ -141,7 +141,6 @@ class LastCheckpoint(Callback):
         if trainer.is_global_zero and problem is None:
             io = trainer.strategy.checkpoint_io
             assert isinstance(io, AtomicCheckpointIO)
-            assert io.written is not None
             try:
                 self._whole = folder.add(step, io.written.bytes, io.written.sha256, previous=self._whole)
             except OSError as error:

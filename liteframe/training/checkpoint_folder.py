@@ -160,10 +160,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own save moves a file from TMPDIR and never flushes it.
 
     Attributes:
-        written: the latest file; its digest is taken while it is written.
+        written: the file that `save_checkpoint` wrote last; its digest is taken while it is written.
     """
 
-    written: Written | None = None
+    written: Written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside `path`, flush, rename.

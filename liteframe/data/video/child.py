@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from liteframe.data.video import reader as video_reader
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import LENGTH, serve_parent
+from liteframe.data.video.reader import probe, read_frames
 
 
 def main() -> None:
@@ -41,10 +41,8 @@ def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
     try:
         if request["op"] == "probe":
-            return {"info": video_reader.probe(request["path"]).to_dict()}, None
-        frames = video_reader.read_frames(
-            request["path"], request["indices"], reader=request["reader"], size=request["size"]
-        )
+            return {"info": probe(request["path"]).to_dict()}, None
+        frames = read_frames(request["path"], request["indices"], reader=request["reader"], size=request["size"])
         return {"shape": frames.shape}, frames
     except VideoError as error:
         return {"error": error.to_dict()}, None

@@ -79,6 +79,11 @@ class LiteFrameConfig:
                 f"LiteFrameConfig: clip_frames={self.clip_frames} is not a multiple of the temporal stride {t}"
             )
 
+    @property
+    def hidden(self) -> int:
+        """Channels inside the MLP."""
+        return self.mlp_dim or 4 * self.dim
+
     def _check_floats(self) -> None:
         for name in ("layer_scale_init", "layer_norm_eps"):
             value = getattr(self, name)

@@ -124,4 +124,4 @@ def _params(config: LiteFrameConfig | VitShape) -> int:
 
 
 def _hidden(config: LiteFrameConfig | VitShape) -> int:
-    return config.mlp_dim or 4 * config.dim
+    return config.hidden if isinstance(config, LiteFrameConfig) else config.mlp_dim

@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.ls1 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
         self.temporal = MIXERS[config.temporal_mixer](config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.dim, config.mlp_dim or 4 * config.dim)
+        self.mlp = Mlp(config.dim, config.hidden)
         self.ls2 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
 
     def forward(self, x: Tensor) -> Tensor:

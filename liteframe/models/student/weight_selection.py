@@ -120,7 +120,6 @@ def initialize_student(student: LiteFrameEncoder, teacher: Teacher) -> Selection
 
 def _kept(vit: VitWeights, config: LiteFrameConfig) -> Kept:
     """What the student keeps of each kind of channel; it is smaller in each, see _check_sizes."""
-    assert config.mlp_dim is not None
     width = vit.dim // vit.heads
     inside = uniform_indices(width, config.dim // config.heads)  # channels of a head
     heads = (uniform_indices(vit.heads, config.heads)[:, None] * width + inside).flatten()  # [C]
@@ -128,7 +127,7 @@ def _kept(vit: VitWeights, config: LiteFrameConfig) -> Kept:
         residual=uniform_indices(vit.dim, config.dim),
         heads=heads,
         qkv=(torch.arange(3)[:, None] * vit.dim + heads).flatten(),  # [3C]
-        hidden=uniform_indices(vit.mlp_dim, config.mlp_dim),
+        hidden=uniform_indices(vit.mlp_dim, config.hidden),
     )
 
 
@@ -204,13 +203,12 @@ def _matching_blocks(large: LiteFrameConfig, small: LiteFrameConfig) -> list[int
 
 
 def _check_sizes(vit: VitWeights, config: LiteFrameConfig, source: str) -> None:
-    assert config.mlp_dim is not None
     pairs = {
         "dim": (config.dim, vit.dim),
         "depth": (config.depth, vit.depth),
         "heads": (config.heads, vit.heads),
         "dim / heads": (config.dim // config.heads, vit.dim // vit.heads),
-        "mlp_dim": (config.mlp_dim, vit.mlp_dim),
+        "mlp_dim": (config.hidden, vit.mlp_dim),
     }
     too_large = [
         f"{name} (student {ours}, {source} {theirs})" for name, (ours, theirs) in pairs.items() if ours > theirs
