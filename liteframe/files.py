@@ -145,7 +145,7 @@ class HashingFile:
         self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write all of `data`."""
+        """Write to the file and to the digest; returns the bytes written, and keeps the first OSError."""
         try:
             count = self._file.write(data)
         except OSError as error:

@@ -205,7 +205,7 @@ def join(*sections: str) -> str:
 
 
 def front_matter(task: str, license: str | None) -> str:
-    """YAML that hubs read."""
+    """The YAML header of a model card, from which hubs read library, task and license."""
     values = {"library_name": "transformers", "pipeline_tag": task, "license": license or "other"}
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
     return "\n".join(["---", *lines, "tags: [liteframe, video]", "---"])

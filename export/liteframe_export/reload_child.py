@@ -49,7 +49,7 @@ def run_encoder(folder: str, videos: list[Any]) -> dict[str, Any]:
 
 
 def run_vlm(folder: str, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
-    """See `ask`."""
+    """Load an exported Video LLM and put one question to it a video; what `ask` returns."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()

@@ -46,7 +46,7 @@ def count_conversations(batch: ChatBatch) -> int:
 
 
 def progress_line() -> ProgressLine:
-    """LMA's progress line."""
+    """Progress line of LMA: loss, accuracy on answer tokens, gradient norm, and samples a second."""
     names = {"loss": "loss", "answers": "answer_accuracy", "grad": "gradient_norm"}
     return ProgressLine(
         {short: f"train/{name}" for short, name in names.items()}, count=count_conversations, unit="samples"

@@ -180,8 +180,8 @@ class LMAModule(GuardedModule):
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
         return {"mm_encoder_outputs": {"video": cache.features(self.model.get_base_model().model, batch)}}
 
+    @override
     def data(self) -> ChatDataModule:
-        """The data module of this run."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ChatDataModule):
             raise ValueError("LMAModule needs a ChatDataModule: pass it to the trainer as datamodule=")

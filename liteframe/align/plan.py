@@ -1,4 +1,4 @@
-"""What an LMA run will take."""
+"""What an LMA run will take: a short warm-up on this machine, extrapolated to the whole run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from liteframe.training.plan import (
 
 
 def plan_lma(arguments: list[str]) -> dict[str, Any]:
-    """Warm up and reckon.
+    """Warm up and extrapolate to the run, in sections by name.
 
     Args:
         arguments: what follows `train_lma.py fit`, with --run and --profile.

@@ -80,7 +80,7 @@ class Prefill:
 
     @property
     def bytes(self) -> int:
-        """Of the cache."""
+        """Memory that keys and values take in the cache."""
         layers = [layer for layer in self.cache.layers if layer.get_seq_length()]
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 

@@ -98,7 +98,7 @@ class StreamSession:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the video."""
+        """Start a new video: memory, waiting frames and KV cache are emptied, settings stay."""
         self.memory.load_state({})
         self.frames = 0
         self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
@@ -166,7 +166,7 @@ class StreamSession:
         return log_probabilities[[first[0] for first in firsts]].cpu()
 
     def size(self) -> SessionSize:
-        """What the session holds now."""
+        """Tokens and bytes held now, for those who must bound them."""
         state = self.memory.state()
         held = [*state.values(), *([] if self._waiting is None else [self._waiting])]
         cached = 0 if self._prefilled is None else self._prefilled.bytes
@@ -281,7 +281,6 @@ class StreamSession:
 
     @torch.inference_mode()
     def _request(self, question: str, max_new_tokens: int) -> dict[str, Any]:
-        """Arguments of `generate`."""
         check_text(question)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")

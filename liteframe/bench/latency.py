@@ -177,7 +177,7 @@ def write_sample(path: Path, frames: int, size: tuple[int, int]) -> None:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the markdown table."""
+    """One system's row of the markdown table, a text a column."""
     head = [
         row["system"],
         str(row["frames"]),

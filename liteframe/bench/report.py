@@ -135,7 +135,7 @@ def heading(record: dict[str, Any], title: str) -> str:
 
 
 def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A markdown table."""
+    """A markdown table: the columns' titles, and rows with a text for each of them."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, look, answer."""
+    """Print the answer as it is found; ValueError or VideoError when model, video or question are at fault."""
     from transformers.utils import logging
 
     from liteframe.answer.ask import VideoQuestion

@@ -45,7 +45,7 @@ class CacheProgress(Progress):
         )
 
     def say(self, message: str) -> None:
-        """Print above the bar."""
+        """Print a message that stays, above the progress bar."""
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, what: str, done: int, total: int) -> None:

@@ -109,7 +109,7 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _row(benchmark: Any, reply: Any, seed: int) -> dict[str, Any]:
-    """A line of answers.jsonl."""
+    """A line of answers.jsonl: the reply and how it was read, or why there is none."""
     question = reply.question
     row = {"id": question.id, "video": question.video, "answer": question.answer}
     if reply.error is not None:

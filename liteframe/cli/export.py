@@ -18,7 +18,7 @@ VLM_TEXT = f"""Write {VLM_HELP}.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Arguments of `liteframe export`, a sub-command for each format."""
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     encoder = formats.add_parser("hf-encoder", help=ENCODER_HELP, description=f"Write {ENCODER_HELP}.")
     encoder.add_argument("encoder", metavar="ENCODER", help="encoder folder, such as runs/ctd_toy/encoder")

@@ -101,7 +101,7 @@ def devices() -> list[str]:
 
 
 def aligned(pairs: list[tuple[str, str]]) -> list[str]:
-    """Names padded to one column."""
+    """Lines of names and values, the values below each other."""
     width = max(16, max(len(name) for name, _ in pairs))
     return [f"{name.ljust(width)}  {value}" for name, value in pairs]
 

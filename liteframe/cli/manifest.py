@@ -89,7 +89,7 @@ class Sorting:
         self.problems: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def line(self) -> str:
-        """Counts so far."""
+        """How many records, videos and problems there were so far, for the progress line."""
         return f"{self.records} records, {len(self.videos)} videos, {len(self.problems)} problems"
 
     def sort(self, items: Iterator[Record | Problem], refresh: Any) -> Iterator[dict[str, Any]]:

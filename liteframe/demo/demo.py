@@ -38,7 +38,7 @@ FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32,
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a demo."""
+    """How many videos a demo renders and how long it trains."""
 
     train_videos: int
     test_videos: int
@@ -60,7 +60,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done inside."""
+        """Announce a stage by its number and keep the seconds that the body takes."""
         self.console.rule(f"[bold]{len(self.seconds) + 1}. {name}")
         began = time.monotonic()
         yield

@@ -45,12 +45,11 @@ class SystemResult:
         return self.encoder_ms + self.prefill_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the total."""
+        """A row of report.json, with the total time."""
         return {**asdict(self), "total_ms": self.total_ms}
 
 
 def _cells(r: SystemResult, types: Sequence[str]) -> list[str]:
-    """One row of either table."""
     cells = [r.system, str(r.frames), f"{r.tokens_per_frame:g}", f"{r.encoder_ms:.1f}", f"{r.prefill_ms:.1f}"]
     cells += [f"{r.total_ms:.1f}", f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}"]
     return cells + [f"{100 * r.types[kind]:.0f}" for kind in types]

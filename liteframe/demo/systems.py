@@ -67,7 +67,7 @@ class Scores:
     types: dict[str, Share]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Accuracies with their intervals, as report.json holds them: all questions, and each type."""
         return {**_numbers(self.whole), "types": {kind: _numbers(part) for kind, part in self.types.items()}}
 
 

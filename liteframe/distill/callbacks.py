@@ -25,8 +25,8 @@ class EncoderSaver(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._save(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save the final encoder."""
         self._save(trainer, pl_module)
 
     @staticmethod

@@ -99,7 +99,7 @@ class ClipView:
         return np.ascontiguousarray(frames)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values that JSON can hold and `from_dict` reads."""
         return asdict(self)
 
     @classmethod

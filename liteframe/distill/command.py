@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 from liteframe.data.preprocess import FrameFormat
 from liteframe.distill.callbacks import CTDProgress, EncoderSaver, write_report
@@ -46,8 +47,8 @@ class CTDCommand(TrainingCommand):
         if self.step_profile is not None and config.data.cache is None:
             config.model.target.statistics_clips = min(config.model.target.statistics_clips, config.data.batch_size)
 
+    @override
     def run_callbacks(self) -> list[Callback]:
-        """Encoder and progress line."""
         return [EncoderSaver(), CTDProgress()]
 
     def save_result(self) -> None:

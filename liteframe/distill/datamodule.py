@@ -118,7 +118,7 @@ class ClipDataModule(LightningDataModule):
 
     @property
     def micro_batch_size(self) -> int:
-        """Clips on a device at a time."""
+        """Clips of one forward pass on one device; batch_size may take several, accumulated."""
         return divide_batch(self.batch_size, self.requested_micro_batch_size, self._trainer().world_size)[0]
 
     def steps_per_epoch(self) -> int:

@@ -54,7 +54,7 @@ class HeldOutMetrics(nn.Module):
         return {} if cosine.isnan() else {name: value.float() for name, value in values.items()}
 
     def reset(self) -> None:
-        """Forget what was added."""
+        """Start the next validation pass from nothing."""
         for metric in (self.cosine, self.projected_cosine, self.explained):
             if metric is not None:
                 metric.reset()

@@ -205,7 +205,6 @@ class CTDModule(GuardedModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Log the held-out figures."""
         for name, value in self.metrics.compute().items():
             self.log(f"val/{name}", value)
         self.metrics.reset()

@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from typing_extensions import override
 
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.module import CTDModule
@@ -39,10 +40,10 @@ class FeaturePanel(Callback):
         if batch_idx == 0 and batch.paths:
             self._keep(batch)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: ClipBatch, batch_idx: int
     ) -> None:
-        """Draw if it is time to."""
         if self._clip is None and batch.paths:
             self._keep(batch)
         step = trainer.global_step
@@ -50,8 +51,8 @@ class FeaturePanel(Callback):
         if due and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.draw(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Draw the final state."""
         self.draw(trainer, pl_module)
 
     @torch.no_grad()

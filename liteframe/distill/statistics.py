@@ -44,7 +44,7 @@ class ChannelStatistics:
         return self.std.clamp_min(max(SMALLEST_SCALE * float(self.std.median()), 1e-12))
 
     def to_bytes(self) -> bytes:
-        """A safetensors file."""
+        """Content of statistics.safetensors, which `from_bytes` reads."""
         facts = self.mean.new_tensor([self.count, *self.norm_mean_std])
         return save({"mean": self.mean, "std": self.std, "facts": facts})
 

@@ -67,7 +67,7 @@ def score_report(
 
 
 def score_table(report: dict[str, Any], title: str) -> Table:
-    """The report for people."""
+    """A report of `score_report` as a table: accuracy in %, interval and counts, whole and by group."""
     table = Table(title=title)
     table.add_column("")
     for column in ("%", "95 % interval", "questions", "videos"):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from liteframe.models.teacher.base import Teacher, TeacherFeatures
 from liteframe.reduce.wap import SoftmaxOver, real_slots, wap_logits, weighted_average_pool
@@ -90,6 +91,6 @@ class PooledEncoder(nn.Module):
         super().__init__()
         self.pooled = pooled
 
+    @override
     def forward(self, video: Tensor) -> Tensor:
-        """Tokens alone."""
         return self.pooled(video).tokens.to(self.pooled.teacher.dtype)

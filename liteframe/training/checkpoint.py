@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO, NamedCheckpoint
 from liteframe.training.report import tell
@@ -47,8 +48,8 @@ class LastCheckpoint(Callback):
         if stage == "fit" and trainer.is_global_zero:
             RunFolder(trainer.default_root_dir).clean()
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on signals wait."""
         self._listening.enter_context(STOP.listening())
         STOP.defer()
 
@@ -105,20 +106,20 @@ class LastCheckpoint(Callback):
         if self._training and (number := STOP.agreed(trainer)):
             self._leave(trainer, number)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state."""
         self._save(trainer)
         if number := STOP.agreed(trainer):
             self._leave(trainer, number)
         STOP.at_once()
         self._training = False
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
         self._listening.close()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
         self._training = False
         self._listening.close()
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing_extensions import override
 
 from liteframe.training.sharded import copy_into_shards, full_tensor
 
@@ -103,8 +104,8 @@ class WeightEMA(Callback):
         if any(parameter.grad is not None for parameter in pl_module.parameters()):
             self.average.update(pl_module)
 
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
         self._exchange(pl_module, averaged=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

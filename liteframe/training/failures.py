@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from liteframe.data.video.errors import REMEDIES
 
@@ -165,15 +166,15 @@ class FailureWatch(Callback):
     It must be called before a callback that saves, so that a checkpoint holds the counts of its own step.
     """
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step's clips."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             agree_on_failures(trainer, trainer.datamodule.tally)  # type: ignore[attr-defined]
 
+    @override
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Count the batch's clips."""
         agree_on_failures(trainer, trainer.datamodule.tally)  # type: ignore[attr-defined]

@@ -58,7 +58,6 @@ class GuardSettings:
     within: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse what cannot guard."""
         if not self.factor > 1:
             raise ValueError(f"guard.factor is {self.factor}; a spike is above the median, so it must be above 1")
         if not 1 <= self.warmup <= self.window:
@@ -106,7 +105,7 @@ class GradientGuard:
         return {"skipped": self.skipped, "norms": list(self._norms), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Take the norms and skipped steps that `state_dict` of the run before gave."""
         self.skipped, self._recent = state["skipped"], list(state["recent"])
         self._norms = deque(state["norms"], maxlen=self.settings.window)
 

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from liteframe.files import fsync_path, write_json
 from liteframe.models.student.io import weight_misfits
@@ -129,8 +130,8 @@ class GuardedModule(LightningModule):
             self._skip(cause, norm, micro_batches)
         self.log("train/skipped_steps", float(self.guard.skipped))
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the guard's state."""
         checkpoint["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -247,7 +248,7 @@ def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def gather(rows: list[dict[str, Any]], world_size: int) -> list[list[dict[str, Any]]]:
-    """Everyone's rows, by rank."""
+    """Rows of all ranks, the n-th list from rank n; all ranks must call it."""
     if world_size == 1:
         return [rows]
     everyone: list[Any] = [None] * world_size

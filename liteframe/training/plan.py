@@ -39,7 +39,7 @@ class WarmUp(NamedTuple):
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the short run."""
+        """Wall time of an optimizer step, the mean of the short run's counted steps."""
         return self.measured.seconds / self.measured.steps
 
 

@@ -106,7 +106,7 @@ class RangeProfiler(Profiler):
         return reduced.then(finished)
 
     def begin(self) -> None:
-        """Start to count."""
+        """Start counting once the device has done what was launched before."""
         self._settle()
         self.recording = True
         self._cuts, self._last_reductions = [], []

@@ -55,7 +55,7 @@ class Measurement:
         return max(groups.items(), key=lambda group: group[1])
 
     def sentence(self) -> str:
-        """The bottleneck in words."""
+        """The bottleneck and its share in words, such as "teacher: 61% of a step"."""
         name, share = self.bottleneck()
         return f"{name}: {share:.0%} {'waiting' if name == 'data' else 'of a step'}"
 
@@ -85,7 +85,7 @@ class StepProfile(Callback):
 
     @property
     def all_steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps of the whole run: those that warm up, are counted, are traced."""
         return WARMUP_STEPS + self.steps + TRACED_STEPS
 
     def measured(self, trainer: Trainer) -> Measurement:

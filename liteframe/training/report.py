@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from typing_extensions import override
 
 from liteframe.training.schedule import total_steps
 
@@ -54,8 +55,8 @@ class ProgressLine(ProgressBar):
         """Keep measuring, print nothing (Lightning calls this on all ranks but the first)."""
         self.enabled = False
 
+    @override
     def enable(self) -> None:
-        """Print again."""
         self.enabled = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,8 +76,8 @@ class ProgressLine(ProgressBar):
             "data_wait_share": round(self.waited / seconds, 4),
         }
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
         self._total = total_steps(trainer)
         self._first_step = trainer.global_step
         self._ended = self._began = time.perf_counter()

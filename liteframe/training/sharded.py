@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 SHARDED = ("fsdp2", "ShardedStrategy")
 REPLICATED = ("auto", "ddp", "DDPStrategy", "SingleDeviceStrategy")
@@ -113,9 +114,9 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file on every rank."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)  # the whole file, on every rank
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take each rank's shards out of whole tensors."""

@@ -32,7 +32,7 @@ def language_model_class(text_config: Any) -> type[nn.Module]:
 
 
 class LiteFrameVideoLLM(ServedVision, nn.Module):
-    """What all families do."""
+    """A LiteFrame encoder before SGLang's language model; `served_classes` makes a class for each family."""
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = ""):
         super().__init__()

@@ -25,7 +25,7 @@ as_registered = MULTIMODAL_REGISTRY.register_processor(
 
 
 class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
-    """What all families do."""
+    """A LiteFrame encoder before vLLM's language model; `served_classes` makes a class for each family."""
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=PREFIXES)
     _mark_tower_model: Any  # vLLM's, like the next; type checkers do not read vLLM
@@ -80,7 +80,7 @@ class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP,
         )
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """The language model's."""
+        """Logits [N,V] of hidden states [N,C] by the language model's head; None on ranks that do not gather them."""
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -88,7 +88,7 @@ class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP,
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
     def get_mm_mapping(self) -> MultiModelKeys:
-        """Where the parts are."""
+        """Under which names language model, projector and encoder are, for LoRA."""
         return MultiModelKeys.from_string_field(
             language_model="language_model", connector="multi_modal_projector", tower_model="vision_tower"
         )

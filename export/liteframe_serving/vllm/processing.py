@@ -41,7 +41,7 @@ class LiteFrameDummyInputs(BaseDummyInputsBuilder[LiteFrameProcessingInfo]):
     """The largest inputs of a given number of tokens, with which vLLM measures memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """Placeholders of all items."""
+        """A prompt with one placeholder for each image and video."""
         processor = self.info.get_hf_processor()
         return processor.image_token * mm_counts.get("image", 0) + processor.video_token * mm_counts.get("video", 0)
 

@@ -70,6 +70,6 @@ def tokens_state(tokens: Tokens) -> dict[str, Tensor]:
 
 
 def tokens_of_state(state: dict[str, Tensor]) -> Tokens:
-    """Back from `tokens_state`."""
+    """Tokens that `tokens_state` gave as tensors by name."""
     slots = [(first, last, count) for first, last, count in state["slots"].tolist()]
     return Tokens(state["tokens"], state["frame"], state["place"], state["size"], slots)

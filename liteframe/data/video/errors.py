@@ -80,5 +80,5 @@ class VideoInfo:
     closed_groups: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """All fields, as the decoding child sends them and JSON can hold them."""
         return asdict(self)

@@ -43,7 +43,7 @@ class Orientation:
         return (width, height) if self.transpose else (height, width)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """Turns `[H,W,3]`; a view."""
+        """Turn an image [H,W,3] as it is to be shown; a view, without a copy."""
         if self.transpose:
             image = image.transpose(1, 0, 2)
         return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
@@ -57,7 +57,7 @@ class FrameConverter:
         self._scaler = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """One frame as `[H,W,3]`."""
+        """A decoded frame as shown, uint8 [H,W,3]."""
         orientation = Orientation.of(frame, self._path)
         height, width = orientation.shape(*self._size) if self._size else (frame.height, frame.width)
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)

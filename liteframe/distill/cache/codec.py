@@ -66,7 +66,7 @@ class TargetCodec:
 
     @classmethod
     def of(cls, settings: CacheSettings, statistics: ChannelStatistics) -> TargetCodec:
-        """The codec of a cache."""
+        """The codec that settings and channel statistics of a cache determine."""
         return cls(settings.codec, statistics.mean.float(), statistics.scale.float())
 
     def encode(self, target: Tensor) -> dict[str, Tensor]:
@@ -98,6 +98,6 @@ def scale_shape(codec: Codec, shape: tuple[int, int, int, int]) -> tuple[int, ..
 
 
 def clip_bytes(codec: Codec, shape: tuple[int, int, int, int]) -> int:
-    """Bytes of one clip's target."""
+    """Bytes that a target of shape [T',h,w,C] takes in a shard, scales included."""
     scale = scale_shape(codec, shape)
     return math.prod(shape) * STORED[codec].itemsize + (0 if scale is None else 4 * math.prod(scale))

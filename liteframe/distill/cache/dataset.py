@@ -50,7 +50,7 @@ class CachedClips(Dataset["Clip | VideoError"]):
 
     @property
     def views(self) -> int:
-        """K; held-out videos have one."""
+        """Views that are stored of each video: the cache's K in training, one of held-out videos."""
         return self.cache.settings.views if self.split == "train" else 1
 
 

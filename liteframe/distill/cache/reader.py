@@ -53,7 +53,7 @@ class CacheIndex:
     shards: Mapping[str, ShardInfo]
 
     def to_json(self) -> str:
-        """Readable JSON."""
+        """Content of index.json."""
         shards = {name: asdict(info) for name, info in self.shards.items()}
         return json.dumps({"files": dict(self.files), "shards": shards}, indent=1) + "\n"
 
@@ -156,7 +156,7 @@ class TargetCache:
 
     @cached_property
     def codec(self) -> TargetCodec:
-        """How the targets are stored."""
+        """The codec that the targets were stored with, from settings and statistics."""
         return TargetCodec.of(self.settings, self.statistics)
 
     def read(self, split: Split, view: int, index: int) -> CachedClip | VideoError:
@@ -210,7 +210,6 @@ class TargetCache:
         return shard
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files."""
         return {**self.__dict__, "_shards": OrderedDict()}
 
 

@@ -106,7 +106,7 @@ class CacheSettings:
         return target_shape(self.clip_frames, self.size, self.patch_size, self.compression, self.dim)
 
     def to_json(self) -> str:
-        """Readable JSON."""
+        """Content of settings.json, which `from_json` reads."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

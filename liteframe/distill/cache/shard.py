@@ -88,7 +88,7 @@ class ShardInfo:
 
 
 def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
-    """The bytes of a shard's file."""
+    """A shard's safetensors file in memory: clips of one view, in the order of the videos."""
     texts = [json.dumps(clip.facts, ensure_ascii=False).encode() for clip in clips]
     good = [clip for clip in clips if not clip.failed]
     shape, scale = settings.target_shape, scale_shape(settings.codec, settings.target_shape)

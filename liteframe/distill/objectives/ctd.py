@@ -26,7 +26,7 @@ class CompressedTokens:
         self.normalizer = TargetNormalizer(channels, settings)
 
     def modules(self) -> dict[str, nn.Module]:
-        """The frozen statistics."""
+        """The frozen channel statistics, under the name "target" in checkpoints."""
         return {"target": self.normalizer}
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing_extensions import override
+
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.evaluate.benchmarks.records import find_files, find_video, listed_options, rows_of, text_field
 
@@ -19,8 +21,8 @@ class HLVid(Benchmark):
     layout = "data/test-*.parquet and videos/ with the clips"
     prompt = "{question}"
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         files = find_files(source, ("data/test-*.parquet", "test-*.parquet", "*.parquet"), self.layout)
         return Dataset(tuple(_question(source, w, row) for path in files for w, row in rows_of(path)), tuple(files))
 

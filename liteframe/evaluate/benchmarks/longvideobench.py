@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from liteframe.evaluate.benchmarks.base import LETTERS, Benchmark, Dataset, Metric, Question, Result, share_of
 from liteframe.evaluate.benchmarks.records import (
     Row,
@@ -46,18 +48,18 @@ class LongVideoBench(Benchmark):
     widens_subtitles = True
     rule = "the first capital A-E after common lead-ins, else a seeded random guess (the authors' rule)"
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         patterns = ("lvb_val.json", "validation-*.parquet", "data/validation-*.parquet")
         files = find_files(source, patterns, self.layout)
         return Dataset(tuple(_question(source, w, row) for path in files for w, row in rows_of(path)), tuple(files))
 
+    @override
     def choice(self, question: Question, reply: str, seed: int) -> str:
-        """The authors' rule."""
         return first_letter(reply, "ABCDE", LEAD_INS) or guess(question.letters, seed, question.id)
 
+    @override
     def metrics(self, results: Sequence[Result], seed: int) -> dict[str, Metric]:
-        """Without the guessing."""
         return {
             "without guesses": Metric(
                 "the authors' rule, but a reply without a letter is wrong",

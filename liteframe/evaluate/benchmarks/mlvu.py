@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from liteframe.evaluate.benchmarks.base import LETTERS, Benchmark, Dataset, Metric, Question, Result, by_group, share_of
 from liteframe.evaluate.benchmarks.records import (
     answer_letter,
@@ -32,8 +34,8 @@ class MLVU(Benchmark):
     option_format = "({letter}) {text}"
     headline = "M-Avg"
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         files = find_files(source, (*JSON, "data/*.parquet", "*.parquet"), self.layout)
         read = _from_parquet if files[0].suffix == ".parquet" else _from_json
         return Dataset(tuple(question for path in files for question in read(source, path)), tuple(files))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+from typing_extensions import override
+
 from liteframe.evaluate.benchmarks.base import LETTERS, Benchmark, Dataset, Question
 from liteframe.evaluate.benchmarks.records import (
     Row,
@@ -24,8 +26,8 @@ class MultipleChoice(Benchmark):
     layout = "a JSONL file with id, video (relative to the file), question, options and answer in each line"
     prompt = "{question}\n{options}\nReply with nothing but the letter of the right option."
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         questions = []
         for where, row in _rows(source, self.layout):
             options = options_field(row, where, "options")
@@ -51,8 +53,8 @@ class FreeForm(Benchmark):
     prompt = "{question}"
     rule = "the same words, whatever case, spaces and outer punctuation"
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         questions = []
         for number, (where, row) in enumerate(_rows(source, self.layout), 1):
             if row.get("options") is not None:
@@ -67,8 +69,8 @@ class FreeForm(Benchmark):
             )
         return Dataset(tuple(questions), (source,))
 
+    @override
     def choice(self, question: Question, reply: str, seed: int) -> str:
-        """The reply's words."""
         return normalize(reply)
 
     def right(self, question: Question, choice: str) -> bool:

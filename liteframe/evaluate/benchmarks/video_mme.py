@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Metric, Question, Result, share_of
 from liteframe.evaluate.benchmarks.records import (
     answer_letter,
@@ -43,8 +45,8 @@ class VideoMME(Benchmark):
     prompt = f"{INSTRUCTION}\n{{question}}\n{{options}}\n{ENDING}"
     subtitle_prompt = f"Subtitles of the frames shown:\n{{subtitles}}\n{prompt}"
 
+    @override
     def load(self, source: Path) -> Dataset:
-        """See Benchmark.load."""
         files = find_files(source, ("videomme/test-*.parquet", "test-*.parquet", "*.parquet"), self.layout)
         return Dataset(tuple(_question(source, w, row) for path in files for w, row in rows_of(path)), tuple(files))
 

@@ -180,5 +180,5 @@ class StridedConv(nn.Module):
 
     @staticmethod
     def axes(kept: Kept) -> dict[str, tuple[Tensor, ...]]:
-        """As Mixer.axes."""
+        """Which part of its parameters a smaller student takes: the kept residual channels of both, as `Mixer.axes`."""
         return {"weight": (kept.residual,), "bias": (kept.residual,)}

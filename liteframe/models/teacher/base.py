@@ -133,7 +133,7 @@ class Teacher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the tower's weights."""
         return next(self.tower.parameters()).device
 
     @property

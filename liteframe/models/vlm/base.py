@@ -210,7 +210,7 @@ class VlmForGeneration:
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
+        """The language model's head, from C channels to V logits."""
         return self.lm_head
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -102,7 +102,7 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
         return
 
     def get_input_embeddings(self) -> nn.Module:
-        """The patch embedding."""
+        """The patch embedding, the layer that pixels enter by."""
         return self.encoder.patch_embed
 
     @can_return_tuple
