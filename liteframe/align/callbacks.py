@@ -1,4 +1,4 @@
-"""What an LMA run leaves behind: the adapter in PEFT's own format, and the report."""
+"""What an LMA run says and leaves behind: the progress line, the adapter in PEFT's own format, the report."""
 
 from typing import Any
 

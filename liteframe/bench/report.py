@@ -1,4 +1,4 @@
-"""A benchmark record as files: JSON, a markdown table made from it, and a roofline plot."""
+"""A benchmark record as files: JSON, a markdown table made from it, and a plot (a roofline, or latency over frames)."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _number(value: float | None, form: str) -> str:
 
 def write_latency(record: dict[str, Any], folder: Path) -> list[Path]:
     """Write latency.json, latency.md and latency.png into the folder."""
-    return write_files(record, latency_table(record), plot, folder, "latency")
+    return write_files(record, latency_table(record), latency_plot, folder, "latency")
 
 
 def latency_table(record: dict[str, Any]) -> str:
@@ -174,7 +174,7 @@ def latency_table(record: dict[str, Any]) -> str:
     return text
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
+def latency_plot(record: dict[str, Any], path: Path) -> None:
     """Total milliseconds over frames, a line for each system; the paper's as crosses."""
     from matplotlib.figure import Figure
 

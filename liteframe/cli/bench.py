@@ -31,7 +31,7 @@ LATENCY_FRAMES = (8, 16, 32, 64, 128, 256, 512)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Arguments of `liteframe bench`."""
     subjects = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for what, summary in (
         ("kernels", "the kernels one by one, against other implementations"),

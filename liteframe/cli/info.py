@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "peft",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+    """Arguments of `liteframe info`."""
     parser.add_argument("encoder", nargs="?", type=Path, metavar="DIR", help="a saved encoder folder to describe")
 
 

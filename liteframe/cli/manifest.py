@@ -22,7 +22,7 @@ _REFRESH = 200  # records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Arguments of `liteframe manifest`."""
     parser.add_argument("set", choices=sorted(ADAPTERS), metavar="SET", help=", ".join(sorted(ADAPTERS)))
     parser.add_argument("folder", metavar="FOLDER", help="the data set as published, archives unpacked")
     parser.add_argument(

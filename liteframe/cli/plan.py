@@ -13,7 +13,7 @@ import yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Arguments of `liteframe plan`."""
     parser.description = (
         "Trains a few steps of a run, with its data, in one process, throws them away, and says what the whole run "
         "will take. Other options (--data.videos, --trainer.max_steps, ...) change the run, as they do for "

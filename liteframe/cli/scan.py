@@ -21,7 +21,7 @@ _SHOWN = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Arguments of `liteframe scan`."""
     parser.add_argument("source", help="folder of videos (all below it), or a JSONL manifest")
     parser.add_argument(
         "-o", "--output", required=True, metavar="GOOD.jsonl", help="manifest to write; the others go to GOOD.bad.jsonl"

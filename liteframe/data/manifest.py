@@ -1,4 +1,4 @@
-"""Lists of videos: a folder, or JSONL with one row a video."""
+"""Lists of videos: a folder, or JSONL with one row a video; their digest, and which of them are held out."""
 
 from __future__ import annotations
 

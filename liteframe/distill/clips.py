@@ -1,4 +1,4 @@
-"""Dense clips of videos as a map-style dataset: the key says which clip, so any clip can be had again."""
+"""Dense clips of videos as a map-style dataset, by a key that says which clip; and batches of them."""
 
 from __future__ import annotations
 

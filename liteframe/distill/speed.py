@@ -1,4 +1,4 @@
-"""What makes a step faster without changing what it computes: a teacher in bfloat16, compiled blocks."""
+"""What makes a step faster without changing what it computes: a bfloat16 teacher, compiled blocks, whole batches."""
 
 from contextlib import AbstractContextManager, nullcontext
 

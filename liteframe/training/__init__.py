@@ -1,1 +1,1 @@
-"""What distilling and aligning share: command, run folder, checkpoints, signals, guard, schedule, progress."""
+"""What distilling and aligning share: command, run folder, checkpoints, signals, guard, schedule, report, plan."""

@@ -1,4 +1,4 @@
-"""What a streaming session asks of its memory: here those that hold tokens, before the language model."""
+"""What a streaming session asks of a memory, which holds tokens before the language model reads them."""
 
 from __future__ import annotations
 
