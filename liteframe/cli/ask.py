@@ -27,8 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from liteframe.answer.ask import VideoQuestion
-    from liteframe.evaluate.settings import find_device
-    from liteframe.models.vlm.load import load_video_llm
+    from liteframe.models.vlm.load import find_device, load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")

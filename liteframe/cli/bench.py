@@ -22,8 +22,7 @@ from liteframe.bench.latency import add_ratios, first_token, measure_latencies, 
 from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
 from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
-from liteframe.evaluate.settings import find_device
-from liteframe.models.vlm.load import load_processor
+from liteframe.models.vlm.load import find_device, load_processor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)

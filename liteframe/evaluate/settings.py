@@ -11,39 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from liteframe.evaluate.asking import Asking
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
 from liteframe.files import file_digest
-from liteframe.models.vlm.load import load_video_llm
+from liteframe.models.vlm.load import find_device, load_video_llm
 
 # Packages whose version can change a reply.
 PACKAGES = ("liteframe", "torch", "torchvision", "transformers", "peft", "av", "numpy")
 # What changes a model's answers; model cards and training left-overs do not.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "*.model", "*.py")
 REPORTS = ("parity.json", "report.json")
-
-
-def find_device(name: str | None) -> torch.device:
-    """The named device ("cpu", "cuda", "cuda:1", ...), or the first GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    count = torch.cuda.device_count()
-    if name is None:
-        return torch.device("cuda" if count else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is no device; cpu, cuda, or cuda:1 for the second GPU") from error
-    if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"only {count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device"
-        raise ValueError(f"--device {name}: PyTorch finds {found} here; use --device {'cuda:0' if count else 'cpu'}")
-    return device
 
 
 def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -> Asking:

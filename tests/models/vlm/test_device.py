@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from liteframe.cli.main import main
-from liteframe.evaluate.settings import find_device
+from liteframe.models.vlm.load import find_device
 
 
 @pytest.mark.parametrize(
