@@ -18,8 +18,9 @@ class GivenFeatures(Tower):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.features = TeacherFeatures(patches, query, logits)
 
-    def forward(self, images):
-        return TeacherFeatures(*(None if x is None else x.flatten(0, 1)[: len(images)] for x in self.features))
+    def forward(self, video):
+        frames = video.shape[1]
+        return TeacherFeatures(*(None if x is None else x[:, :frames] for x in self.features))
 
     def vit_weights(self):
         raise ValueError
