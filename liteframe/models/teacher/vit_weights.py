@@ -22,6 +22,9 @@ _ALIASES = (
     (r"attn\.qkv\.(weight|bias)", r"attn.qkv.\1"),
     (r"(?:attn|attention|self_attn)\.([qkv])_proj\.(weight|bias)", r"attn.\1.\2"),
     (r"attn\.([qkv])_bias", r"attn.\1.bias"),
+    # DINOv2 in transformers up to 5.2x
+    (r"attention\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)", r"attn.\1.\2"),
+    (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
     (
         r"(?:attn\.proj|attention\.projection_layer|attention\.o_proj|self_attn\.out_proj)\.(weight|bias)",
         r"attn.proj.\1",

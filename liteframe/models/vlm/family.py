@@ -155,8 +155,12 @@ def _llava_onevision_parts(vlm: Any) -> VlmParts:
 
 
 def _llava_onevision_frames(model: Any, pixels: Tensor) -> Tensor:
-    features = model.model.get_video_features(pixels[None]).pooler_output[0]  # [T*N+1,D], the newline last
-    return features[:-1].unflatten(0, (len(pixels), -1))  # [T,N,D]
+    inner, config = model.model, model.config
+    # get_video_features ends with the newline vector in some versions of transformers and without it in others.
+    hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[config.vision_feature_layer]  # [T,n,C]
+    if config.vision_feature_select_strategy == "default":
+        hidden = hidden[:, 1:]
+    return inner.apply_pooling(inner.multi_modal_projector(hidden))  # [T,N,D]
 
 
 def _llava_onevision_text(processor: Any, slots: Sequence[tuple[int, int, int]]) -> str:

@@ -63,7 +63,7 @@ REFUSED_HF = {
     "vit with relu": ("ViT", {"hidden_act": "relu"}, r"another activation \(ReLU"),
     "internvl with rms norm": ("InternVLVision", {"norm_type": "rms_norm"}, r"block 0 .*norm1.bias is missing"),
     "internvl with qk norm": ("InternVLVision", {"use_qk_norm": True}, r"attention.q_norm.weight has no counterpart"),
-    "dinov2 with swiglu": ("Dinov2", {"use_swiglu_ffn": True}, r"mlp.gate_proj.weight has no counterpart"),
+    "dinov2 with swiglu": ("Dinov2", {"use_swiglu_ffn": True}, r"mlp\.(gate_proj|weights_in)\.\w+ has no counterpart"),
 }
 
 
@@ -115,8 +115,8 @@ def hf_as_the_student_sees(model, student):
         if name == "rope_embeddings":
             module.register_forward_hook(lambda _, __, out: (torch.ones_like(out[0]), torch.zeros_like(out[1])))
         if name.endswith("mlp") and name != "head.mlp":
-            assert hasattr(module, "activation_fn") != hasattr(module, "act_fn")
-            setattr(module, "act_fn" if hasattr(module, "act_fn") else "activation_fn", nn.GELU())
+            (activation,) = (n for n in ("activation_fn", "act_fn", "activation") if hasattr(module, n))
+            setattr(module, activation, nn.GELU())
     return lambda images: model(pixel_values=images).last_hidden_state[:, 1:]
 
 
