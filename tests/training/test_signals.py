@@ -107,3 +107,19 @@ def test_workers_and_decoders_outlive_the_signals_of_their_job():
     assert decoder.poll() is None
     decoder.stdin.close()
     assert decoder.wait(timeout=60) == 0
+
+
+def test_a_process_that_ends_with_workers_left_does_not_wait_for_them():
+    """A loader in a cycle, as a traceback makes one, is still there when Python ends; its workers ignore SIGTERM."""
+    program = """
+import sys
+from torch.utils.data import DataLoader
+from liteframe.data.video.process import serve_parent
+batches = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=serve_parent))
+next(batches)
+sys.cycle = [batches]
+sys.cycle.append(sys.cycle)
+raise SystemExit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (3, "")

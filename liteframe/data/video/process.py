@@ -6,10 +6,12 @@ the raw frames where the header announces them. Nothing is pickled and torch is 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
 import json
+import multiprocessing.util
 import os
 import select
 import signal
@@ -257,6 +259,8 @@ def serve_parent(worker: int = 0) -> None:
     Ctrl-C and SLURM's signals reach every process of a job: workers that died of them would end a run before it could
     save, and workers that outlived a killed parent would hold its locks and its memory.
 
+    Such a worker does not mind `terminate()` either; the parent kills those that are left when it ends.
+
     Args:
         worker: number of a DataLoader's worker, which takes this as its worker_init_fn.
     """
@@ -264,3 +268,15 @@ def serve_parent(worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _kill_workers() -> None:
+    """Multiprocessing terminates daemons when Python ends and waits for them, for ever if they ignore SIGTERM."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each of them
+    for worker in workers:
+        worker.kill()
+
+
+atexit.register(_kill_workers)  # after multiprocessing.util has registered its own, hence called before it
