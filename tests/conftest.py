@@ -6,9 +6,9 @@ import pytest
 
 # Files that take longest go first, or the last one of them would run alone when the other processes have nothing left.
 LONGEST = (
-    ("test_demo.py", "test_two_processes.py", "test_readme.py", "test_graphs.py", "test_kill_survival.py")
-    + ("test_lma_8b_benchmark.py", "test_ctd_run.py", "test_one_rank_fails.py", "test_triton_interpreter.py")
-)  # fmt: skip
+    *("test_demo.py", "test_two_processes.py", "test_readme.py", "test_graphs.py", "test_kill_survival.py"),
+    *("test_lma_8b_benchmark.py", "test_ctd_run.py", "test_one_rank_fails.py", "test_triton_interpreter.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
