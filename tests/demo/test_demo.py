@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from liteframe.demo.demo import FRAMES, Settings, prepare_folder, run_demo
@@ -44,6 +45,12 @@ def test_the_teacher_sees_and_the_export_agrees(demo):
         assert accuracy[TEACHER, 16][kind] >= 0.75  # of four videos; chance is at most a half
     assert report["export"]["same answers"] == report["export"]["questions"] == 20
     assert report["export"]["largest logit difference"] <= 1e-4
+
+
+def test_what_is_timed_on_the_cpu_was_trained_there(demo):
+    folder, _, _ = demo
+    for run in ("ctd", "lma"):
+        assert yaml.safe_load((folder / run / "config.yaml").read_text())["trainer"]["accelerator"] == "cpu"
 
 
 def test_it_ends_with_a_table_a_picture_and_answers(demo):
