@@ -6,11 +6,12 @@ Shapes: B videos, T frames of HxW pixels, T' = ceil(T/t) slots, (h,w) pooled gri
 from typing import NamedTuple
 
 import torch
+from liteframe_kernels.weighted_average_pool.reference import query_logits
 from torch import Tensor, nn
 from typing_extensions import override
 
 from liteframe.models.teacher.base import Teacher, TeacherFeatures
-from liteframe.reduce.wap import SoftmaxOver, real_slots, wap_logits, weighted_average_pool
+from liteframe.reduce.wap import SoftmaxOver, real_slots, weighted_average_pool
 
 
 class Pooled(NamedTuple):
@@ -77,7 +78,7 @@ class PooledTeacher(nn.Module):
         """What WAP weighs a teacher's patches by, [B,T,rows,columns], or None."""
         if features.logits is not None:
             return features.logits.float()
-        return None if features.query is None else wap_logits(features.patches, features.query)
+        return None if features.query is None else query_logits(features.patches, features.query)
 
 
 class PooledEncoder(nn.Module):

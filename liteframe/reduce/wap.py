@@ -3,7 +3,6 @@
 Shapes: B videos, T frames, (h,w) patch grid, C channels.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -56,17 +55,7 @@ def weighted_average_pool(
         patches = _repeat_last(patches, missing)
         query = None if query is None else _repeat_last(query, missing)
         logits = None if logits is None else _repeat_last(logits, missing)
-    with torch.autocast(patches.device.type, enabled=False):  # it would round the weights to half precision
-        return pool_whole_windows(
-            patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask
-        )
-
-
-def wap_logits(patches: Tensor, query: Tensor) -> Tensor:
-    """What WAP weighs patches [B,T,h,w,C] by under the query [B,T,C] of each frame: float32 [B,T,h,w]."""
-    with torch.autocast(patches.device.type, enabled=False):
-        products = torch.einsum("bthwc,btc->bthw", patches.float(), query.float())
-    return products / math.sqrt(patches.shape[-1])
+    return pool_whole_windows(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask)
 
 
 def real_slots(frame_mask: Tensor, frames: int) -> Tensor:

@@ -7,7 +7,6 @@ encoders pool. The last part gives the class token the meaning that WAP uses: it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liteframe.reduce.wap import weighted_average_pool
 from liteframe.toyworld.model import PATCH
 from liteframe.toyworld.scenes import COLOURS, FRAMES, SHAPES, SIZE, Scene, coverage, visible_objects
 
@@ -73,8 +73,9 @@ class PatchHeads(nn.Module):
         colour_loss = F.cross_entropy(colour_logits.transpose(1, 2), colour.flatten(1), reduction="none")
         shape_loss = F.cross_entropy(shape_logits.transpose(1, 2), shape.flatten(1), reduction="none")
         centre_loss = (self.centre(read) - centre.flatten(1, 2)).abs().sum(-1)
-        weights = (patches @ cls[..., None])[..., 0] / math.sqrt(cls.shape[-1])
-        pooled = self.norm((weights.softmax(-1)[..., None] * patches).sum(1))
+        frames = patches[:, None, :, None].float()  # [N,1,GRID*GRID,1,C]
+        frame = (1, frames.shape[2], 1)
+        pooled = self.norm(weighted_average_pool(frames, query=cls[:, None].float(), kernel=frame).flatten(0, 3))
         seen = [
             F.one_hot(label.flatten(1), 1 + n).amax(1)[:, 1:]
             for label, n in ((colour, len(COLOUR_NAMES)), (shape, len(SHAPE_NAMES)))

@@ -87,6 +87,20 @@ def test_pool_is_the_loop(kernel, scope):
     torch.testing.assert_close(given, want)
 
 
+@pytest.mark.parametrize("scope", ["block", "frame"])
+def test_pool_is_the_loop_inside_autocast(scope):
+    """Both the public function and the reference: neither may multiply in half precision."""
+    patches, query = 2 * randn(1, 4, 4, 4, 32), 2 * randn(1, 4, 32)
+    logits = (patches * query[:, :, None, None]).sum(-1) / math.sqrt(32)
+    want = pool_by_loops(patches, logits, (4, 2, 2), scope=scope)
+    for pool in (weighted_average_pool, weighted_average_pool.reference):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            by_query = pool(patches.float(), query=query.float(), scope=scope)
+            by_logits = pool(patches.float(), logits=logits.float(), scope=scope)
+        torch.testing.assert_close(by_query.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(by_logits.double(), want, rtol=1e-5, atol=1e-5)
+
+
 def test_pool_without_weights_is_the_mean():
     patches = randn(1, 4, 4, 4, 3)
     want = F.avg_pool3d(patches.movedim(-1, 1), (4, 2, 2)).movedim(1, -1)

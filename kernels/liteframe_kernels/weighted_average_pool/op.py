@@ -1,13 +1,15 @@
 """Weighted average pooling: the custom op and the public function."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from liteframe_kernels.backend import check_floating, check_shape, use_triton, with_reference
 from liteframe_kernels.precision import accumulator
-from liteframe_kernels.weighted_average_pool.reference import frame_relative, weighted_average_pool_reference
+from liteframe_kernels.weighted_average_pool.reference import (
+    frame_relative,
+    query_logits,
+    weighted_average_pool_reference,
+)
 
 SCOPES = ("block", "frame")
 
@@ -39,12 +41,10 @@ def _pool(
     frame_mask: Tensor | None,
 ) -> Tensor:
     """The Triton path. scope="frame" makes its logits in PyTorch, one more pass over the patches."""
-    dtype = accumulator(patches.dtype)
     if scope == "frame" and query is not None:
-        logits = torch.einsum("bthwc,btc->bthw", patches.to(dtype), query.to(dtype)) / math.sqrt(patches.shape[-1])
-        query = None
+        logits, query = query_logits(patches, query), None
     if scope == "frame" and logits is not None:
-        logits = frame_relative(logits.to(dtype))
+        logits = frame_relative(logits.to(accumulator(patches.dtype)))
     return weighted_average_pool_op(patches, query, logits, frame_mask, list(kernel))
 
 
@@ -71,7 +71,8 @@ def weighted_average_pool(
         backend: None (Triton on CUDA, reference elsewhere), "triton" or "reference".
 
     Returns:
-        `[B,T/t,h/h',w/w',C]` in the dtype of patches; sums are kept in float32 (float64 for float64 input).
+        `[B,T/t,h/h',w/w',C]` in the dtype of patches; logits and sums are float32 (float64 for float64 input), also
+        inside autocast.
 
     Raises:
         ValueError: query and logits both given, shapes that do not fit or do not divide, unsupported dtypes, or

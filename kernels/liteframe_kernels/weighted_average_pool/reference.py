@@ -28,7 +28,7 @@ def weighted_average_pool_reference(
     dtype = accumulator(patches.dtype)
     wide = patches.to(dtype)
     if query is not None:
-        logits = torch.einsum("bthwc,btc->bthw", wide, query.to(dtype)) / math.sqrt(patches.shape[-1])
+        logits = query_logits(wide, query)
     elif logits is None:
         logits = torch.zeros((), dtype=dtype, device=patches.device).expand(patches.shape[:-1])
     logits = logits.to(dtype)
@@ -39,6 +39,14 @@ def weighted_average_pool_reference(
     weights = _block_softmax(_members(logits, kernel))
     pooled = (_members(wide, kernel) * weights[..., None]).sum((2, 4, 6))
     return pooled.to(patches.dtype)
+
+
+def query_logits(patches: Tensor, query: Tensor) -> Tensor:
+    """Logits `[B,T,h,w]` of patches `[B,T,h,w,C]` under the query `[B,T,C]` of their frame, never in half precision."""
+    dtype = accumulator(patches.dtype)
+    with torch.autocast(patches.device.type, enabled=False):  # it would multiply in half precision
+        products = torch.einsum("bthwc,btc->bthw", patches.to(dtype), query.to(dtype))
+    return products / math.sqrt(patches.shape[-1])
 
 
 def frame_relative(logits: Tensor) -> Tensor:

@@ -183,6 +183,31 @@ class Teacher(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def probe_logits(tokens: Tensor, probe: Tensor, to_query: tuple[Tensor, Tensor], to_key: Tensor, heads: int) -> Tensor:
+    """Log of the attention that the probe of a pooling head pays to each token, averaged over heads (methods 15).
+
+    The probe goes through the layer of the keys instead of the tokens: q . (W x) = (q W) . x. What a bias of the keys
+    adds is the same for all tokens of a head, and no softmax sees it.
+
+    Args:
+        tokens: [M,N,C], what the head pools.
+        probe: [C].
+        to_query: weight [C,C] and bias [C] of the layer that makes its query.
+        to_key: weight [C,C] of the layer that makes keys.
+        heads: between which the channels of query and keys are divided.
+
+    Returns:
+        [M,N], float32 inside autocast too (float64 stays); exp of it sums to one over N.
+    """
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    weight, bias, keys, probe = (x.to(dtype) for x in (*to_query, to_key, probe))
+    with torch.autocast(tokens.device.type, enabled=False):
+        query = F.linear(probe, weight, bias).unflatten(0, (heads, -1))  # [heads,C/heads]
+        probes = torch.einsum("hd,hdc->hc", query, keys.unflatten(0, query.shape))
+        scores = torch.einsum("mnc,hc->mhn", tokens.to(dtype), probes) / math.sqrt(query.shape[1])
+    return head_mean_log_attention(scores)
+
+
 def head_mean_log_attention(scores: Tensor) -> Tensor:
     """Scaled products [M,heads,N] -> log of the mean over heads of their softmax over N, [M,N], float32 inside."""
     logs = F.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))

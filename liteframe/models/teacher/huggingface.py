@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from typing_extensions import override
 
 from liteframe.files import check_weight_index, read_json
-from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, head_mean_log_attention
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, probe_logits
 from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
 from liteframe.models.vlm.family import FAMILIES, Family
 
@@ -93,7 +93,7 @@ class HfTower(ImageTower):
             return TeacherFeatures(patches, tokens[:, 0], None)
         if self.pool is None:
             return TeacherFeatures(patches, None, None)
-        return TeacherFeatures(patches, None, probe_logits(self.pool, tokens).unflatten(1, grid))
+        return TeacherFeatures(patches, None, siglip_logits(self.pool, tokens).unflatten(1, grid))
 
     @override
     def vit_weights(self) -> VitWeights:
@@ -124,19 +124,17 @@ class VlmProjector(nn.Module):
         self.merge_patches = MethodType(family.model_class.merge_patches, SimpleNamespace(config=config))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[...,h,w,C] in any floating type; computed in that of the projector's weights."""
+        """[...,h,w,C] in any floating type; computed in that of the projector's weights, inside autocast too."""
         dtype = next(self.mlp.parameters()).dtype
-        return self.mlp(self.merge_patches(patches.to(dtype)))
+        with torch.autocast(patches.device.type, enabled=False):
+            return self.mlp(self.merge_patches(patches.to(dtype)))
 
 
-def probe_logits(pool: Any, tokens: Tensor) -> Tensor:
-    """Log of the attention of SigLIP's pooling probe, averaged over heads: [M,N,C] -> [M,N] (methods 15)."""
+def siglip_logits(pool: Any, tokens: Tensor) -> Tensor:
+    """What SigLIP's pooling probe attends to: [M,N,C] -> [M,N], see probe_logits."""
     attention = pool.attention
-    heads, dim = attention.num_heads, attention.embed_dim
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    query = nn.functional.linear(pool.probe[0, 0], weight[:dim], bias[:dim]).unflatten(-1, (heads, -1))
-    key = nn.functional.linear(tokens, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (heads, -1))
-    return head_mean_log_attention((query.float() * key.float()).sum(-1).movedim(-1, 1) * (dim // heads) ** -0.5)
+    (query, key, _), (bias, _, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    return probe_logits(tokens, pool.probe[0, 0], (query, bias), key, attention.num_heads)
 
 
 def load_hf(

@@ -8,10 +8,10 @@ from timm.data import resolve_data_config
 from timm.layers import AttentionPoolLatent
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, head_mean_log_attention
+from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, probe_logits
 from liteframe.models.teacher.vit_weights import REMEDY, VitWeights, vit_weights
 
 
@@ -53,19 +53,15 @@ class TimmTower(ImageTower):
 
 
 def latent_logits(pool: Any, tokens: Tensor) -> Tensor:
-    """Log of the attention that a pooling head's latent pays to each token, averaged over heads (methods 15).
+    """What the latent of a pooling head attends to: [M,N,C], the normalized tokens, -> [M,N], see probe_logits.
 
-    Args:
-        pool: timm's AttentionPoolLatent with one latent.
-        tokens: [M,N,C], the normalized tokens that it pools.
-
-    Returns:
-        [M,N]; exp of it sums to one over N.
+    Raises:
+        ValueError: the head is none of those of timm's plain ViTs.
     """
-    key, _ = pool.kv(tokens).unflatten(-1, (2, pool.num_heads, -1)).unbind(2)
-    query = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1))
-    query, key = pool.q_norm(query[0, 0]), pool.k_norm(key)
-    return head_mean_log_attention((query.float() * key.float()).sum(-1).movedim(-1, 1) * pool.scale)
+    if pool.latent_len != 1 or not isinstance(pool.k_norm, nn.Identity) or not isinstance(pool.q, nn.Linear):
+        raise ValueError("the teacher's pooling head has several latents, or norms or no layer before its attention")
+    key, _ = pool.kv.weight.chunk(2)
+    return probe_logits(tokens, pool.latent[0, 0], (pool.q.weight, pool.q.bias), key, pool.num_heads)
 
 
 def load_timm(name: str, *, pretrained: bool, dtype: torch.dtype | None, **kwargs: Any) -> Teacher:

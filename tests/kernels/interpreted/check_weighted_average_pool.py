@@ -61,6 +61,14 @@ def test_frame_scope(mode, assert_near, embedded):
     check(assert_near, patches, **given_weights, scope="frame", mask=torch.tensor([[True, True, False, True]]))
 
 
+@pytest.mark.parametrize("scope", ["block", "frame"])
+def test_autocast_rounds_nothing(scope, assert_near, embedded):
+    patches = embedded(1, 4, 4, 4, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(assert_near, patches, query=embedded(1, 4, 32), scope=scope)
+        check(assert_near, patches, logits=embedded(1, 4, 4, 4), scope=scope)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 100, 768, 1025, 2049])
 def test_channels(channels, assert_near, embedded):
     check(assert_near, embedded(1, 4, 2, 4, channels), query=embedded(1, 4, channels))
