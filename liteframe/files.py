@@ -15,6 +15,14 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 INDEX = "model.safetensors.index.json"
+# Checkpoints that come with LiteFrame: the tiny InternVL of toyworld.
+SHIPPED = {"toyworld": str(Path(__file__).resolve().parent / "toyworld" / "checkpoint")}
+
+
+def checkpoint_source(name: Any) -> str:
+    """What transformers loads for a name: a shipped checkpoint's folder; else the folder or Hugging Face id itself."""
+    name = os.fspath(name)
+    return name if os.path.isdir(name) else SHIPPED.get(name, name)
 
 
 def check_weight_index(source: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
-from liteframe.files import read_json
+from liteframe.files import checkpoint_source, read_json
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
 
@@ -31,7 +31,7 @@ def run_report(run: Path) -> dict[str, Any]:
 def checkpoint_license(name: str) -> str | None:
     """`license` in the front matter of the model card of a checkpoint (local folder or Hugging Face id), if stated."""
     path = cached_file(
-        name,
+        checkpoint_source(name),
         "README.md",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

@@ -17,6 +17,7 @@ from liteframe.align.module import LMAModule
 from liteframe.files import write_atomically
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.command import TrainingCommand
+from liteframe.training.configs import config_file
 from liteframe.training.report import tell
 from liteframe.training.run_folder import RunFolder
 
@@ -30,6 +31,9 @@ class LMACommand(TrainingCommand):
         arguments: words of the command line; None takes the program's own.
         run: see TrainingCommand.
     """
+
+    kind = "lma"
+    program = "liteframe align"
 
     def __init__(self, arguments: list[str] | None = None, *, run: bool = True):
         super().__init__(LMAModule, ChatDataModule, arguments, run=run)
@@ -64,11 +68,11 @@ def run_stages(arguments: Sequence[str]) -> None:
         prog="train_lma.py stages",
         description="Runs of fit in a row, each going on from the adapter of the last; more options are those of fit.",
     )
-    parser.add_argument("--config", type=Path, required=True, help="file of stages")
+    parser.add_argument("--config", required=True, help="file of stages, or the name of one that comes with LiteFrame")
     parser.add_argument("--run", type=Path, help="folder of the run; default: the file's")
     args, shared = parser.parse_known_args(arguments)
     try:
-        plan = load_stages(args.config)
+        plan = load_stages(config_file(args.config, "lma/stages"))
     except ValueError as error:
         parser.error(str(error))
     run = args.run or Path(plan["run"])

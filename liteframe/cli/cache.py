@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "share the work. Other options (--data.videos, --model.target.scope, ...) change the run's settings, as they "
         "do for train_ctd.py.",
     )
-    build.add_argument("--config", required=True, metavar="YAML", help="configuration of the run that will train")
+    build.add_argument("--config", required=True, metavar="NAME|FILE", help="configuration of the run that will train")
     build.add_argument("-o", "--output", required=True, metavar="CACHE", help="folder to build or to go on with")
     build.add_argument("--views", type=int, required=True, metavar="K", help="clips of each training video")
     build.add_argument(

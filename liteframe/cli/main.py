@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from liteframe.data.video.errors import VideoError
 
 COMMANDS = {
+    "distill": "train a small video encoder from an image teacher (CTD)",
+    "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
+    "config": "configurations that come along: their names, and one of them to read or to copy",
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
     "manifest": "turn a published data set into a manifest and conversations",
     "scan": "check a folder of videos and write a manifest of the usable ones",
@@ -23,6 +26,24 @@ COMMANDS = {
     "info": "parameters and FLOPs, versions, and what a saved encoder is",
 }
 
+TRAINING = ("distill", "align")
+
+
+def train(command: str, arguments: list[str]) -> int:
+    """`distill` or `align`, whose command line Lightning reads: the same as train_ctd.py and train_lma.py."""
+    from liteframe.training.command import exit_codes
+
+    with exit_codes(f"liteframe {command}"):
+        if command == "distill":
+            from liteframe.distill.command import CTDCommand
+
+            CTDCommand(arguments)
+        else:
+            from liteframe.align.command import LMACommand, run_stages
+
+            (run_stages if arguments[:1] == ["stages"] else LMACommand)(arguments)
+    return 0
+
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of one command only (the others are not imported)."""
@@ -32,7 +53,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == command:
+        if name == command and name not in TRAINING:
             importlib.import_module(f"liteframe.cli.{name}").add_arguments(sub)
     return parser
 
@@ -40,6 +61,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 only on success)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TRAINING:
+        return train(arguments[0], arguments[1:])
     command = next((word for word in arguments if word in COMMANDS), None)
     parser = build_parser(command)
     args, others = parser.parse_known_args(arguments)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "will take. Other options (--data.videos, --trainer.max_steps, ...) change the run, as they do for "
         "train_ctd.py and train_lma.py."
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="configuration of the run")
+    parser.add_argument("--config", required=True, metavar="NAME|FILE", help="configuration of the run")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps to measure (default: %(default)s)")
     parser.add_argument("--views", type=int, default=8, metavar="K", help="clips of a video that a cache holds (8)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
@@ -29,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Warms up and prints the plan; ValueError where the configuration or the videos are at fault."""
     from liteframe.files import write_json
+    from liteframe.training.configs import config_file
     from liteframe.training.report import environment
 
     if args.steps < 1 or args.views < 1:
         raise ValueError("--steps and --views must be at least 1")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="liteframe-plan-") as folder:
-        words = ["--config", args.config, *args.overrides, "--run", folder, "--profile", str(args.steps)]
-        record = _plan(args.config, words, args.views)
+        config = str(config_file(args.config, ""))
+        words = ["--config", config, *args.overrides, "--run", folder, "--profile", str(args.steps)]
+        record = _plan(config, words, args.views)
     print("\n".join(lines(record)))
     print(f"\nplanned in {time.perf_counter() - began:.0f} s; nothing was kept")
     if args.json is not None:

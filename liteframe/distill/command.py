@@ -23,6 +23,8 @@ class CTDCommand(TrainingCommand):
         run: see TrainingCommand.
     """
 
+    kind = "ctd"
+    program = "liteframe distill"
     shardable = True
 
     def __init__(self, arguments: list[str] | None = None, *, run: bool = True):

@@ -14,10 +14,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from liteframe.files import SHIPPED
 from liteframe.toyworld.questions import vocabulary_texts
 from liteframe.toyworld.scenes import SIZE
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"  # the trained one, shipped with the package
+CHECKPOINT = Path(SHIPPED["toyworld"])  # the trained one, shipped with the package
 PATCH = 8
 TOKENS_PER_FRAME = (SIZE // PATCH // 2) ** 2
 MAX_FRAME_NUMBER = 512

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from liteframe.files import OUT_OF_SPACE, OutOfSpaceError
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO
+from liteframe.training.configs import with_config_files
 from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
 from liteframe.training.profile_run import StepProfile, shorten, write_profile
@@ -79,9 +80,13 @@ class TrainingCommand(LightningCLI):
         run: False builds module, data and trainer of one process and stops there: see `load_run`.
 
     Attributes:
+        kind: folder of `configs/` in which `--config NAME` is looked up.
+        program: the command's name in its help.
         shardable: whether the module divides its trained weights under `--trainer.strategy fsdp2`.
     """
 
+    kind: str
+    program: str
     shardable = False
 
     def __init__(
@@ -105,11 +110,19 @@ class TrainingCommand(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": self.program},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=arguments,
+            args=self._words(sys.argv[1:] if arguments is None else arguments),
             run=run,
         )
+
+    def _words(self, arguments: Sequence[str]) -> list[str]:
+        try:
+            return with_config_files(arguments, self.kind)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
     @property
     def settings(self) -> Any:

@@ -1,4 +1,4 @@
-"""The folder that the README and the guide speak of: a checkout with a user's videos, chats and questions in it."""
+"""The folders that the README and the guide speak of: a user's videos, chats and questions, in a checkout or not."""
 
 import json
 
@@ -7,9 +7,14 @@ from worlds import ROOT
 
 
 def make_checkout(place, videos):
-    """`my_videos`, `chats.jsonl` and `questions.jsonl` of a small world, beside links to the repository."""
+    """A user's files beside links to the repository."""
     for name in ("train_ctd.py", "train_lma.py", "configs", "liteframe"):
         (place / name).symlink_to(ROOT / name)
+    return make_user_files(place, videos)
+
+
+def make_user_files(place, videos):
+    """`my_videos`, `chats.jsonl` and `questions.jsonl` of a small world."""
     world = write_toyworld(place / "world", train=videos, test=1, seed=3)
     world.train_videos.rename(place / "my_videos")
     rows = [json.loads(line) for line in world.train_rows.read_text().splitlines()]

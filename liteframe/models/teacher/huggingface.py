@@ -16,7 +16,7 @@ from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionP
 from transformers.utils import cached_file
 from typing_extensions import override
 
-from liteframe.files import check_weight_index, read_json
+from liteframe.files import check_weight_index, checkpoint_source, read_json
 from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, probe_logits
 from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
 from liteframe.models.vlm.family import FAMILIES, Family
@@ -151,22 +151,23 @@ def load_hf(
     Raises:
         ValueError: no such checkpoint, an unsupported architecture, incomplete weights, or unstated preprocessing.
     """
+    source = checkpoint_source(name)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    config = _config(name, hub)
+    config = _config(source, hub)
     dtype = dtype or torch.float32
-    processor = _processor(name, hub)
-    mean = _statistics(name, "image_mean", image_mean, processor)
-    std = _statistics(name, "image_std", image_std, processor)
+    processor = _processor(source, hub)
+    mean = _statistics(source, "image_mean", image_mean, processor)
+    std = _statistics(source, "image_std", image_std, processor)
     projector = layer = None
     if family := FAMILIES.get(config.model_type):
-        _check_vlm(name, config, family.feature_strategy)
-        half = _build(family.teacher_half, name, config, pretrained, dtype, kwargs)
+        _check_vlm(source, config, family.feature_strategy)
+        half = _build(family.teacher_half, source, config, pretrained, dtype, kwargs)
         model, layer = half.model.vision_tower, family.feature_layer
         projector = VlmProjector(family, config, half.model.multi_modal_projector)
     else:
         kind = VIT_CLASSES[config.model_type]
         vision_config = config.vision_config if kind.whole else config
-        model = _build(getattr(transformers, kind.name), name, vision_config, pretrained, dtype, kwargs)
+        model = _build(getattr(transformers, kind.name), source, vision_config, pretrained, dtype, kwargs)
     tower = HfTower(model, layer)
     return Teacher(
         tower,
@@ -177,7 +178,7 @@ def load_hf(
         image_mean=mean,
         image_std=std,
         resize="crop" if processor.get("do_center_crop") else "squash",
-        license=_license(name, hub) if pretrained else None,
+        license=_license(source, hub) if pretrained else None,
         projector=projector,
     )
 

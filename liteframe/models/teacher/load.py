@@ -15,7 +15,7 @@ def load_teacher(name: str, *, pretrained: bool = True, dtype: torch.dtype | Non
 
     Args:
         name: "timm/<model>" (a plain ViT); or the Hugging Face id or local folder of a ViT or of a whole InternVL, of
-            which only the vision tower and the projector are loaded.
+            which only the vision tower and the projector are loaded; or "toyworld", the tiny InternVL that comes along.
         pretrained: False builds the architecture with random weights (a folder then needs no weight file).
         dtype: of the weights; None means float32.
         **kwargs: for timm.create_model, or for transformers' from_pretrained; for the latter also `image_mean` and

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from liteframe.files import check_weight_index
+from liteframe.files import check_weight_index, checkpoint_source
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
@@ -28,7 +28,7 @@ def load_video_llm(
 
     Args:
         source: a folder or Hugging Face id of a Video LLM of a known family (see family.py) in transformers' own
-            format, or of one that already has a LiteFrame encoder.
+            format, or of one that already has a LiteFrame encoder; or "toyworld", the tiny InternVL that comes along.
         encoder: an encoder folder, or the encoder itself, to put in place of the vision tower.
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
@@ -40,6 +40,7 @@ def load_video_llm(
         ValueError: source is of another family, lacks weights, already has an encoder, does not fit the encoder, or the
             adapter has no safetensors weights.
     """
+    source = checkpoint_source(source)
     check_weight_index(source)
     # Left unsaid, transformers would ask on the terminal whether to run a checkpoint's code.
     kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
@@ -84,6 +85,7 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
     Raises:
         ValueError: source is of another family or has an encoder already, or does not fit the encoder.
     """
+    source = checkpoint_source(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     cls = model_class(source, config.model_type)
     if config.model_type.startswith(OURS):
