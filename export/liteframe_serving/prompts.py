@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from liteframe.pictures import rgb
+
 # The checkpoint's beginnings of names -> the server's. The tower and the projector keep the rest of their names; the
 # language model's layers are then fused by the server itself (q, k, v to qkv; gate, up to gate_up). The newline is
 # LLaVA-OneVision's.
@@ -112,11 +114,6 @@ def frames_of(video: Any) -> np.ndarray:
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
         raise ValueError(f"expected frames [T,H,W,3] uint8, got {list(video.shape)} {video.dtype}")
     return video
-
-
-def rgb(image: Any) -> np.ndarray:
-    """An array, a tensor or an image of PIL -> [H,W,3]."""
-    return np.array(image.convert("RGB") if hasattr(image, "convert") else image)
 
 
 def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:

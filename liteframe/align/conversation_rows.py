@@ -7,14 +7,34 @@ ms-swift, LLaMA-Factory: `{messages: [{role, content}], videos: [path or list of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from liteframe.data.manifest import entry_of_row
-from liteframe.data.media import MediaItem
+from liteframe.data.manifest import VideoEntry, entry_of_row
 from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn
 from liteframe.models.vlm.family import CONTROL_TOKENS
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One thing that is shown.
+
+    Attributes:
+        kind: "video" (a file), "frames" (a video as image files), or "image".
+        files: the video, the frames in order, or the image.
+        entry: of a video: the part to show, and its reader.
+    """
+
+    kind: str
+    files: tuple[str, ...]
+    entry: VideoEntry | None = None
+
+    def identity(self) -> list[Any]:
+        """What makes it another one, for digests; moving a data set changes nothing."""
+        span = [] if self.entry is None else [self.entry.start, self.entry.end]
+        return [self.kind, *map(os.path.basename, self.files), *span]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from liteframe.align.conversation_rows import Conversation
+from liteframe.align.conversation_rows import Conversation, MediaItem
 from liteframe.data.manifest import VideoEntry
-from liteframe.data.media import MediaItem, read_image, read_images
 from liteframe.data.preprocess import decode_size
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
@@ -18,6 +17,7 @@ from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames, uniform
 from liteframe.models.vlm.chat import encode_conversation
 from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.pictures import PictureError, read_picture
 
 MediaKey = tuple[str, tuple[int, ...]]  # file, and which of its frames
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly
@@ -130,19 +130,26 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
     def _load(self, medium: MediaItem, budget: int, fps: float) -> LoadedMedia:
         if medium.kind == "image":
             key: MediaKey = (medium.files[0], ())
-            pixels = None if key in self.cached else self.processor.resized(read_image(medium.files[0])[None])
+            pixels = None if key in self.cached else self._picture(medium.files[0])
             return LoadedMedia(pixels, key, self.processor.image_text(self.processor.tokens_per_slot(*self.size)))
         if medium.entry is None:
             count = len(medium.files)
             chosen = list(range(count)) if count <= budget else uniform(count, budget)
             key = ("|".join(medium.files), tuple(chosen))
             files = tuple(medium.files[i] for i in chosen)
-            pixels = None if key in self.cached else torch.cat(read_images(files, self.processor.resized))
+            pixels = None if key in self.cached else torch.cat([self._picture(file) for file in files])
         else:
             chosen = self._indices(medium.entry, budget, fps)
             key = (medium.entry.video, tuple(chosen))
             pixels = None if key in self.cached else self._decoded(medium.entry, chosen)
         return LoadedMedia(pixels, key, self.processor.video_text(self.processor.slots(len(chosen), *self.size)))
+
+    def _picture(self, path: str) -> Tensor:
+        """An image as a video of one frame, uint8 [1,3,h,w]; sizes of files may differ."""
+        try:
+            return self.processor.resized(read_picture(path)[None])
+        except PictureError as error:
+            raise VideoError(path, error.kind, error.reason, error.remedy) from error
 
     def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
         facts = self._measured(entry)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
@@ -24,6 +23,7 @@ from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, read_video
 from liteframe.evaluate.benchmarks.base import Question
 from liteframe.models.vlm.load import load_video_llm
+from liteframe.pictures import rgb
 
 LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
 
@@ -144,7 +144,7 @@ class LiteFrameChat(lmms):
         session = StreamSession(self.model, self.processor)
         if not isinstance(visual, str):
             for image in visual:
-                session.add(np.array(image.convert("RGB"))[None])
+                session.add(rgb(image)[None])
             return session
         try:
             video = read_video(self.model, self.processor, decoder, Question("", visual, "", ""), self.asking)

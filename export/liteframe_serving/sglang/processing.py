@@ -13,7 +13,8 @@ from sglang.srt.multimodal.processors.base_processor import (
 )
 
 from liteframe.data.video.sampling import at_fps
-from liteframe_serving.prompts import frames_of, rgb, runs
+from liteframe.pictures import rgb
+from liteframe_serving.prompts import frames_of, runs
 from liteframe_serving.sglang.model import SERVED
 
 # Most frames of a video, as `liteframe ask` has it; --mm-process-config '{"video": {"num_frames": N}}' says otherwise.
