@@ -12,9 +12,9 @@ JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo auto)
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "LiteFrame needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@# Debian's python3 comes without ensurepip unless python3-venv is installed: then the pip in tools/ installs itself.
-	$(PYTHON) -c 'import ensurepip' 2>/dev/null && $(PYTHON) -m venv $(VENV) || \
-		{ $(PYTHON) -m venv --without-pip $(VENV) && $(BIN)/python $(wildcard tools/pip-*.whl)/pip install --quiet pip; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
 	@touch $(MADE)
 
 $(READY): $(MADE) setup.cfg pyproject.toml constraints.txt
