@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": "store a teacher's targets once, check them, describe them",
     "plan": "what a training run will take: memory, time and disk, from a short warm-up",
     "export": "write an encoder or a Video LLM for other software",
+    "report": "a training run as one HTML page: curves, panel, data faults, cost, parity",
     "preview": "show a conversation as it will be learned",
     "eval": "answer a file of questions about videos and report accuracy",
     "ask": "ask a question about a video",

@@ -11,15 +11,18 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torchvision.io import encode_png
 from typing_extensions import override
 
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.module import CTDModule
+from liteframe.files import write_atomically
+from liteframe.training.run_folder import RunFolder
 from liteframe.training.sharded import is_sharded
 
 
 class FeaturePanel(Callback):
-    """Shows one clip in TensorBoard: frames, teacher's saliency, target and student tokens.
+    """Shows one clip in TensorBoard and as panel.png of the run: frames, teacher's saliency, target and student tokens.
 
     The clip is the first held-out one, or the first training clip where nothing is held out.
 
@@ -57,7 +60,7 @@ class FeaturePanel(Callback):
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, module: CTDModule) -> None:
-        """Write the picture of the first rank's clip to the run's TensorBoard events; every rank must call it."""
+        """Write the picture of the first rank's clip, over the one before it in panel.png; every rank must call it."""
         if self._clip is None or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
             if is_sharded(module.student):
                 module.predict_raw(module.blank_clip())  # the first rank needs this one's shards
@@ -73,7 +76,9 @@ class FeaturePanel(Callback):
             return  # there are no main directions to draw, and a picture is no reason to stop
         picture = clip_panel(self._pixels(module, clip.video[0]), weights, target[0], student[0])
         name = f"frames, {'saliency, ' if weights is not None else ''}target, student"
-        trainer.logger.experiment.add_image(name, picture.cpu(), trainer.global_step)
+        picture = (picture * 255).round().to(torch.uint8).cpu()
+        trainer.logger.experiment.add_image(name, picture, trainer.global_step)
+        write_atomically(RunFolder(trainer.default_root_dir).panel, encode_png(picture).numpy().tobytes())
 
     def _keep(self, batch: ClipBatch) -> None:
         targets = None if batch.targets is None else batch.targets[:1].clone()

@@ -29,6 +29,7 @@ class RunFolder:
         self.encoder = self.path / "encoder"
         self.report = self.path / "report.json"
         self.bad_videos = self.path / "bad_videos.jsonl"
+        self.panel = self.path / "panel.png"
 
     def claim(self, *, resume: Resume) -> Path | None:
         """Return the checkpoint to continue from, or None for a new run.

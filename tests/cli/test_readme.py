@@ -99,7 +99,7 @@ def said(place, programs):
 
 def test_commands_do_what_the_readme_says(place, said, programs):
     outputs, (tokens, frames, held, answer, home) = said
-    assert len(outputs) == 16
+    assert len(outputs) == 17
     assert home.startswith(str(programs.parent))  # the wheel's, not this checkout's
     assert len((place / "good.jsonl").read_text().splitlines()) == 4
     assert (place / "good.bad.jsonl").read_text() == ""
@@ -111,6 +111,7 @@ def test_commands_do_what_the_readme_says(place, said, programs):
     assert json.loads((place / "my_encoder" / "parity.json").read_text())["max_abs_difference"] <= 1e-4
     assert json.loads((place / "my_onnx" / "parity.json").read_text())["max_relative_difference"] <= 1e-4
     assert json.loads((place / "runs/from_cache/report.json").read_text())["data"]["cache"]
+    assert 'alt="frames, target and student tokens"' in (place / "runs/my_ctd/report.html").read_text()
     by_name = {" ".join(command.split()[:2]): words for command, words in outputs.items()}
     assert by_name["liteframe ask"].strip()
     assert "[LEARN]" in by_name["liteframe preview"]
