@@ -5,11 +5,13 @@ positions are always resampled (bicubic at scale 1 is the identity), and a tempo
 instead of leaving it out where one frame is left.
 """
 
+import contextlib
 import copy
+import os
 import statistics
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -164,6 +166,95 @@ def compare_graph(
         "runtime": {**runtime, "torch": torch.__version__},
         "cases": cases,
     }
+
+
+def check_inputs(
+    encoder: LiteFrameEncoder,
+    run: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+    refusals: tuple[type[Exception], ...],
+) -> dict[str, str]:
+    """What a graph does with videos unlike the one that it was traced with: it takes them as the encoder, or refuses.
+
+    Args:
+        encoder: in float32.
+        run: the graph, on the CPU.
+        dtype: of the graph.
+        refusals: what it raises for inputs that it does not take.
+
+    Returns:
+        Kind of video -> "taken" or "refused".
+
+    Raises:
+        ValueError: the graph answers where the encoder refuses, or answers something else.
+    """
+    found = {}
+    for kind, video in _unlike(encoder.config, dtype).items():
+        try:
+            with _silent():
+                features = run(video)
+        except refusals:
+            found[kind] = "refused"
+            continue
+        expected = _encoded(encoder, video.float()) if video.dtype == dtype else None
+        if expected is None or features.shape != expected.shape:
+            largest = float("nan")
+        else:
+            largest = ((features.float() - expected).abs().max() / expected.abs().max()).item()
+        if not largest <= TOLERANCES[dtype]:
+            raise ValueError(
+                f"the graph neither refuses a video {kind} ({list(video.shape)}, {video.dtype}) nor takes it as the "
+                "encoder does; nothing is written"
+            )
+        found[kind] = "taken"
+    return found
+
+
+def _encoded(encoder: LiteFrameEncoder, video: Tensor) -> Tensor | None:
+    """The encoder's features, None where it refuses the video."""
+    try:
+        with torch.inference_mode():
+            return encoder(video)
+    except ValueError:
+        return None
+
+
+def _unlike(config: LiteFrameConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Videos by what is unlike a contiguous one of whole slots and strides in `dtype`."""
+    t, h, w = config.compression
+    row, column = config.patch_size * h, config.patch_size * w
+    video = torch.randn(2, t, 3, 2 * row, column, generator=torch.Generator().manual_seed(1)).to(dtype)
+    around = torch.full([size + 2 for size in video.shape], float("nan"), dtype=dtype)
+    cut = around[1:-1, 1:-1, 1:-1, 1:-1, 1:-1]
+    cut.copy_(video)
+    kinds = {
+        "with its channels last": video.movedim(2, -1).contiguous().movedim(-1, 2),
+        "with its channels before its frames": video.transpose(1, 2).contiguous().transpose(1, 2),
+        "cut out of a larger one": cut,
+        "of one frame repeated": video[:, :1].expand(-1, t, -1, -1, -1),
+        "with rows that are no multiple of the stride": video[:, :, :, : row + row // 2],
+        "of one channel": video[:, :, :1],
+        "without its clips": video[0],
+    }
+    for other in (torch.float16, torch.float32, torch.float64):
+        if other != dtype:
+            kinds[f"in {str(other).removeprefix('torch.')}"] = video.to(other)
+    if t > 1:
+        kinds["with frames that are no multiple of a slot"] = torch.cat([video, video[:, :1]], dim=1)
+    return kinds
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error shut within the block, also to the C++ runtimes, which write each refusal there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _timed(call: Callable[[Tensor], Tensor], video: Tensor) -> tuple[Tensor, float]:

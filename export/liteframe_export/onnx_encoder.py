@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe_export.card import write_graph_folder
-from liteframe_export.graph import Sized, compare_graph, dynamic_shapes, example, traceable
+from liteframe_export.graph import Sized, check_inputs, compare_graph, dynamic_shapes, example, traceable
 
 FILE = "encoder.onnx"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -55,6 +55,7 @@ def export_onnx(
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx translates with
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
     except ImportError as error:
         raise ValueError(f"ONNX export needs {error.name}: pip install 'liteframe[onnx]'") from error
     encoder = LiteFrameEncoder.from_pretrained(encoder_dir).float()
@@ -79,7 +80,8 @@ def export_onnx(
         def run(video: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
 
-        return compare_graph(encoder, run, DTYPES[dtype], {"onnxruntime": onnxruntime.__version__})
+        parity = compare_graph(encoder, run, DTYPES[dtype], {"onnxruntime": onnxruntime.__version__})
+        return parity | {"inputs": check_inputs(encoder, run, DTYPES[dtype], (InvalidArgument, Fail))}
 
     needs = "onnxruntime and numpy"
     return write_graph_folder(encoder_dir, encoder.config, out, write, USAGE, needs, dtype)

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from liteframe_export import graph as graph_module
-from liteframe_export.graph import check_shapes, compare_graph, traceable
+from liteframe_export.graph import check_inputs, check_shapes, compare_graph, traceable
 from worlds import ROOT
 
 from liteframe.cli.main import main
@@ -156,14 +156,92 @@ def smallest(tmp_path):
     return tmp_path / "encoder"
 
 
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(3, 6, 3, 48, 16),
+    "permuted": lambda: torch.randn(3, 3, 6, 48, 16).permute(0, 2, 1, 3, 4),
+    "channels last": lambda: torch.randn(2, 4, 48, 16, 3).permute(0, 1, 4, 2, 3),
+    "transposed": lambda: torch.randn(1, 2, 3, 16, 48).mT,
+    "sliced": lambda: torch.randn(4, 8, 3, 80, 64)[::2, 1:5, :, 3:67:2, 8:40],
+    "expanded": lambda: torch.randn(2, 1, 3, 32, 1).expand(2, 4, 3, 32, 16),
+    "unaligned": lambda: torch.randn(1 * 2 * 3 * 16 * 16 + 1)[1:].view(1, 2, 3, 16, 16),
+}
+REFUSED = {
+    "float16": (lambda: torch.randn(1, 2, 3, 32, 32).half(), "float32"),
+    "bfloat16": (lambda: torch.randn(1, 2, 3, 32, 32).bfloat16(), "float32"),
+    "float64": (lambda: torch.randn(1, 2, 3, 32, 32).double(), "float32"),
+    "uint8": (lambda: torch.randint(0, 255, (1, 2, 3, 32, 32), dtype=torch.uint8), "float32"),
+    "5 frames": (lambda: torch.randn(1, 5, 3, 32, 32), r"T a multiple of 2.*\[1, 5, 3, 32, 32\]"),
+    "no frame": (lambda: torch.randn(1, 0, 3, 32, 32), "T a multiple of 2"),
+    "40 rows": (lambda: torch.randn(1, 2, 3, 40, 32), "H of 16"),
+    "36 columns": (lambda: torch.randn(1, 2, 3, 32, 36), "W of 16"),
+    "8 rows": (lambda: torch.randn(1, 2, 3, 8, 32), "H of 16"),
+    "grey": (lambda: torch.randn(1, 2, 1, 32, 32), r"\[B,T,3,H,W\], got \[1, 2, 1, 32, 32\]"),
+    "an image": (lambda: torch.randn(2, 3, 32, 32), r"\[B,T,3,H,W\], got \[2, 3, 32, 32\]"),
+    "on another device": (lambda: torch.empty(1, 2, 3, 32, 32, device="meta"), "CPU"),
+    "sparse": (lambda: torch.randn(1, 2, 3, 32, 32).to_sparse(), "dense"),
+}
+
+
 def test_compiled_package(smallest, tmp_path):
-    """C++ through AOTInductor."""
+    """C++ through AOTInductor, loaded as torch says: takes what the encoder takes, whatever it looks like in memory."""
     encoder = LiteFrameEncoder.from_pretrained(smallest)
     assert main(["export", "torch", str(smallest), str(tmp_path / "out"), "--compiled"]) == 0
     package = torch._inductor.aoti_load_package(str(tmp_path / "out/encoder.aoti.pt2"))
-    video = torch.randn(3, 6, 3, 48, 16)
-    with torch.inference_mode():
-        torch.testing.assert_close(package(video), encoder(video), atol=1e-5, rtol=1e-4)
+    for layout, video in {name: make() for name, make in LAYOUTS.items()}.items():
+        before = video.clone()
+        with torch.inference_mode():
+            torch.testing.assert_close(package(video), encoder(video), atol=1e-5, rtol=1e-4, msg=layout)
+        assert torch.equal(video, before)
+    for make, reason in REFUSED.values():
+        with pytest.raises(RuntimeError, match=reason):
+            package(make())
+    inputs = json.loads((tmp_path / "out/parity.json").read_text())["inputs"]
+    assert inputs["with its channels before its frames"] == inputs["cut out of a larger one"] == "taken"
+    assert inputs["in float64"] == inputs["with frames that are no multiple of a slot"] == "refused"
+
+
+def test_graphs_take_layouts_and_refuse_the_rest(encoder, onnx_folder, torch_folder):
+    session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
+    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    for run, refusals in (
+        (lambda video: features(session, video), (state.Fail, state.InvalidArgument)),
+        (program, RuntimeError),
+    ):
+        for video in (
+            torch.randn(2, 3, 4, 32, 48).transpose(1, 2),
+            torch.randn(2, 4, 32, 48, 3).movedim(-1, 2),
+            torch.randn(4, 8, 3, 64, 64)[::2, 1:5, :, 8:40, 16:64],
+        ):
+            with torch.inference_mode():
+                expected = encoder(video)
+                torch.testing.assert_close(run(video), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+        for video in (
+            torch.randn(1, 4, 3, 32, 32).half(),
+            torch.randn(1, 4, 3, 32, 32).double(),
+            torch.randn(1, 4, 1, 32, 32),
+        ):
+            with pytest.raises(refusals):
+                run(video)
+    for folder in (onnx_folder, torch_folder):
+        inputs = json.loads((folder / "parity.json").read_text())["inputs"]
+        assert set(inputs.values()) == {"taken", "refused"}
+        assert inputs["with its channels last"] == "taken"
+        assert inputs["of one channel"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("graph", "kind"),
+    [
+        (lambda encoder, video: encoder(video.as_strided(video.shape, video.contiguous().stride())), "channels last"),
+        (lambda encoder, video: encoder(video[:, : video.shape[1] // 4 * 4]), "no multiple of a slot"),
+        (lambda encoder, video: encoder(video.float()), "float16"),
+        (lambda encoder, video: encoder(video.expand(-1, -1, 3, -1, -1)), "of one channel"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_answers_for_the_encoder_is_found(encoder, graph, kind):
+    with torch.inference_mode(), pytest.raises(ValueError, match=kind):
+        check_inputs(encoder, lambda video: graph(encoder, video), torch.float32, (ValueError, RuntimeError))
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
