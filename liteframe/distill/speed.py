@@ -1,6 +1,7 @@
 """What makes a step faster without changing what it computes: a bfloat16 teacher, compiled blocks, whole batches."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,12 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         backend: of torch.compile.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    for block in max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters())):
+    blocks = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
+    # Beyond the limit, blocks would run eagerly without a word. Strides may give each block a shape of its own, and a
+    # shape has a graph for steps, one for validation and one under inference mode.
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 3 * len(blocks))
+    for block in blocks:
         block.compile(dynamic=False, backend=backend)
 
 

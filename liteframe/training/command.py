@@ -35,6 +35,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     # LastCheckpoint saves.
     "enable_checkpointing": False,
     "num_sanity_val_steps": 0,
+    # Validation within a run goes without; the last one would compile all graphs once more.
+    "inference_mode": False,
     "enable_model_summary": False,
     "check_val_every_n_epoch": None,
     "val_check_interval": 500,
