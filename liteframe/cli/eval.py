@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, ask what has no reply yet, score, print and write."""
     from rich.console import Console
 
-    from liteframe.evaluate.asking import ask_all
+    from liteframe.evaluate.asking import ask_all, check_words
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import EvalFolder, check_folder, score_report, score_table
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
     asking = asking_of(benchmark, dataset, options)
+    check_words(benchmark, dataset.questions, asking)
     _report_missing(console, dataset.questions)
     model, processor = load_model(options)
     settings = determining(benchmark, dataset, asking, options, model)
