@@ -1,22 +1,28 @@
-"""Files that are whole or absent, whatever kills the writer; JSON and JSONL that say where they are wrong; digests.
+"""Files that are whole or absent, whatever kills the writer; JSON and YAML that say where they are wrong; digests.
 
 What is written lies beside its place, as `.<name>.<process>.tmp`, until it is complete; then it is renamed.
 """
 
+import codecs
 import errno
 import hashlib
-import io
 import json
 import math
 import os
+import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+import yaml
+
 INDEX = "model.safetensors.index.json"
+MAX_DEPTH = 100  # of lists in lists: far below what Python's own recursion stands
+# One of the two escapes that make a rare character, and one that stands alone, as where a text was cut between them.
+_PART = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..", re.DOTALL)
 # Checkpoints that come with LiteFrame: the tiny InternVL of toyworld.
 SHIPPED = {"toyworld": str(Path(__file__).resolve().parent / "toyworld" / "checkpoint")}
 
@@ -39,7 +45,7 @@ def check_weight_index(source: Any) -> None:
     if not path.is_file():
         return
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        names = read_json(path)["weight_map"].values()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or download the checkpoint again") from error
     for name in names:
@@ -59,43 +65,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write readable JSON atomically; numbers that are not finite, as in the loss of a skipped step, become null."""
-    write_atomically(path, json_bytes(_finite(values), indent=2))
+    write_atomically(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Write one line of JSON a row, all of them or none."""
-    write_lines(map(json_bytes, rows), path)
-
-
-def write_lines(lines: Iterable[bytes], path: str | os.PathLike[str]) -> None:
-    """Write lines that have their ends, all of them or none."""
     with durable_file(Path(path)) as file:
-        for line in lines:
-            file.write(line)
-
-
-def json_bytes(value: Any, **options: Any) -> bytes:
-    r"""A value as JSON in UTF-8, and a line end.
-
-    A file's name need not be UTF-8: Python holds its other bytes as lone surrogates, which are written as JSON's
-    `\udcff`, so that whoever reads them opens the same file.
-
-    Args:
-        value: JSON-able.
-        **options: of json.dumps.
-    """
-    return (json.dumps(value, ensure_ascii=False, **options) + "\n").encode("utf-8", "backslashreplace")
-
-
-def show_any_name() -> None:
-    """Let this process print names that are not UTF-8, or not in the terminal's encoding, with backslashes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str = "") -> Any:
-    """The values of a JSON file.
+    """The values of a JSON file; what `parse_json` takes and refuses.
 
     Raises:
         ValueError: it is not JSON; names file, line and `remedy`.
@@ -117,12 +98,12 @@ def jsonl_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not blank, with where each stands, `file:3`."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
+            if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield f"{path}:{number}", line
 
 
 def parse_json(data: bytes, where: str, remedy: str = "", *, lines: bool = False) -> Any:
-    """The values of UTF-8 text, with or without a byte order mark.
+    """The values of UTF-8 text, with or without a byte order mark; NaN and Infinity are numbers.
 
     Args:
         data: of a file, or a line of one.
@@ -131,19 +112,97 @@ def parse_json(data: bytes, where: str, remedy: str = "", *, lines: bool = False
         lines: whether the message tells the line within `data`, too.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, has a key twice in one object (the first would be passed over), half of a character
+            (which no file and no tokenizer takes), more than MAX_DEPTH lists or objects in each other, or a number of
+            thousands of digits.
     """
-    ending = f"; {remedy}" if remedy else ""
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        place = f"{where}:{error.lineno}" if lines else where
-        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno}){ending}") from error
-    except UnicodeDecodeError as error:
+        values = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _too_deep(values):
+            raise RecursionError
+        if _PART.search(data):
+            json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise _named(error, data, where, remedy, lines=lines) from error
+    return values
+
+
+def read_yaml(path: Path, remedy: str = "") -> Any:
+    """The plain values of a YAML file of UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not YAML, or has what `parse_json` refuses; names file, line where it is known, and `remedy`.
+    """
+    data = path.read_bytes()
+    try:
+        return yaml.load(data.decode("utf-8-sig"), _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _named(error, data, str(path), remedy, lines=True) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which PyYAML passes over the first, and half characters."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=_twice(key.value), problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        node = super().compose_scalar_node(anchor)
+        node.value.encode()
+        return node
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(_twice(max(names, key=names.count)))
+    return values
+
+
+def _twice(key: str) -> str:
+    return f"the key {key!r} stands twice in one object; keep one of them"
+
+
+def _too_deep(values: Any) -> bool:
+    level = [values]
+    for _ in range(MAX_DEPTH):
+        inner = [value for held in level for value in (held.values() if isinstance(held, dict) else held)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _named(error: Exception, data: bytes, where: str, remedy: str, *, lines: bool) -> ValueError:
+    """What a reader of `data` raised, with its place and what to do."""
+    line: int | None = None
+    reason = str(error)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        reason = "not UTF-8 text (perhaps UTF-16, as PowerShell writes it; save it as UTF-8)"
+    elif isinstance(error, json.JSONDecodeError):
+        line, reason = error.lineno, f"not JSON ({error.msg} at column {error.colno})"
+    elif isinstance(error, UnicodeDecodeError):
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        place = f"{where}:{line}" if lines else where
-        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {column}){ending}") from error
+        reason = f"not UTF-8 text ({error.reason} at byte {column})"
+    elif isinstance(error, UnicodeEncodeError):
+        half = _HALF.search(data)
+        line = data.count(b"\n", 0, half.start()) + 1 if half else None
+        reason = f"holds half of a character ({error.object[error.start]!a})"
+    elif isinstance(error, RecursionError):
+        reason = f"more than {MAX_DEPTH} lists or objects stand in each other"
+    elif isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        line, reason = mark.line + 1, f"not YAML ({error.problem or error.context})"
+    elif isinstance(error, yaml.YAMLError):
+        reason = f"not YAML ({error})"
+    return ValueError(f"{where}{f':{line}' if lines and line else ''}: {reason}{f'; {remedy}' if remedy else ''}")
 
 
 def file_digest(path: Path) -> str:
@@ -261,33 +320,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def check_output(path: str | os.PathLike[str], *, folder: bool = False) -> None:
-    """Refuse, before the work, what could not be written after it.
-
-    Args:
-        path: that a command will write; its folder is made.
-        folder: whether a folder is meant.
-
-    Raises:
-        ValueError: a folder stands where a file should, the other way round, or nothing can be written there.
-    """
-    path = Path(path)
-    try:
-        if path.exists() and path.is_dir() != folder:
-            kinds = ("a folder; name a file", "a file; name a folder")
-            raise ValueError(f"the output {path} is {kinds[folder]}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for place in (path / "x", path) if folder and path.exists() else (path,):
-            temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-            temporary.touch()  # access rights say nothing to root, nor of disks that are read-only or full
-            temporary.unlink()
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"the output {path} cannot be made: {path.parent} is not a folder") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"the output {path} cannot be written ({reason}); name another place") from error
 
 
 def fsync_path(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing_extensions import override
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
-from liteframe.files import write_atomically
+from liteframe.files import read_yaml, write_atomically
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.command import TrainingCommand
 from liteframe.training.configs import config_file
@@ -99,10 +99,7 @@ def load_stages(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file of stages")
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({error})") from error
+    plan = read_yaml(path)
     if not isinstance(plan, dict) or set(plan) != STAGES_KEYS:
         raise ValueError(f"{path} must have the keys run, config, stages and no others")
     plan["config"] = os.path.normpath(path.parent / str(plan["config"]))

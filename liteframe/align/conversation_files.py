@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from liteframe.align.conversation_rows import Conversation, parse_conversation
 from liteframe.data.paths import Containment, local_path
-from liteframe.files import jsonl_lines, parse_json, read_json
+from liteframe.files import jsonl_lines, parse_json, read_json, read_yaml
 
 FORMS = (
     "a .jsonl or .json file of rows, an InternVL meta .json {name: {root, annotation}}, "
@@ -133,10 +131,7 @@ def _meta(path: Path, content: Any, bad: list[str]) -> Iterator[Conversation]:
 
 
 def _mixture(path: Path, bad: list[str]) -> Iterator[Conversation]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from error
+    content = read_yaml(path)
     parts = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) and "json_path" in part for part in parts):
         raise ValueError(f"{path}: a mixture is `datasets:` with a list of `json_path: ...`")

@@ -1,6 +1,5 @@
 """LoRA on the language model and nothing else, the proof of it, and 4-bit layers under it."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from liteframe.files import read_json
 from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
 from liteframe.models.vlm.family import family_of
@@ -100,7 +100,7 @@ def _whole_parts(adapter: str | os.PathLike[str] | None) -> list[str]:
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file():
         raise ValueError(f"{adapter} is not an adapter folder: it has no adapter_config.json")
-    return json.loads(path.read_text(encoding="utf-8")).get("modules_to_save") or []
+    return read_json(path, "copy the adapter again").get("modules_to_save") or []
 
 
 def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:

@@ -43,22 +43,20 @@ def run(args: argparse.Namespace) -> int:
     """Load, ask what has no reply yet, score, print and write."""
     from rich.console import Console
 
-    from liteframe.evaluate.asking import ask_all, check_words
+    from liteframe.evaluate.asking import ask_all
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.folder import EvalFolder, check_folder, score_report, score_table
+    from liteframe.evaluate.folder import EvalFolder, score_report, score_table
     from liteframe.evaluate.settings import asking_of, determining, load_model
     from liteframe.files import write_json
     from liteframe.training.report import environment
 
     options = read_options(args)
-    check_folder(args.out)
     console = Console()
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
     asking = asking_of(benchmark, dataset, options)
-    check_words(benchmark, dataset.questions, asking)
     _report_missing(console, dataset.questions)
     model, processor = load_model(options)
     settings = determining(benchmark, dataset, asking, options, model)
@@ -90,16 +88,13 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the YAML file is missing, broken or has unknown keys, or --vlm is nowhere.
     """
-    import yaml
+    from liteframe.files import read_yaml
 
     given: dict[str, Any] = {}
     if args.config is not None:
         if not args.config.is_file():
             raise ValueError(f"--config {args.config}: no such file")
-        try:
-            given = yaml.safe_load(args.config.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config {args.config}: not YAML ({error})") from error
+        given = read_yaml(args.config) or {}
         if not isinstance(given, dict) or (unknown := sorted(set(given) - set(OPTIONS))):
             found = unknown if isinstance(given, dict) else given
             raise ValueError(f"--config {args.config}: unknown {found}; known: {', '.join(OPTIONS)}")

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe plan`."""
@@ -28,14 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Warms up and prints the plan; ValueError where the configuration or the videos are at fault."""
-    from liteframe.files import check_output, write_json
+    from liteframe.files import write_json
     from liteframe.training.configs import config_file
     from liteframe.training.report import environment
 
     if args.steps < 1 or args.views < 1:
         raise ValueError("--steps and --views must be at least 1")
-    if args.json is not None:
-        check_output(args.json)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="liteframe-plan-") as folder:
         config = str(config_file(args.config, ""))
@@ -53,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(config: str, words: list[str], views: int) -> dict[str, Any]:
     """The plan of the kind of run that the file describes: a language model to align, or a teacher to learn from."""
-    try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {config} is not YAML: {error}") from error
+    from liteframe.files import read_yaml
+
+    values = read_yaml(Path(config))
     model = values.get("model") if isinstance(values, dict) else None
     if isinstance(model, dict) and "vlm" in model:
         from liteframe.align.plan import plan_lma

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from liteframe.files import read_yaml
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -36,15 +38,24 @@ def config_file(name: str, kind: str) -> Path:
 
 
 def with_config_files(arguments: Sequence[str], kind: str) -> list[str]:
-    """The words of a command line with names after `--config` replaced by files; raises as `config_file`."""
+    """The words of a command line with names after `--config` replaced by files.
+
+    Raises:
+        ValueError: a name is none, or a file is no YAML or has a key twice, of which the run would pass over the first.
+    """
     words = list(arguments)
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option == "--config" and equals:
-            words[index] = f"--config={config_file(value, kind)}"
+            words[index] = f"--config={_checked(config_file(value, kind))}"
         elif index and words[index - 1] == "--config":
-            words[index] = str(config_file(word, kind))
+            words[index] = str(_checked(config_file(word, kind)))
     return words
+
+
+def _checked(path: Path) -> Path:
+    read_yaml(path)
+    return path
 
 
 def summary(path: Path) -> str:

@@ -18,7 +18,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from liteframe.data.video.errors import REMEDIES
-from liteframe.files import json_bytes
 
 
 class BadConversationsError(ValueError):
@@ -120,8 +119,8 @@ class FailureTally:
             self._known.update((row["path"], row["kind"]) for row in _rows(found))
             fresh = {(row["path"], row["kind"]): row for row in failures}
             rows = [row for key, row in fresh.items() if key not in self._known]
-            lines = b"".join(map(json_bytes, rows))
-            file.write(lines if found[-1:] in (b"", b"\n") else b"\n" + lines)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write((lines if found[-1:] in (b"", b"\n") else "\n" + lines).encode())
             file.flush()
             self._known.update(fresh)
             self._read_to = file.tell()
@@ -140,7 +139,7 @@ class FailureTally:
 def _rows(data: bytes) -> list[dict[str, str]]:
     """Whole rows; a disk that ran full may have left a part of one."""
     rows = []
-    for line in data.decode(errors="replace").splitlines():
+    for line in data.decode(errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

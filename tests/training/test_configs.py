@@ -25,6 +25,9 @@ def test_names_files_and_nonsense(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").write_text("a file of the user's goes first")
     assert with_config_files(words[:3], "ctd") == words[:3]
+    (tmp_path / "toy").write_text("model: {optimizer: {lr: 1, betas: [0, 1], lr: 2}}")
+    with pytest.raises(ValueError, match=r"toy:1: not YAML \(the key 'lr' stands twice"):
+        with_config_files(words[:3], "ctd")
 
 
 def test_commands_show_them_and_refuse_what_is_none(capsys):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from liteframe.files import parse_json
 from liteframe.reduce.wap import SoftmaxOver
 
 Codec = Literal["bf16", "int8"]
@@ -228,7 +229,7 @@ def parse_object(text: str) -> Mapping[str, Any]:
     Raises:
         ValueError: it is not JSON or not an object.
     """
-    values = json.loads(text)
+    values = parse_json(text.encode(), "it")
     if not isinstance(values, dict):
         raise ValueError(f"a JSON object was expected, not {type(values).__name__}")
     return values

@@ -3,7 +3,6 @@
 Travels inside exported models.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liteframe.files import write_atomically, write_json
+from liteframe.files import read_json, write_atomically, write_json
 from liteframe.models.student.config import MODEL_TYPE, LiteFrameConfig
 
 WEIGHTS = "model.safetensors"
@@ -51,10 +50,7 @@ def read_config(folder: Path) -> LiteFrameConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not a folder written by save_pretrained")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    values = read_json(path, "copy the folder again")
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a JSON object")
     if "model_type" not in values:

@@ -4,7 +4,6 @@ Knows PEFT and models; it imports no training code, so that exports can use it t
 """
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from liteframe.files import read_json
 from liteframe.models.student.io import weight_misfits
 
 # In the names of the weights that PEFT saves with an adapter.
@@ -58,7 +58,7 @@ def check_origin(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Non
     path = Path(adapter) / ORIGIN
     if not path.is_file():
         return
-    noted, present = json.loads(path.read_text(encoding="utf-8")), origin(model)
+    noted, present = read_json(path, "copy the adapter again"), origin(model)
     digest = present["weights_sha256"]
     same_weights = noted.get("weights_sha256", digest) == digest or present["dtype"] != noted["dtype"]
     if not (same_weights and present["model_type"] == noted["model_type"]):
