@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Processes of `make test`, each with one thread. nproc would count OMP_NUM_THREADS.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo auto)
 
-.PHONY: demo demo-full test lint constraints clean
+.PHONY: demo demo-full test lint docs constraints clean
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,6 +46,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config setup.cfg
 	$(BIN)/mypy
+
+# The documentation as a site, in build/site; a broken link is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -36,7 +36,7 @@ from liteframe.toyworld.scenes import render, scene_for
 from liteframe.training.ema import WeightAverage
 from liteframe.training.guard import json_number
 from liteframe.training.report import environment
-from liteframe.training.schedule import OptimizerSettings, configure_adamw
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer
 
 TEACHER = Path(__file__).parents[1] / "liteframe" / "toyworld" / "checkpoint"
 FRAMES = 16
@@ -182,7 +182,7 @@ def train(world: World, setup: Setup, arm: Arm, student: LiteFrameEncoder, seed:
 
 def adamw(student: LiteFrameEncoder, arm: Arm) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The recipe's optimizer and schedule."""
-    built: dict[str, Any] = configure_adamw(student, OptimizerSettings(lr=arm.rate), arm.steps)
+    built: dict[str, Any] = configure_optimizer(student, OptimizerSettings(lr=arm.rate), arm.steps)
     return built["optimizer"], built["lr_scheduler"]["scheduler"]
 
 

@@ -6,11 +6,13 @@ What is written lies beside its place, as `.<name>.<process>.tmp`, until it is c
 import codecs
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -65,14 +67,39 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write readable JSON atomically; numbers that are not finite, as in the loss of a skipped step, become null."""
-    write_atomically(path, (json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, json_bytes(_finite(values), indent=2))
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Write one line of JSON a row, all of them or none."""
+    write_lines(map(json_bytes, rows), path)
+
+
+def write_lines(lines: Iterable[bytes], path: str | os.PathLike[str]) -> None:
+    """Write lines that have their ends, all of them or none."""
     with durable_file(Path(path)) as file:
-        for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        for line in lines:
+            file.write(line)
+
+
+def json_bytes(value: Any, **options: Any) -> bytes:
+    r"""A value as JSON in UTF-8, and a line end.
+
+    A file's name need not be UTF-8: Python holds its other bytes as lone surrogates, which are written as JSON's
+    `\udcff`, so that whoever reads them opens the same file.
+
+    Args:
+        value: JSON-able.
+        **options: of json.dumps.
+    """
+    return (json.dumps(value, ensure_ascii=False, **options) + "\n").encode("utf-8", "backslashreplace")
+
+
+def show_any_name() -> None:
+    """Let this process print names that are not UTF-8, or not in the terminal's encoding, with backslashes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def read_json(path: Path, remedy: str = "") -> Any:
@@ -121,7 +148,7 @@ def parse_json(data: bytes, where: str, remedy: str = "", *, lines: bool = False
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _too_deep(values):
             raise RecursionError
         if _PART.search(data):
-            json.dumps(values, ensure_ascii=False).encode()
+            json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError) as error:
         raise _named(error, data, where, remedy, lines=lines) from error
     return values
@@ -154,7 +181,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> Any:
         node = super().compose_scalar_node(anchor)
-        node.value.encode()
+        node.value.encode("utf-8", "surrogateescape")
         return node
 
 
@@ -320,6 +347,33 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Refuse, before the work, what could not be written after it.
+
+    Args:
+        path: that a command will write; its folder is made.
+        folder: whether a folder is meant.
+
+    Raises:
+        ValueError: a folder stands where a file should, the other way round, or nothing can be written there.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and path.is_dir() != folder:
+            kinds = ("a folder; name a file", "a file; name a folder")
+            raise ValueError(f"the output {path} is {kinds[folder]}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (path / "x", path) if folder and path.exists() else (path,):
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+            temporary.touch()  # access rights say nothing to root, nor of disks that are read-only or full
+            temporary.unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"the output {path} cannot be made: {path.parent} is not a folder") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"the output {path} cannot be written ({reason}); name another place") from error
 
 
 def fsync_path(path: Path) -> None:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from liteframe.files import parse_json, read_json, read_jsonl, read_yaml, replacing
+from liteframe.cli.main import main
+from liteframe.files import check_output, parse_json, read_json, read_jsonl, read_yaml, replacing
 
 
 def test_rows_come_with_their_places(tmp_path):
@@ -149,3 +150,40 @@ def test_a_replacement_that_fails_leaves_what_was_there(tmp_path, kind):
         write(temporary, "third")
     assert read(target) == "third"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path, folder, message in (
+        (tmp_path / "folder", False, "is a folder; name a file"),
+        (tmp_path / "file", True, "is a file; name a folder"),
+        (tmp_path / "file" / "out.jsonl", False, "is not a folder"),
+        (tmp_path / "file" / "deep" / "run", True, "is not a folder"),
+        (tmp_path / ("n" * 250), False, "File name too long"),  # with room for the temporary name
+        ("/proc/out.jsonl", False, "cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_output(path, folder=folder)
+    check_output(tmp_path / "new" / "out.jsonl")
+    check_output(tmp_path / "folder", folder=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "new"]
+
+
+def test_long_commands_look_at_their_output_first(tmp_path, capsys):
+    """Each names the output, though nothing else that it is given is there."""
+    (tmp_path / "file").touch()
+    wrong, gone = str(tmp_path / "file" / "out"), str(tmp_path / "gone")
+    for command in (
+        ["scan", gone, "-o", wrong],
+        ["manifest", "clevrer", gone, "-o", wrong],
+        ["manifest", "merge", gone, "-o", wrong],
+        ["cache", "build", "--config", gone, "--views", "1", "-o", wrong],
+        ["eval", "hlvid", gone, "--vlm", gone, "-o", wrong],
+        ["bench", "kernels", "-o", wrong],
+        ["export", "onnx", gone, wrong],
+        ["export", "hf-vlm", gone, wrong],
+        ["plan", "--config", gone, "--json", wrong],
+    ):
+        assert main(command) == 2, command
+        assert f"{wrong} cannot be made: {tmp_path / 'file'} is not a folder" in capsys.readouterr().err, command

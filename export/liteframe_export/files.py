@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from liteframe.files import read_json, write_json
+from liteframe.files import check_output, read_json, write_json
 
 
 @contextmanager
@@ -20,15 +20,9 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new folder beside `out`; it becomes `out` when the block ends well and vanishes when it does not.
 
     Raises:
-        ValueError: `out` exists, or its parent is not a folder.
+        ValueError: `out` exists, or nothing can be written beside it.
     """
-    place = Path(os.path.abspath(out))
-    if place.exists() or place.is_symlink():
-        raise ValueError(f"{out} exists; name a new folder, or remove that one first")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{out} cannot be made: {place.parent} is not a folder") from error
+    place = check_new(out)
     remove_left_behind(place)
     folder = place.with_name(f"{place.name}.partial-{os.getpid()}")
     folder.mkdir()
@@ -44,6 +38,19 @@ def staged(out: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         os.close(mark)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_new(out: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that can be made; its parent is made now. For before and after the work.
+
+    Raises:
+        ValueError: `out` exists, or nothing can be written beside it.
+    """
+    place = Path(os.path.abspath(out))
+    if place.exists() or place.is_symlink():
+        raise ValueError(f"{out} exists; name a new folder, or remove that one first")
+    check_output(place, folder=True)
+    return place
 
 
 def remove_left_behind(place: Path) -> None:

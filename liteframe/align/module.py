@@ -21,7 +21,7 @@ from liteframe.models.vlm.load import load_processor, load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
-from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
@@ -41,7 +41,7 @@ class LMAModule(GuardedModule):
         quantize: "nf4" holds the language model's frozen layers in 4 bits (bitsandbytes), for small GPUs.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
     """
 
@@ -114,9 +114,9 @@ class LMAModule(GuardedModule):
         tell("\n".join(filter(None, lines)))
 
     def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, cosine; a trained encoder learns more slowly."""
+        """Linear warm-up, cosine; a trained encoder learns more slowly."""
         steps = total_steps(self.trainer)
-        return configure_adamw(self.model, self.optimizer_settings, steps, {ENCODER: self.encoder_lr_ratio})
+        return configure_optimizer(self.model, self.optimizer_settings, steps, {ENCODER: self.encoder_lr_ratio})
 
     def on_train_batch_start(self, batch: ChatBatch, batch_idx: int) -> None:
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""

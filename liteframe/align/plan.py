@@ -58,7 +58,7 @@ def plan_lma(arguments: list[str]) -> dict[str, Any]:
         "memory_of_a_process": memory_section(
             warm, trained, sum(weight.numel() * weight.element_size() for weight in frozen), averaged=False
         ),
-        "disk": {"checkpoints_bytes": checkpoint_bytes(trained, averaged=False), "adapter_bytes": 4 * trained},
+        "disk": {"checkpoints_bytes": checkpoint_bytes(warm, trained, averaged=False), "adapter_bytes": 4 * trained},
         "time": time_section(warm.seconds_per_step, steps["steps"], warm),
     }
 

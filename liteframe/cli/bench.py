@@ -22,6 +22,7 @@ from liteframe.bench.latency import add_ratios, first_token, measure_latencies, 
 from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
 from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
+from liteframe.files import check_output
 from liteframe.models.vlm.load import find_device, load_processor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -63,6 +64,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; 1 when an implementation of ours gives wrong results."""
+    check_output(args.output, folder=True)
     device = find_device(args.device)
     if args.runs < 1 or args.warmup < 0 or min(args.frames or [1]) < 1:
         raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")

@@ -105,9 +105,11 @@ def _build(args: argparse.Namespace) -> int:
     from liteframe.distill.cache.build import build_cache
     from liteframe.distill.cache.builder import CacheOptions, builder_of_run, launch_fabric
     from liteframe.distill.command import CTDCommand
+    from liteframe.files import check_output
     from liteframe.training.command import load_run
     from liteframe.training.failures import TooManyBadVideosError
 
+    check_output(args.output, folder=True)
     run = load_run(CTDCommand, ["--config", args.config, *args.overrides])
     options = CacheOptions(args.views, args.codec, args.jpeg_quality if args.frames else None)
     fabric = launch_fabric(run.settings.trainer)

@@ -43,20 +43,22 @@ def run(args: argparse.Namespace) -> int:
     """Load, ask what has no reply yet, score, print and write."""
     from rich.console import Console
 
-    from liteframe.evaluate.asking import ask_all
+    from liteframe.evaluate.asking import ask_all, check_words
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.folder import EvalFolder, score_report, score_table
+    from liteframe.evaluate.folder import EvalFolder, check_folder, score_report, score_table
     from liteframe.evaluate.settings import asking_of, determining, load_model
     from liteframe.files import write_json
     from liteframe.training.report import environment
 
     options = read_options(args)
+    check_folder(args.out)
     console = Console()
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
     asking = asking_of(benchmark, dataset, options)
+    check_words(benchmark, dataset.questions, asking)
     _report_missing(console, dataset.questions)
     model, processor = load_model(options)
     settings = determining(benchmark, dataset, asking, options, model)

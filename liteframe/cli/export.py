@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: see export_encoder and export_vlm; nothing is written then.
     """
+    from liteframe_export.files import check_new
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    check_new(args.paths[-1] if args.format == "hf-vlm" else args.out)
     if args.format in ("onnx", "torch"):
         return _graph(args)
     if args.format == "hf-encoder":

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from liteframe.data.video.errors import VideoError
+from liteframe.files import show_any_name
 
 COMMANDS = {
     "distill": "train a small video encoder from an image teacher (CTD)",
     "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
     "config": "configurations that come along: their names, and one of them to read or to copy",
     "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
-    "manifest": "turn a published data set into a manifest and conversations",
+    "manifest": "turn a published data set into a manifest and conversations, or join lists",
     "scan": "check a folder of videos and write a manifest of the usable ones",
     "cache": "store a teacher's targets once, check them, describe them",
     "plan": "what a training run will take: memory, time and disk, from a short warm-up",
@@ -61,6 +62,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 only on success)."""
+    show_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in TRAINING:
         return train(arguments[0], arguments[1:])

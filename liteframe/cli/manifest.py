@@ -1,8 +1,9 @@
-"""Turn a published data set into a manifest, and its captions and questions into conversations."""
+"""Turn a published data set into a manifest and conversations, or join lists that were written apart."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from liteframe.align.conversation_rows import parse_turns
 from liteframe.data.importers import ADAPTERS, Adapter, Problem, Record, Source
-from liteframe.files import write_jsonl
+from liteframe.data.manifest import entry_of_row, load_manifest
+from liteframe.data.paths import Containment, in_order, local_path
+from liteframe.files import check_output, json_bytes, read_jsonl, write_jsonl, write_lines
 
 _SHOWN = 10
 _REFRESH = 200  # records
@@ -23,19 +25,30 @@ _REFRESH = 200  # records
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe manifest`."""
-    parser.add_argument("set", choices=sorted(ADAPTERS), metavar="SET", help=", ".join(sorted(ADAPTERS)))
-    parser.add_argument("folder", metavar="FOLDER", help="the data set as published, archives unpacked")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT.jsonl", help="manifest; what is missing goes to OUT.bad.jsonl"
+    kinds = parser.add_subparsers(dest="set", metavar="SET", required=True)
+    for name, adapter in sorted(ADAPTERS.items()):
+        one = kinds.add_parser(name, help=adapter.title)
+        one.add_argument("folder", metavar="FOLDER", help="the data set as published, archives unpacked")
+        one.add_argument(
+            "-o", "--output", required=True, metavar="OUT.jsonl", help="manifest; what is missing goes to OUT.bad.jsonl"
+        )
+        one.add_argument("--conversations", metavar="CHATS.jsonl", help="captions and questions, for train_lma.py")
+        one.add_argument("--videos", metavar="DIR", help="finevideo: folder to write the videos to")
+        splits = f"part of the set, by default the first of these: {', '.join(adapter.splits) or 'it has none'}"
+        one.add_argument("--split", help=splits)
+    merge = kinds.add_parser("merge", help="join lists, such as those of `liteframe scan --shard`")
+    merge.add_argument(
+        "lists", nargs="+", metavar="LIST.jsonl", help="each with its LIST.bad.jsonl, where there is one"
     )
-    parser.add_argument("--conversations", metavar="CHATS.jsonl", help="captions and questions, for train_lma.py")
-    parser.add_argument("--videos", metavar="DIR", help="finevideo: folder to write the videos to")
-    splits = "; ".join(f"{name}: {', '.join(a.splits)}" for name, a in sorted(ADAPTERS.items()) if a.splits)
-    parser.add_argument("--split", help=f"part of the set, by default the first of these ({splits})")
+    merge.add_argument("-o", "--output", required=True, metavar="OUT.jsonl", help="the bad ones go to OUT.bad.jsonl")
+    merge.add_argument("--of", metavar="SOURCE", help="what was scanned: tells which of its videos are in no list")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the lists and prints license and counts; 0 if a video was found."""
+    """Writes the lists and prints license and counts; 0 if a video was found and, of merged lists, none is missing."""
+    check_output(args.output)
+    if args.set == "merge":
+        return _merge(args)
     adapter = ADAPTERS[args.set]
     source = _source(adapter, args)
     print(f"{adapter.title}: {adapter.published}")
@@ -72,6 +85,8 @@ def _source(adapter: Adapter, args: argparse.Namespace) -> Source:
         raise ValueError(f"--split is {args.split!r}; splits of {adapter.name}: {known}")
     if args.conversations and Path(args.conversations).resolve() == Path(args.output).resolve():
         raise ValueError(f"--conversations and --output are both {args.output}; give two files")
+    if args.conversations:
+        check_output(args.conversations)
     return Source(Path(args.folder).expanduser(), args.split, Path(args.videos).expanduser() if args.videos else None)
 
 
@@ -94,6 +109,8 @@ class Sorting:
 
     def sort(self, items: Iterator[Record | Problem], refresh: Any) -> Iterator[dict[str, Any]]:
         """Keeps videos and problems, and yields the rows of conversations that `train_lma.py` will accept."""
+        from liteframe.align.conversation_rows import parse_turns  # knows all families: seconds, which merging spares
+
         for item in items:
             self.records += 1
             if self.records % _REFRESH == 1:
@@ -143,3 +160,122 @@ def _summarize(adapter: Adapter, sorting: Sorting, args: argparse.Namespace, bad
     elif args.conversations:
         print(f"{args.conversations} was not written: no record has a text that can be used")
     print(f"next: liteframe scan {args.output} -o GOOD.jsonl, which finds files that cannot be decoded")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    """Joins lists; 1 if a part or a video of the source is in none of them."""
+    paths, output = [Path(name) for name in args.lists], Path(args.output)
+    merged = MergedLists()
+    for path in paths:
+        merged.read(path)
+    bad = {key: line for key, line in merged.bad.items() if key not in merged.good}
+    missing = _missing_parts(paths)
+    order = sorted(merged.good, key=_in_order)
+    if args.of is not None:
+        wanted = dict.fromkeys((entry.video, entry.start, entry.end) for entry in load_manifest(args.of))
+        missing += [_shown(key) for key in wanted if key not in merged.good and key not in bad]
+        others = [key for key in order if key not in wanted]
+        order = [key for key in wanted if key in merged.good] + others
+        if others:
+            print(f"{len(others)} are not in {args.of}, such as {_shown(others[0])}; they are kept")
+    write_lines((merged.good[key] for key in order), output)
+    bad_path = output.with_name(f"{output.stem}.bad.jsonl")
+    write_lines((bad[key] for key in sorted(bad, key=_in_order)), bad_path)
+    mended = [key for key in merged.bad if key in merged.good]
+    for what, keys in (("stand twice, with the same facts", merged.double), ("are bad in one list", mended)):
+        if keys:
+            print(f"{len(keys)} usable ones {what}, such as {_shown(keys[0])}; each is taken once")
+    print(f"{len(order)} usable, {len(bad)} bad; wrote {output} and {bad_path}")
+    for name in missing[:_SHOWN]:
+        print(f"liteframe manifest: missing: {name}", file=sys.stderr)
+    if len(missing) > _SHOWN:
+        print(f"liteframe manifest: and {len(missing) - _SHOWN} more are missing", file=sys.stderr)
+    return 1 if missing else 0
+
+
+Span = tuple[str, float | None, float | None]
+
+
+class MergedLists:
+    """Rows of several lists, by video and span.
+
+    Attributes:
+        good: usable ones, as lines of JSON; they keep keys that manifests do not know.
+        bad: the others.
+        double: usable ones that stood in two lists.
+    """
+
+    def __init__(self) -> None:
+        self.good: dict[Span, bytes] = {}
+        self.bad: dict[Span, bytes] = {}
+        self.double: list[Span] = []
+
+    def read(self, path: Path) -> None:
+        """Add a list and the bad list beside it.
+
+        Raises:
+            ValueError: there is no such list, a row is broken, or two rows tell different things of one video.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path}: no such list; give files that `liteframe scan` or `liteframe manifest` wrote")
+        if path.name.endswith(".part.jsonl"):
+            raise ValueError(f"{path} is of a scan that was not finished; run that scan again to its end")
+        if path.name.endswith(".bad.jsonl"):
+            self._read_bad(path)
+            return
+        for where, key, line in _rows(path):
+            before = self.good.setdefault(key, line)
+            if before != line:
+                raise ValueError(
+                    f"{where}: {_shown(key)} stands in another list with other facts ({before.decode().strip()}, here "
+                    f"{line.decode().strip()}); scan the file again, and leave out the list that is older"
+                )
+            if before is not line:
+                self.double.append(key)
+        bad = path.with_name(f"{path.stem}.bad.jsonl")
+        if bad.is_file():
+            self._read_bad(bad)
+
+    def _read_bad(self, path: Path) -> None:
+        for where, row in read_jsonl(path):
+            if not isinstance(row, dict) or not isinstance(row.get("video"), str):
+                raise ValueError(f"{where}: names no 'video'; this is no list of what cannot be used")
+            self.bad.setdefault((row["video"], row.get("start"), row.get("end")), json_bytes(row))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Span, bytes]]:
+    """Each row of a list with its place and key; its path made absolute, since the joined list may lie elsewhere."""
+    inside = Containment(path.parent)
+    for where, row in read_jsonl(path, "a manifest is JSONL"):
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: a row is an object such as {{"video": "a.mp4"}}, not {type(row).__name__}')
+        entry = entry_of_row(row, local_path(row.get("video"), inside, f"{where}: 'video'"), where)
+        yield where, (entry.video, entry.start, entry.end), json_bytes({**row, "video": entry.video})
+
+
+def _missing_parts(paths: list[Path]) -> list[str]:
+    """Lists of `scan --shard I/N` that should be among these."""
+    families: dict[tuple[Path, str, int], set[int]] = {}
+    for path in paths:
+        if name := re.fullmatch(r"(.+)\.(\d+)-of-(\d+)\.jsonl", path.name):
+            families.setdefault((path.parent, name[1], int(name[3])), set()).add(int(name[2]))
+    missing = []
+    for (folder, stem, count), there in families.items():
+        for number in sorted(set(range(1, count + 1)) - there):
+            path = folder / f"{stem}.{number}-of-{count}.jsonl"
+            begun = path.with_name(f"{path.stem}.part.jsonl").is_file()
+            state = (
+                "is there, but not given" if path.is_file() else "was begun, run its scan again" if begun else "no file"
+            )
+            missing.append(f"{path} ({state})")
+    return missing
+
+
+def _in_order(key: Span) -> tuple[str, float, float]:
+    video, start, end = key
+    return in_order(video), start or 0.0, float("inf") if end is None else end
+
+
+def _shown(key: Span) -> str:
+    video, start, end = key
+    return video if start is None and end is None else f"{video} from {start or 0:g} s to {end or 'the end'}"

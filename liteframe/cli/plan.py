@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Warms up and prints the plan; ValueError where the configuration or the videos are at fault."""
-    from liteframe.files import write_json
+    from liteframe.files import check_output, write_json
     from liteframe.training.configs import config_file
     from liteframe.training.report import environment
 
     if args.steps < 1 or args.views < 1:
         raise ValueError("--steps and --views must be at least 1")
+    if args.json is not None:
+        check_output(args.json)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="liteframe-plan-") as folder:
         config = str(config_file(args.config, ""))

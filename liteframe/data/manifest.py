@@ -6,23 +6,27 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from liteframe.data.paths import Containment, local_path
+from liteframe.data.paths import Containment, Listing, list_folder, local_path
 from liteframe.files import read_jsonl, write_jsonl
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"}
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid"}
+    | {".ts", ".m2ts", ".mts", ".m2t", ".mpegts", ".insv", ".lrv", ".360"}
     # not read, but reported by `liteframe scan` with what to do, rather than passed over
-    | {".mpg", ".mpeg", ".flv", ".wmv", ".ogv"}
+    | {".mpg", ".mpeg", ".mpe", ".mpv", ".m1v", ".m2v", ".vob", ".mod", ".tod", ".dat", ".flv", ".wmv", ".asf", ".ogv"}
+    | {".ogm", ".rm", ".rmvb", ".mxf", ".gxf", ".dv", ".gif", ".apng", ".mjpeg", ".mjpg", ".mj2", ".y4m", ".ivf"}
+    | {".h264", ".264", ".h265", ".265", ".hevc", ".av1", ".obu", ".vc1", ".nut", ".wtv", ".dvr-ms", ".amv", ".bik"}
 )
 READERS = ("pyav", "decord")
 
 
-@dataclass
+@dataclass(slots=True)
 class VideoEntry:
     """One row of a manifest.
 
@@ -49,6 +53,9 @@ class VideoEntry:
     reader: str | None = None
 
 
+FIELDS = tuple(field.name for field in fields(VideoEntry))
+
+
 def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
     """Reads a folder (all video files below it, sorted) or a JSONL file (rows as `VideoEntry`; other keys are ignored).
 
@@ -57,11 +64,18 @@ def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
     one, as `liteframe scan` does. Files are not opened here.
 
     Raises:
-        ValueError: the source is missing, empty or holds a bad row; the message names file, line and remedy.
+        ValueError: the source is missing, empty, cannot be looked into, or holds a bad row; the message names file,
+            line and remedy.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_folder(path)
+        entries, listing = load_folder(path)
+        for place, reason in listing.unreadable.items():
+            raise ValueError(
+                f"{place}: cannot be looked into ({reason}); correct its permissions, or train on the list that "
+                f"`liteframe scan {path} -o GOOD.jsonl` writes"
+            )
+        return entries
     if not path.is_file():
         raise ValueError(f"{path}: no such folder or manifest; give a folder of videos or a .jsonl file")
     if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -78,28 +92,41 @@ def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
 
 def write_manifest(entries: Iterable[VideoEntry], path: str | os.PathLike[str]) -> None:
     """Writes one JSON row an entry, without empty fields, all at once or not at all."""
-    rows = ({key: value for key, value in asdict(entry).items() if value is not None} for entry in entries)
-    write_jsonl(rows, path)
+    write_jsonl(map(row_of_entry, entries), path)
+
+
+def row_of_entry(entry: VideoEntry) -> dict[str, Any]:
+    """The row of a manifest, without empty fields."""
+    return {name: value for name in FIELDS if (value := getattr(entry, name)) is not None}
 
 
 def list_digest(entries: Sequence[VideoEntry]) -> str:
     """sha256 over file names (below the folder common to all) and spans, in order: moving a data set keeps it."""
-    folders = {os.path.dirname(entry.video) for entry in entries}
-    root = os.path.commonpath(folders) if folders else ""
-    rows = [(os.path.relpath(entry.video, root), entry.start, entry.end) for entry in entries]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    root = _common_folder(entry.video for entry in entries)
+    digest, comma = hashlib.sha256(b"["), b""
+    for entry in entries:  # of one JSON list, row by row
+        digest.update(comma + json.dumps([os.path.relpath(entry.video, root), entry.start, entry.end]).encode())
+        comma = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
-def _load_folder(folder: Path) -> list[VideoEntry]:
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-    )
-    if not found:
+def _common_folder(files: Iterable[str]) -> str:
+    folders = {os.path.dirname(file) for file in files}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def load_folder(folder: Path) -> tuple[list[VideoEntry], Listing]:
+    """The videos below a folder, folder by folder, and what else lies there.
+
+    Raises:
+        ValueError: there is none, and nothing that cannot be looked into.
+    """
+    listing = list_folder(folder, VIDEO_SUFFIXES)
+    if not listing.files and not listing.unreadable:
         raise ValueError(f"{folder}: no video below this folder (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
     # absolute, but symlinks stay: the name in a report is the name in the folder
-    return [VideoEntry(os.path.abspath(path)) for path in found]
+    return [VideoEntry(path) for path in listing.files], listing
 
 
 def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
@@ -108,7 +135,7 @@ def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
     Raises:
         ValueError: a value is wrong; the message starts with `where`.
     """
-    row = {field.name: row.get(field.name) for field in fields(VideoEntry)} | {"video": video}
+    row = {name: row.get(name) for name in FIELDS} | {"video": video}
     for key in ("start", "end", "duration", "fps"):
         row[key] = _number(row[key], key, where)
     for key in ("width", "height", "frames"):
@@ -133,31 +160,49 @@ def _number(value: Any, key: str, where: str) -> float | None:
     return float(value)
 
 
-def hold_out(entries: Sequence[VideoEntry], fraction: float) -> tuple[list[VideoEntry], list[VideoEntry]]:
-    """Split into training and validation entries by a hash of the file's name below the folder common to all.
+SAME_NAME = 4  # files that may share a name and be held out together
 
-    All rows of one file fall on the same side. With a fraction above 0 and two files or more, both sides get one at
-    least.
+
+def hold_out(entries: Sequence[VideoEntry], fraction: float) -> tuple[list[VideoEntry], list[VideoEntry]]:
+    """Split into training and validation entries by a hash of the file's own name, without its folders.
+
+    So a held-out video stays one when the list is moved, grows, or another folder comes beside the first. Files of one
+    name fall on the same side, as do all rows of one file. Only where more than four have one name, as in
+    `ID/video.mp4`, their last folders belong to it, as many as it takes. With a fraction above 0 and two files or more,
+    both sides get one at least.
 
     Raises:
         ValueError: the fraction is not within [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"data.val_fraction is {fraction}; it must lie in [0, 1)")
-    files = sorted({entry.video for entry in entries})
+    files = {entry.video for entry in entries}
     if fraction == 0 or len(files) < 2:
         return list(entries), []
-    root = os.path.commonpath([os.path.dirname(file) for file in files])
-    place = {file: _hash(os.path.relpath(file, root)) for file in files}
-    held = {file for file in files if place[file] < fraction}
-    ranked = sorted(files, key=place.__getitem__)
-    held = (held | {ranked[0]}) - {ranked[-1]}
-    return (
-        [entry for entry in entries if entry.video not in held],
-        [entry for entry in entries if entry.video in held],
-    )
+    name_of = _names(files)
+    place = {name: _hash(name) for name in set(name_of.values())}
+    ranked = sorted(place, key=lambda name: (place[name], name))
+    held = {name for name in ranked if place[name] < fraction} | {ranked[0]}
+    held.discard(ranked[-1])
+    sides: tuple[list[VideoEntry], list[VideoEntry]] = [], []
+    for entry in entries:
+        sides[name_of[entry.video] in held].append(entry)
+    return sides
+
+
+def _names(files: set[str]) -> dict[str, str]:
+    """For each file the last parts of its path, as few as few files share; else all below the common folder."""
+    root = _common_folder(files)
+    below = {file: os.path.relpath(file, root) for file in files}
+    names = {file: os.path.basename(file) for file in files}
+    for depth in range(2, max(path.count(os.sep) for path in below.values()) + 2):
+        counts = Counter(names.values())
+        for file in files:
+            if counts[names[file]] > SAME_NAME:
+                names[file] = os.sep.join(below[file].split(os.sep)[-depth:])
+    return names if len(set(names.values())) > 1 else below
 
 
 def _hash(name: str) -> float:
     """A number in [0, 1) that depends on the name only."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7], "big") / 2**56

@@ -31,7 +31,7 @@ from liteframe.reduce.wap import real_slots
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import StepMeans, tell
-from liteframe.training.schedule import OptimizerSettings, configure_adamw, total_steps
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 from liteframe.training.sharded import full_state_dict, shard
 from liteframe.training.signals import leave_if_told
 
@@ -46,7 +46,7 @@ class CTDModule(GuardedModule):
         loss: between student and target.
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW or Muon, and its schedule.
         guard: which steps are skipped, and when the run stops.
         compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
         activation_checkpointing: compute the student's activations twice instead of keeping them.
@@ -123,7 +123,7 @@ class CTDModule(GuardedModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        return configure_adamw(self.student, self.optimizer_settings, total_steps(self.trainer))
+        return configure_optimizer(self.student, self.optimizer_settings, total_steps(self.trainer))
 
     @override
     def on_fit_start(self) -> None:

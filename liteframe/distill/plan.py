@@ -63,7 +63,7 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
         "flops_of_a_step_in_one_process": flop_section(_whole(taught), passes * _whole(own), seconds),
         "memory_of_a_process": memory_section(warm, trained, _frozen_bytes(teacher), averaged),
         "disk": {
-            "checkpoints_bytes": checkpoint_bytes(trained, averaged),
+            "checkpoints_bytes": checkpoint_bytes(warm, trained, averaged),
             "encoder_bytes": 4 * trained,
         },
         **_with_and_without_cache(warm, steps["steps"], views),

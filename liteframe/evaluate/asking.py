@@ -16,6 +16,7 @@ import numpy as np
 
 from liteframe.answer.ask import PART
 from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.generate import check_text
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
@@ -24,6 +25,7 @@ from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
 
 NO_SUBTITLES = "(none)"
+SHOWN = 10  # questions that a message names
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,30 @@ def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Que
     return VideoFrames(frames, tuple(i / info.fps for i in indices), info.duration)
 
 
+def check_words(benchmark: Benchmark, questions: Sequence[Question], asking: Asking) -> None:
+    """Refuse, before the first question is put, words that none can be: a control token, or broken subtitles.
+
+    Raises:
+        ValueError: names the questions.
+    """
+    wrong: list[str] = []
+    read: set[Path] = set()
+    for question in questions:
+        try:
+            check_text(ask_text(asking.prompt, question, benchmark.option_format))
+            if (path := _subtitles(question, asking)) is not None and path not in read:
+                read.add(path)
+                for line in read_subtitles(path):
+                    check_text(line.text, f"subtitle file {path}")
+        except ValueError as error:
+            wrong.append(f"question {question.id}: {error}")
+    if wrong:
+        rest = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"{len(wrong)} of {len(questions)} questions cannot be asked:\n  " + "\n  ".join(wrong[:SHOWN]) + rest
+        )
+
+
 def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, asking: Asking) -> str:
     """The words put to the model, without the video.
 
@@ -136,8 +162,8 @@ def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, 
         ValueError: the subtitles are broken.
     """
     lines: list[str] = []
-    if asking.subtitles and question.subtitles and Path(question.subtitles).is_file():
-        read = read_subtitles(Path(question.subtitles), question.subtitle_shift, video.duration)
+    if (path := _subtitles(question, asking)) is not None:
+        read = read_subtitles(path, question.subtitle_shift, video.duration)
         rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
         lines = rule(read, video.times)
     return ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
@@ -155,6 +181,11 @@ def _answers(
         except ValueError as error:
             raise ValueError(f"question {question.id}: {error}") from error
         yield Reply(question, answer.text, answer.frames)
+
+
+def _subtitles(question: Question, asking: Asking) -> Path | None:
+    path = Path(question.subtitles) if asking.subtitles and question.subtitles else None
+    return path if path is not None and path.is_file() else None
 
 
 def _by_video(questions: Sequence[Question]) -> list[list[Question]]:

@@ -1,15 +1,12 @@
 """The folder of one evaluation: settings.json, answers.jsonl (a line a question, as it is answered), scores.json.
 
-A line is on the disk as a whole or not at all: it is written in one call, and a torn last line (a crash in the middle)
-is dropped when the folder is opened again. Questions that have a reply are not asked again; those whose video could not
+Questions that have a reply are not asked again; those whose video could not
 be read are, and their last line counts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +18,8 @@ from rich.table import Table
 
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import METHOD, Share
-from liteframe.files import parse_json, read_json, write_json
+from liteframe.files import check_output, read_json, write_json
+from liteframe.journal import Journal
 
 
 def score_report(
@@ -93,6 +91,21 @@ def score_table(report: dict[str, Any], title: str) -> Table:
 FORMAT = 1
 
 
+def check_folder(path: Path) -> dict[str, Any] | None:
+    """Settings of the run that a folder holds, None if it holds none; for before the model is loaded, too.
+
+    Raises:
+        ValueError: it holds something else, or nothing can be written there.
+    """
+    check_output(path, folder=True)
+    file = path / "settings.json"
+    if file.is_file():
+        return read_json(file, "name another folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"-o {path} holds other files and no settings.json; name another folder")
+    return None
+
+
 class EvalFolder:
     """Opens a new folder, or one that was begun with the same settings.
 
@@ -111,65 +124,40 @@ class EvalFolder:
     def __init__(self, path: Path, settings: dict[str, Any], session: dict[str, Any]):
         self.path = path
         self.answers, self.scores = path / "answers.jsonl", path / "scores.json"
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"-o {path} is a file; name a folder")
-        before = self._former_settings()
+        before = check_folder(path)
         settings = {"format": FORMAT, **settings}
         sessions = [session]
         if before is not None:
             sessions = [*before.pop("sessions"), session]
             _refuse_other_settings(path, before, json.loads(json.dumps(settings)))
         path.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.answers, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise ValueError(
-                f"-o {path}: another evaluation writes to it; wait for it or name another folder"
-            ) from None
+        self._journal = Journal(self.answers)
         write_json(path / "settings.json", {**settings, "sessions": sessions})
         self.rows = self._read()
 
     def append(self, row: dict[str, Any]) -> None:
         """Keep the outcome of one question."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        written = os.write(self._file, line)
-        if written != len(line):
-            raise OSError(f"{self.answers}: only {written} of {len(line)} bytes could be written; is the disk full?")
+        self._journal.append(row)
         self.rows[row["id"]] = row
 
     def sync(self) -> None:
         """Make what was appended survive a loss of power."""
-        os.fsync(self._file)
+        self._journal.sync()
 
     def __enter__(self) -> EvalFolder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._file)
-
-    def _former_settings(self) -> dict[str, Any] | None:
-        file = self.path / "settings.json"
-        if file.is_file():
-            return read_json(file, "name another folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"-o {self.path} holds other files and no settings.json; name another folder")
-        return None
+        self._journal.close()
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        data = self.answers.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.ftruncate(self._file, whole)
         rows = {}
-        for number, line in enumerate(data[:whole].splitlines(), 1):
+        for where, row in self._journal.rows("remove this line, and it is asked again"):
             try:
-                row = parse_json(line, "it")
                 rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.answers}:{number}: no line of an evaluation ({error}); remove it, and it is asked again"
+                    f"{where}: no line of an evaluation ({error}); remove it, and it is asked again"
                 ) from error
         return rows
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
@@ -16,25 +17,37 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from liteframe.answer.generate import check_text
+from liteframe.answer.generate import check_length, check_text, generate_text, greedy
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, read_video
 from liteframe.evaluate.benchmarks.base import Question
+from liteframe.models.vlm.chat import IMAGE, user_prompt
 from liteframe.models.vlm.load import load_video_llm
-from liteframe.pictures import rgb
+from liteframe.pictures import PictureError, rgb
 
 LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question of a task: what is looked at, the words, and a system message."""
+    """One question of a task.
+
+    Attributes:
+        visual: path of a video, list of images, or None.
+        text: the words.
+        marked: the words with `<image>` where the task puts its images.
+        system: a system message.
+    """
 
     visual: Any
     text: str
+    marked: str
     system: str | None
+
+
+Seen = StreamSession | list[np.ndarray]  # a video, or images uint8 [H,W,3], each of which is looked at by itself
 
 
 class LiteFrameChat(lmms):
@@ -92,18 +105,21 @@ class LiteFrameChat(lmms):
             jobs.append((number, request, settings))
         jobs.sort(key=lambda job: str(job[1].visual) if isinstance(job[1].visual, str) else "")
         replies = [""] * len(jobs)
-        seen: dict[str, StreamSession | None] = {}  # the video at hand
+        seen: dict[str, Seen | None] = {}  # the video at hand
         with DecodeProcess(self.asking.deadline) as decoder:
             for number, request, settings in tqdm(jobs, desc="liteframe", disable=self.rank != 0):
                 key = request.visual if isinstance(request.visual, str) else f"images of request {number}"
                 if key not in seen:
                     seen = {key: self._see(decoder, request.visual)}
-                session = seen[key]
-                replies[number] = "" if session is None else self._reply(session, request, settings)
+                shown = seen[key]
+                replies[number] = "" if shown is None else self._reply(shown, request, settings)
         return replies
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Each round's greedy reply; a task makes the next round's messages from the replies so far."""
+        for instance in requests:
+            _, to_messages, settings, doc, task, split = instance.args
+            check_request(read_chat(to_messages(self.task_dict[task][split][doc])), settings)
         results = []
         with DecodeProcess(self.asking.deadline) as decoder:
             for instance in tqdm(requests, desc="liteframe", disable=self.rank != 0):
@@ -125,44 +141,54 @@ class LiteFrameChat(lmms):
     def _rounds(self, decoder: DecodeProcess, to_messages: Any, doc: Any, settings: dict[str, Any]) -> list[str]:
         replies: list[str] = []
         info: Any = None
-        session: StreamSession | None = None
+        shown: Seen | None = None
         messages, ended = to_messages(doc), False
         while not ended:
-            request = read_chat(messages, need_visual=session is None)
+            request = read_chat(messages, need_visual=not replies)
             check_request(request, settings)
             if request.visual is not None:
-                session = self._see(decoder, request.visual)
-            replies.append("" if session is None else self._reply(session, request, settings))
+                shown = self._see(decoder, request.visual)
+            replies.append("" if shown is None else self._reply(shown, request, settings))
             messages, ended, replies, info = to_messages(
                 doc, round_idx=len(replies), previous_output=replies, previous_round_info=info
             )
             replies = list(replies)
         return replies
 
-    def _see(self, decoder: DecodeProcess, visual: Any) -> StreamSession | None:
-        """A session that was shown a video or images; None where the video cannot be read."""
-        session = StreamSession(self.model, self.processor)
-        if not isinstance(visual, str):
-            for image in visual:
-                session.add(rgb(image)[None])
-            return session
+    def _see(self, decoder: DecodeProcess, visual: Any) -> Seen | None:
+        """A session that was shown a video, or images; None where they cannot be read."""
         try:
+            if not isinstance(visual, str):
+                return [rgb(image) for image in visual]
             video = read_video(self.model, self.processor, decoder, Question("", visual, "", ""), self.asking)
-        except VideoError as error:
-            self.failures[visual] = str(error)
+        except (VideoError, PictureError) as error:
+            self.failures[visual if isinstance(visual, str) else f"image {len(self.failures) + 1}"] = str(error)
             logger.error(f"counted as a wrong answer, no reply: {error}")
             return None
+        session = StreamSession(self.model, self.processor)
         session.add(video.frames)
         return session
 
-    def _reply(self, session: StreamSession, request: ChatRequest, settings: dict[str, Any]) -> str:
-        if request.system != session.system:
-            session = session.with_system(request.system)
-        text = session.ask(request.text, max_new_tokens=int(settings.get("max_new_tokens", LONGEST))).text
+    def _reply(self, shown: Seen, request: ChatRequest, settings: dict[str, Any]) -> str:
+        longest = int(settings.get("max_new_tokens", LONGEST))
+        if isinstance(shown, list):
+            text = self._about_images(shown, request, longest)
+        else:
+            session = shown if request.system == shown.system else shown.with_system(request.system)
+            text = session.ask(request.text, max_new_tokens=longest).text
         until = settings.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop, 1)[0] if stop else text
         return text
+
+    def _about_images(self, images: list[np.ndarray], request: ChatRequest, longest: int) -> str:
+        """The greedy answer to words among images, each of which has tokens of its own, as in training."""
+        marks = "" if IMAGE in request.marked else f"{IMAGE}\n" * len(images)  # a later round brings none
+        prompt = user_prompt(marks + request.marked, request.system).replace(IMAGE, self.processor.image_token)
+        inputs = self.processor(text=[prompt], images=images, return_tensors="pt").to(self.device)
+        check_length(len(images), inputs["input_ids"].shape[1], longest, self.model)
+        tokenizer = self.processor.tokenizer
+        return generate_text(self.model, tokenizer, {**inputs, **greedy(tokenizer, longest)})
 
 
 def check_request(request: ChatRequest, settings: dict[str, Any]) -> None:
@@ -172,6 +198,7 @@ def check_request(request: ChatRequest, settings: dict[str, Any]) -> None:
         ValueError: the task asks for sampling or beams, or its text holds control tokens.
     """
     check_text(request.text)
+    check_text(request.system or "", "system message")
     if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) != 1:
         raise ValueError(f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam")
 
@@ -188,11 +215,14 @@ def read_chat(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> C
     videos: list[Any] = []
     images: list[Any] = []
     texts: list[str] = []
+    marked: list[str] = []
     places = {"text": texts, "video": videos, "image": images}
     for part in messages[-1]["content"]:
         if part["type"] not in places:
             raise ValueError(f"the task shows {part['type']}; text, images and one video are read")
         places[part["type"]].append(part["text"] if part["type"] == "text" else part["url"])
+        if part["type"] != "video":
+            marked.append(part["text"] if part["type"] == "text" else IMAGE)
     if len(videos) > 1 or (videos and images) or (need_visual and not videos and not images):
         raise ValueError(
             f"the task shows {len(videos)} videos and {len(images)} images; one video, or images, are read"
@@ -205,4 +235,4 @@ def read_chat(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> C
     if roles[0] == "system":
         content = messages[0]["content"]
         system = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-    return ChatRequest(videos[0] if videos else images or None, "\n".join(texts), system)
+    return ChatRequest(videos[0] if videos else images or None, "\n".join(texts), "\n".join(marked), system)

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from liteframe.files import OUT_OF_SPACE, OutOfSpaceError
+from liteframe.files import OUT_OF_SPACE, OutOfSpaceError, show_any_name
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO
 from liteframe.training.configs import with_config_files
@@ -302,6 +302,7 @@ def automatic_precision(accelerator: Any) -> str:
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
     """Ends a program with a plain message where data or the disk are at fault, and with 128 + signal after one."""
+    show_any_name()
     try:
         with STOP.listening():
             yield

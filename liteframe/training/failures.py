@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from liteframe.data.video.errors import REMEDIES
+from liteframe.files import json_bytes
 
 
 class BadConversationsError(ValueError):
@@ -119,8 +120,8 @@ class FailureTally:
             self._known.update((row["path"], row["kind"]) for row in _rows(found))
             fresh = {(row["path"], row["kind"]): row for row in failures}
             rows = [row for key, row in fresh.items() if key not in self._known]
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.write((lines if found[-1:] in (b"", b"\n") else "\n" + lines).encode())
+            lines = b"".join(map(json_bytes, rows))
+            file.write(lines if found[-1:] in (b"", b"\n") else b"\n" + lines)
             file.flush()
             self._known.update(fresh)
             self._read_to = file.tell()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liteframe.files import write_atomically
+from liteframe.files import json_bytes, write_atomically
 
 SKIPPED_STEPS = "skipped_steps.jsonl"
 
@@ -126,7 +126,7 @@ def describe(cause: str, norm: float, guard: GradientGuard) -> str:
 
 def append_row(run: Path, row: dict[str, Any]) -> None:
     """Add a skipped step to RUN/skipped_steps.jsonl, whole or not at all as long as the machine stands."""
-    data = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    data = json_bytes(row, allow_nan=False)
     descriptor = os.open(run / SKIPPED_STEPS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, data)

@@ -122,7 +122,7 @@ class GuardedModule(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or math.inf, total)
             self.guard.take(norm)
         else:
-            # Skipped, or no clip of the step could be read: without gradients AdamW leaves weights and moments alone.
+            # Skipped, or no clip of the step could be read: without gradients weights and moments are left alone.
             optimizer.zero_grad(set_to_none=True)
         self.log("train/gradient_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])

@@ -10,7 +10,6 @@ from liteframe.training.profile_run import Measurement, StepProfile
 from liteframe.training.report import environment
 from liteframe.training.schedule import bounded_steps, divide_batch
 
-ADAMW_MOMENTS = 2
 # A new checkpoint is complete before the one before the previous goes.
 CHECKPOINTS = 3
 
@@ -119,7 +118,7 @@ def memory_section(warm: WarmUp, trained: int, frozen_bytes: int, averaged: bool
     certain = {
         "trained_weights_bytes": 4 * trained,
         "gradients_bytes": 4 * trained,
-        "optimizer_bytes": 4 * ADAMW_MOMENTS * trained,
+        "optimizer_bytes": moment_bytes(warm),
         "averaged_weights_bytes": 4 * trained if averaged else 0,
         "frozen_weights_bytes": frozen_bytes,
     }
@@ -128,9 +127,15 @@ def memory_section(warm: WarmUp, trained: int, frozen_bytes: int, averaged: bool
     return {"measured_peak_bytes": peak, **certain, "activations_and_the_rest_bytes": rest}
 
 
-def checkpoint_bytes(trained: int, averaged: bool) -> int:
+def moment_bytes(warm: WarmUp) -> int:
+    """What the optimizer keeps: for each weight two moments of AdamW, or one of Muon."""
+    groups = [group for optimizer in warm.run.trainer.optimizers for group in optimizer.param_groups]
+    return sum(4 * weight.numel() * (1 if "pieces" in group else 2) for group in groups for weight in group["params"])
+
+
+def checkpoint_bytes(warm: WarmUp, trained: int, averaged: bool) -> int:
     """Of the checkpoints that a run keeps at the same time: weights, moments, and the average of the weights."""
-    return CHECKPOINTS * 4 * trained * (1 + ADAMW_MOMENTS + averaged)
+    return CHECKPOINTS * (4 * trained * (1 + averaged) + moment_bytes(warm))
 
 
 def flop_section(teacher: float, trained: float, seconds: float) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""AdamW with decay where it belongs, and a learning rate that warms up and then follows a cosine."""
+"""AdamW or Muon with decay where it belongs, and a learning rate that warms up and then follows a cosine."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.optim import Optimizer
+
+from liteframe.models.student.encoder import Attention, Block
+from liteframe.training.muon import Muon
 
 
 def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) -> tuple[int, int]:
@@ -27,17 +31,21 @@ def divide_batch(batch_size: int, micro_batch_size: int | None, devices: int) ->
 
 @dataclass
 class OptimizerSettings:
-    """AdamW and its schedule.
+    """An optimizer and its schedule.
 
     Attributes:
+        kind: adamw; or muon, which trains the linear layers in an encoder's blocks and leaves AdamW the rest.
         lr: peak learning rate.
+        muon_lr: that of Muon's layers, whose steps are as long as AdamW's at the same rate; none takes `lr`.
         weight_decay: decay of the matrices; vectors, positions and depthwise kernels have none.
         betas: moment decay rates.
         warmup_steps: steps of linear warm-up; at most a tenth of the run is used for it.
         final_lr_ratio: learning rate at the end, as a part of `lr`.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-4
+    muon_lr: float | None = None
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 1000
@@ -47,12 +55,17 @@ class OptimizerSettings:
         """Refuse values that cannot train."""
         for name, value, good in (
             ("lr", self.lr, self.lr > 0),
+            ("muon_lr", self.muon_lr or self.lr, self.muon_lr is None or self.muon_lr > 0),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0),
             ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0),
             ("final_lr_ratio", self.final_lr_ratio, 0 <= self.final_lr_ratio <= 1),
         ):
             if not good or not math.isfinite(value):
                 raise ValueError(f"optimizer.{name} is {value}; it is out of range")
+        if self.muon_lr is not None and self.kind != "muon":
+            raise ValueError(
+                f"optimizer.muon_lr={self.muon_lr} has no effect with optimizer.kind={self.kind}; use muon"
+            )
 
 
 def parameter_groups(
@@ -65,18 +78,36 @@ def parameter_groups(
 
     Args:
         model: its trained parameters are grouped.
-        settings: learning rate and weight decay.
-        slower: name of a part of the model -> its learning rate as a part of `settings.lr`.
+        settings: kind, learning rates and weight decay.
+        slower: name of a part of the model -> its learning rate as a part of the settings'.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    hidden = hidden_matrices(model) if settings.kind == "muon" else {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             ratio = next((r for part, r in (slower or {}).items() if part in name.split(".")), 1.0)
             decay = settings.weight_decay if id(parameter) in matrices else 0.0
-            groups.setdefault((settings.lr * ratio, decay), []).append(parameter)
+            pieces = hidden.get(id(parameter), 0)
+            rate = (settings.muon_lr or settings.lr) if pieces else settings.lr
+            groups.setdefault((rate * ratio, decay, pieces), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda group: group[0], reverse=True)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in ordered]
+    return [
+        {"params": params, "lr": lr, "weight_decay": decay, **({"pieces": pieces} if pieces else {})}
+        for (lr, decay, pieces), params in ordered
+    ]
+
+
+def hidden_matrices(model: nn.Module) -> dict[int, int]:
+    """Id of each weight that Muon trains -> how many matrices it holds: q, k and v stand in one weight.
+
+    They are those of the linear layers in a student's blocks. Patch embedding and head, whose rows or columns are
+    pixels and channels of the teacher, are AdamW's as in Muon's own recipe, and so is what is no matrix.
+    """
+    attention = [module.qkv.weight for module in model.modules() if isinstance(module, Attention)]
+    blocks = [block for block in model.modules() if isinstance(block, Block)]
+    layers = [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    return {id(weight): 1 for weight in layers} | {id(weight): 3 for weight in attention}
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) -> float:
@@ -87,11 +118,18 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) ->
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def configure_adamw(
+def configure_optimizer(
     model: nn.Module, settings: OptimizerSettings, total_steps: int, slower: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """What `LightningModule.configure_optimizers` returns; `slower` as in parameter_groups."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings, slower), lr=settings.lr, betas=settings.betas)
+    groups = parameter_groups(model, settings, slower)
+    if settings.kind == "muon" and not any("pieces" in group for group in groups):
+        raise ValueError(
+            "optimizer.kind=muon: nothing here is for Muon, which trains the linear layers of an encoder's blocks; "
+            "use adamw"
+        )
+    kinds: dict[str, type[Optimizer]] = {"adamw": torch.optim.AdamW, "muon": Muon}
+    optimizer = kinds[settings.kind](groups, betas=settings.betas)  # type: ignore[call-arg]
     warmup = min(settings.warmup_steps, total_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

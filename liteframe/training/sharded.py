@@ -173,12 +173,17 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def sharded_like(target: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, the same on all ranks, divided as `target` is, if it is."""
+    if not isinstance(target, DTensor):
+        return value
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
 @torch.no_grad()
 def copy_into_shards(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor, the same on all ranks, into one that may be sharded."""
-    if isinstance(target, DTensor):
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-    target.copy_(value)
+    target.copy_(sharded_like(target, value))
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

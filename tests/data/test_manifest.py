@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from liteframe.data.manifest import VideoEntry, load_manifest, write_manifest
+from liteframe.data.manifest import VideoEntry, load_folder, load_manifest, write_manifest
 from liteframe.files import write_jsonl
 
 
@@ -19,6 +19,44 @@ def test_a_folder_gives_its_videos_sorted(tmp_path):
     os.symlink(tmp_path / "gone", tmp_path / "dangling.mp4")
     found = [os.path.relpath(entry.video, tmp_path) for entry in load_manifest(tmp_path)]
     assert found == ["a.webm", "b/one.mp4", "b/two.MKV", "c.mp4/inner.ts", "dangling.mp4"]
+
+
+def test_linked_folders_are_read_once_and_what_cannot_be_is_named(tmp_path, monkeypatch):
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    for name in (data / "a.mp4", data / "own/b.mp4", disk / "deep/c.mp4", disk / "d.f4v", data / "locked/e.mp4"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.touch()
+    for link, target in (("links/disk", disk), ("again", disk / "deep"), ("loop", data), ("up", ".."), ("me", "own")):
+        (data / link).parent.mkdir(exist_ok=True)
+        (data / link).symlink_to(target)
+    for name in ("x.vob", "y.DIVX", "z.gif", "e.mpegts", "notes.txt", "noending", ".hidden.mp4"):
+        (data / name).touch()
+    scandir = os.scandir
+
+    def locked(path):  # root may enter any folder
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    entries, listing = load_folder(data)
+    found = [os.path.relpath(entry.video, data) for entry in entries]
+    assert found == ["a.mp4", "again/c.mp4", "e.mpegts", "links/disk/d.f4v", "own/b.mp4", "x.vob", "y.DIVX", "z.gif"]
+    assert listing.unreadable == {str(data / "locked"): "Permission denied"}
+    assert set(listing.linked_again) == {str(data / name) for name in ("loop", "up", "me", "links/disk/deep")}
+    assert listing.passed == {".txt": 1, "no ending": 1, "hidden": 1}
+    with pytest.raises(ValueError, match=r"locked: cannot be looked into \(Permission denied\).*liteframe scan"):
+        load_manifest(data)
+
+
+def test_names_that_are_not_utf8_are_written_and_read(tmp_path):
+    name = os.fsdecode(bytes(tmp_path) + b"/\xe9t\xe9.mp4")
+    write_manifest([VideoEntry(name)], tmp_path / "m.jsonl")
+    assert (tmp_path / "m.jsonl").read_text(encoding="utf-8").count("\\udce9") == 2
+    assert load_manifest(tmp_path / "m.jsonl") == [VideoEntry(name)]
+    bad = write(tmp_path / "half.jsonl", '{"video": "a\\ud800.mp4"}')
+    with pytest.raises(ValueError, match=r"half\.jsonl:1: 'video' is .*no file can have this name"):
+        load_manifest(bad)
 
 
 def test_jsonl_rows(tmp_path):

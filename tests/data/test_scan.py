@@ -5,12 +5,14 @@ import threading
 import time
 
 import pytest
+from worlds import benchmarks as samples
 from worlds.videos import BAD, GOOD
 
 from liteframe.cli.main import main
 from liteframe.data.manifest import VideoEntry, load_manifest
 from liteframe.data.video import reader_decord
-from liteframe.data.video.scan import scan
+from liteframe.data.video.scan import ScanJournal, scan
+from liteframe.journal import Journal
 
 # decord gives wrong frames of these, or none at all (measured)
 DECORD_LIES = ["open_group.mp4", "edit_list.mp4", "intra_refresh.mp4", "one_group.ts", "av1.mp4", "hevc_open_group.mp4"]
@@ -100,3 +102,109 @@ def test_a_file_that_hangs_is_reported_at_the_deadline(corpus, monkeypatch):
     [result] = scan([VideoEntry(str(corpus.path("h264.mp4")))], deadline=1.0, workers=1)
     assert result.error.kind == "deadline"
     assert time.monotonic() - begin < 10
+
+
+@pytest.fixture
+def eight(corpus, tmp_path):
+    """Two videos, one of them with a name that is not UTF-8, and six files that are none."""
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b\udcff.mp4"):
+        (tmp_path / "videos" / name).symlink_to(corpus.path("h264.mp4"))
+    for number in range(6):
+        (tmp_path / "videos" / f"{number}.mp4").touch()
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def whole(eight, tmp_path, capsys):
+    """Both lists of a scan that nobody stopped."""
+    assert main(["scan", str(eight), "-o", str(tmp_path / "whole.jsonl"), "--workers", "1", "--samples", "1"]) == 0
+    assert "wrote" in capsys.readouterr().out
+    lists = [(tmp_path / name).read_bytes() for name in ("whole.jsonl", "whole.bad.jsonl")]
+    assert [len(text.splitlines()) for text in lists] == [2, 6]
+    return lists
+
+
+def test_a_scan_that_was_stopped_goes_on(eight, whole, tmp_path, monkeypatch, capsys):
+    good, keep, looked = tmp_path / "good.jsonl", ScanJournal.keep, []
+    command = ["scan", str(eight), "-o", str(good), "--workers", "1", "--samples", "1"]
+
+    def stopped_at_five(self, result):
+        keep(self, result)
+        looked.append(result.entry.video)
+        if len(looked) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScanJournal, "keep", stopped_at_five)
+    assert main(command) == 130
+    assert "what is known so far is in" in capsys.readouterr().err
+    assert not good.exists()
+    part = tmp_path / "good.part.jsonl"
+    with part.open("ab") as file:
+        file.write(b'{"entry": {"vid')  # a line that the kill cut off
+    assert main([*command, "--deadline", "9"]) == 2
+    assert "give the same options to go on, or remove the file" in capsys.readouterr().err
+    with Journal(part), pytest.raises(ValueError, match="another process writes to"):
+        ScanJournal(part, {})
+    (eight / "0.mp4").write_bytes(b"text")  # changed meanwhile: looked at again
+    assert main(command) == 0
+    assert "going on: 4 of 8 videos" in capsys.readouterr().out
+    assert len(looked) == len(set(looked)) + 1 == 9
+    assert looked.count(str(eight / "0.mp4")) == 2
+    assert good.read_bytes() == whole[0]
+    assert (tmp_path / "good.bad.jsonl").read_bytes().splitlines()[1:] == whole[1].splitlines()[1:]
+    assert not part.exists()
+
+
+def test_parts_are_joined_to_the_whole_list_and_what_is_missing_is_named(eight, whole, tmp_path, capsys):
+    lists = [tmp_path / f"good.{number}-of-3.jsonl" for number in (1, 2, 3)]
+    for number in (1, 2, 3):
+        options = ["--workers", "1", "--samples", "1", "--shard", f"{number}/3"]
+        assert main(["scan", str(eight), "-o", str(tmp_path / "good.jsonl"), *options]) == 0
+    joined, merge = tmp_path / "all" / "all.jsonl", ["manifest", "merge", "-o", str(tmp_path / "all" / "all.jsonl")]
+    assert main([*merge, *map(str, lists)]) == 0
+    assert [joined.read_bytes(), joined.with_name("all.bad.jsonl").read_bytes()] == whole
+    capsys.readouterr()
+    # a part that is not there, and a video that no list has
+    (eight / "new.mp4").touch()
+    assert main([*merge, *map(str, lists[:2]), "--of", str(eight)]) == 1
+    printed = capsys.readouterr().err
+    assert f"missing: {lists[2]} (is there, but not given)" in printed
+    assert f"missing: {eight / 'new.mp4'}" in printed
+    # twice the same, usable after all, and two truths
+    good = [row["video"] for row in rows(tmp_path / "whole.jsonl")]
+    mended = samples.write_rows(tmp_path / "mended.jsonl", [{"video": str(eight / "5.mp4"), "frames": 3}])
+    assert main([*merge, str(tmp_path / "whole.jsonl"), *map(str, lists), str(mended)]) == 0
+    assert "2 usable ones stand twice" in capsys.readouterr().out
+    assert [row["video"] for row in rows(joined)] == [str(eight / "5.mp4"), *good]
+    assert len(rows(joined.with_name("all.bad.jsonl"))) == 5
+    other = samples.write_rows(tmp_path / "other.jsonl", [{"video": str(eight / "5.mp4"), "frames": 4}])
+    assert main([*merge, str(mended), str(other)]) == 2
+    assert "other facts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "-1/3"])
+def test_shards_that_are_none(eight, tmp_path, capsys, shard):
+    assert main(["scan", str(eight), "-o", str(tmp_path / "g.jsonl"), f"--shard={shard}"]) == 2
+    assert "I/N with I from 1 to N" in capsys.readouterr().err
+
+
+def test_what_is_not_looked_at_is_said(eight, tmp_path, capsys, monkeypatch):
+    (eight / "notes.txt").touch()
+    (eight / "loop").symlink_to(eight)
+    scandir = os.scandir
+
+    def locked(path):  # root may enter any folder
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    (eight / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", locked)
+    assert main(["scan", str(eight), "-o", str(tmp_path / "g.jsonl"), "--workers", "1", "--samples", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 other files are not looked at (1 .txt)" in printed
+    assert f"not followed: {eight / 'loop'}" in printed
+    assert [row["video"] for row in rows(tmp_path / "g.bad.jsonl") if row["kind"] == "unreadable"] == [
+        str(eight / "locked")
+    ]

@@ -9,10 +9,11 @@ from liteframe.distill.module import CTDModule
 
 
 def broken(folder, count, good):
+    """Files whose names are no UTF-8, as old disks and archives leave them."""
     folder.mkdir()
-    (folder / "good.mp4").write_bytes(good.read_bytes())
+    (folder / "good\udcff.mp4").write_bytes(good.read_bytes())
     for number in range(count):
-        path = folder / f"broken{number:02d}.mp4"
+        path = folder / f"broken\udce9{number:02d}.mp4"
         path.write_bytes([b"", b"#EXTM3U\nfile:///etc/passwd\n", good.read_bytes()[:700]][number % 3])
     return folder
 

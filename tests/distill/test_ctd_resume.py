@@ -79,6 +79,22 @@ def test_stopped_and_resumed_equals_straight(fit, watch, tmp_path, monkeypatch, 
     assert_same(run, straight)
 
 
+def test_muon_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch):
+    muon = ["--model.optimizer.kind", "muon", "--trainer.max_steps", 4]
+    fit("--run", tmp_path / "straight", *muon)
+    with monkeypatch.context() as patch:
+        send(patch, "training_step", lambda module: module.global_step == 1, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            fit("--run", tmp_path / "stopped", *muon)
+    fit("--run", tmp_path / "stopped", *muon, "--resume")
+    expected, result = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert expected["global_step"] == result["global_step"] == 4
+    kept = [set(state) for state in expected["optimizer_states"][0]["state"].values()]
+    assert kept.count({"momentum_buffer"}) == 8  # the linear layers of two blocks
+    for part in ("state_dict", "optimizer_states"):
+        assert_same_state(expected[part], result[part])
+
+
 def test_a_signal_while_statistics_are_measured_leaves_nothing_half_done(
     fit, watch, tmp_path, monkeypatch, straight, capsys
 ):

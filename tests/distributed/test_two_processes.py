@@ -19,6 +19,7 @@ from worlds.processes import (
 from liteframe.align.command import LMACommand
 from liteframe.distill.command import CTDCommand
 
+MUON = ["--model.optimizer.kind", "muon"]
 BROKEN = {"--data.batch_size": 2, "--trainer.max_steps": 4, "--trainer.val_check_interval": 2}
 
 
@@ -37,6 +38,7 @@ def alone(config, chat, one_rank_broken, tmp_path_factory):
     """The runs in one process."""
     folder = tmp_path_factory.mktemp("alone")
     CTDCommand(["fit", *words("--config", config, "--run", folder / "ctd")])
+    CTDCommand(["fit", *words("--config", config, "--run", folder / "muon"), *MUON])
     CTDCommand(["fit", *words("--config", config, "--run", folder / "broken"), *one_rank_broken])
     LMACommand(["fit", *words(*chat, "--run", folder / "lma", "--data.micro_batch_size", 4)])
     return folder
@@ -52,8 +54,8 @@ def together(config, chat, videos, one_rank_broken, tmp_path_factory):
         return {"program": "ctd", "arguments": arguments, **interference}
 
     plan = [
-        ctd("sharded_then_whole", "fsdp2", stop=[1, 1]),
-        ctd("sharded_then_whole", "ddp", "--resume"),
+        ctd("sharded_then_whole", "fsdp2", *MUON, stop=[1, 1]),
+        ctd("sharded_then_whole", "ddp", *MUON, "--resume"),
         ctd("whole_then_sharded", "ddp", stop=[1, 3]),
         ctd("whole_then_sharded", "fsdp2", "--resume"),
         ctd("broken_ddp", "ddp", *one_rank_broken),
@@ -93,18 +95,20 @@ def test_two_nodes_with_accumulation(alone, config, tmp_path):
         assert tensor.float().numpy() == pytest.approx(statistics[0][name].float().numpy(), rel=1e-5), name
 
 
-@pytest.mark.parametrize(("run", "first", "stopped"), [("sharded_then_whole", 0, 1), ("whole_then_sharded", 2, 3)])
-def test_stopped_on_one_rank_and_resumed_under_the_other_strategy(together, alone, run, first, stopped):
-    """Both ranks leave together, and the weights of one strategy's checkpoint are the other's."""
+@pytest.mark.parametrize(
+    ("run", "first", "stopped", "expected"), [("sharded_then_whole", 0, 1, "muon"), ("whole_then_sharded", 2, 3, "ctd")]
+)
+def test_stopped_on_one_rank_and_resumed_under_the_other_strategy(together, alone, run, first, stopped, expected):
+    """Both ranks leave together, and the weights of one strategy's checkpoint are the other's; by Muon and AdamW."""
     folder, codes = together
     assert codes[first] == 2 * [128 + signal.SIGTERM]
     assert codes[first + 1] == [0, 0]
-    assert_same_training(folder / run, alone / "ctd", stopped)
-    ours, theirs = (load_file(path / "encoder" / "model.safetensors") for path in (folder / run, alone / "ctd"))
+    assert_same_training(folder / run, alone / expected, stopped)
+    ours, theirs = (load_file(path / "encoder" / "model.safetensors") for path in (folder / run, alone / expected))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).abs().max() < 1e-3 * max(1, tensor.abs().max()), name
-    assert report(folder / run)["data"] == report(alone / "ctd")["data"]
+    assert report(folder / run)["data"] == report(alone / expected)["data"]
 
 
 @pytest.mark.parametrize(("run", "number"), [("broken_ddp", 4), ("broken_fsdp2", 5)])

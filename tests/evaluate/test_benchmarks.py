@@ -95,6 +95,25 @@ def test_own_multiple_choice(tmp_path, video):
     assert asked("multiple-choice", first).splitlines()[:3] == ["Which?", "A. red", "B. blue"]
 
 
+@pytest.mark.parametrize(
+    ("options", "answer", "asked_as", "letter"),
+    [
+        (["A. red", "B. blue"], "B", ["A. red", "B. blue"], "B"),
+        (["(A) red", "(B) blue"], "red", ["A. red", "B. blue"], "A"),
+        (["A) red", "B: blue"], "B: blue", ["A. red", "B. blue"], "B"),
+        (["A.M. hours", "P.M. hours"], "B", ["A. A.M. hours", "B. P.M. hours"], "B"),
+        (["G. Washington", "A. Lincoln"], "A", ["A. G. Washington", "B. A. Lincoln"], "A"),
+        (["A. red", "blue"], "A", ["A. A. red", "B. blue"], "A"),  # the one may be a name
+    ],
+)
+def test_options_that_carry_their_letters_are_asked_with_one(tmp_path, video, options, answer, asked_as, letter):
+    samples.place(video, tmp_path / "v.mp4")
+    file = samples.write_rows(tmp_path / "q.jsonl", [{**ROW, "options": options, "answer": answer}])
+    (question,) = find_benchmark(str(file), None)[0].load(file).questions
+    assert asked("multiple-choice", question).splitlines()[1:3] == asked_as
+    assert question.answer == letter
+
+
 def results(name, folder, replies):
     """Every question with its reply."""
     questions = load(name, folder)
@@ -215,6 +234,7 @@ ROW = {"id": "1", "video": "v.mp4", "question": "Which?", "options": ["red", "bl
         ([ROW, ROW], "two questions have the id '1'"),
         ([{**ROW, "options": ["red"]}], r"q\.jsonl:1: 'options' has 1 options"),
         ([{**ROW, "options": ["B", "A"], "answer": "A"}], "is a letter and also the text of option B; use letters"),
+        ([{**ROW, "options": ["B. red", "A. blue"]}], r"q\.jsonl:1: options of 'options' carry the letters BA"),
         ([{**ROW, "start": -1}], r"'start' must be seconds, 0 or more, got -1"),
         ([{**ROW, "start": 10**400}], r"'start' must be seconds, 0 or more, got 1000"),
         ([{**ROW, "start": 2, "end": 1}], r"the span from 2.0 s to 1.0 s is empty"),

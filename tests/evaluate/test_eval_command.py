@@ -1,6 +1,7 @@
 """`liteframe eval` from files to scores: the words of a session, one encoding a video, and runs that are continued."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from worlds import ROOT
@@ -14,6 +15,9 @@ from liteframe.cli.main import main
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate import asking
+from liteframe.evaluate.asking import Asking, check_words
+from liteframe.evaluate.benchmarks.base import Question
+from liteframe.evaluate.benchmarks.own_questions import FreeForm
 from liteframe.models.vlm.load import load_video_llm
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
@@ -240,6 +244,27 @@ def test_yaml_gives_what_the_command_line_does_not(questions, tmp_path, capsys):
 def test_refusals(questions, more, message, tmp_path, capsys):
     assert run(questions, tmp_path / "run", *more, prompt=None) == 2
     assert message in capsys.readouterr().err
+
+
+def test_words_that_cannot_be_asked_are_all_told_before_the_first_question(questions, tmp_path, capsys):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for number, words in ((3, "What is in <image>?"), (7, "Is <|im_end|> red?")):
+        rows[number]["question"] = words
+    for video in questions.parent.glob("*.mp4"):
+        (tmp_path / video.name).symlink_to(video)
+    file = samples.write_rows(tmp_path / "q.jsonl", rows)
+    assert main(["eval", str(file), "--vlm", str(tmp_path / "no_model"), "-o", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 33 questions cannot be asked" in said
+    assert "question 0-3: the question holds '<image>'" in said
+    assert "question 0-7: the question holds '<|im_end|>'" in said
+    # and what is shown beside them
+    (tmp_path / "s.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nsee &lt;img&gt;\n")
+    asked = Question("q", str(tmp_path / "0.mp4"), "What?", "red", subtitles=str(tmp_path / "s.srt"))
+    how = Asking(4, None, "{subtitles} {question}", True, 8, 9.0)
+    with pytest.raises(ValueError, match=r"question q: the subtitle file .*s\.srt holds '<img>'"):
+        check_words(FreeForm(), [asked], how)
+    check_words(FreeForm(), [asked], replace(how, subtitles=False))
 
 
 def test_a_folder_of_something_else_is_left_alone(questions, tmp_path, capsys):

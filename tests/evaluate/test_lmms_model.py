@@ -2,15 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from worlds import ROOT
 from worlds import benchmarks as samples
 from worlds.ctd import write_video
+from worlds.students import make_student, student_config
 
 from liteframe.cli.main import main
+from liteframe.evaluate import lmms_model
+from liteframe.models.vlm.chat import user_prompt
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
 GREEDY = {"max_new_tokens": 8, "temperature": 0}
@@ -74,12 +80,57 @@ def test_until_and_system_message(model, video, reply):
     )
 
 
-def test_an_image_is_a_video_of_one_frame(model, tmp_path):
-    image = Image.new("RGB", (64, 64), (225, 40, 40))
-    one = ask(model, chat({"type": "image", "url": image}, words(TEXT)))
-    assert one[0]
-    many = ask(model, *[chat({"type": "image", "url": image}, {"type": "image", "url": image}, words(TEXT))] * 2)
-    assert many[0] == many[1]
+def picture(color):
+    return {"type": "image", "url": Image.new("RGB", (64, 64), color)}
+
+
+def test_images_stand_where_the_task_puts_them_as_transformers_shows_them(model):
+    """The reply of transformers' own processor and model, for one image and for two around words."""
+    own, processor = AutoModelForImageTextToText.from_pretrained(TOY).float().eval(), AutoProcessor.from_pretrained(TOY)
+    red, blue = picture("red"), picture((40, 60, 220))
+    for content in ([red, words(TEXT)], [red, words("or"), blue, words(TEXT)]):
+        shown = [part["text"] if part["type"] == "text" else processor.image_token for part in content]
+        prompt = user_prompt("\n".join(shown))
+        images = [part["url"] for part in content if part["type"] == "image"]
+        inputs = processor(text=[prompt], images=images, return_tensors="pt")
+        ids = own.generate(**inputs, do_sample=False, max_new_tokens=8, eos_token_id=processor.tokenizer.eos_token_id)
+        expected = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert ask(model, chat(*content)) == [expected]
+
+
+def test_an_encoder_of_clips_sees_each_image_alone(tmp_path, monkeypatch):
+    """Four images are four grids of what the encoder says of each alone, where four frames of a video are one."""
+    make_student(student_config(), std=0.5).save_pretrained(tmp_path / "encoder")
+    arguments = f"pretrained={TOY},encoder={tmp_path / 'encoder'},device=cpu"
+    model = get_model("liteframe").create_from_arg_string(arguments, {"batch_size": 1})
+    given = {}
+    monkeypatch.setattr(lmms_model, "generate_text", lambda vlm, tokenizer, request: given.update(request) or "red")
+    images = [picture(color) for color in ("red", "blue", "red", "lime")]
+    assert ask(model, chat(*images, words(TEXT))) == ["red"]
+    assert given["video_frames"].tolist() == [1, 1, 1, 1]
+    pixels = torch.stack([torch.from_numpy(np.array(part["url"])) for part in images]).permute(0, 3, 1, 2) / 255
+    encoder = model.model.config.vision_config.encoder_config
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.image_mean, encoder.image_std))
+    torch.testing.assert_close(given["pixel_values_videos"], (pixels - mean) / std)
+    grid = model.processor.tokens_per_slot(64, 64)
+    assert (given["input_ids"] == model.processor.image_token_id).sum() == 4 * grid
+    # a later round brings words alone, and the images stay
+
+    def to_messages(doc, round_idx=None, previous_output=None, **_):
+        if round_idx is None:
+            return chat(*images, words(TEXT))
+        return chat(words("And now?")), round_idx == 2, previous_output, None
+
+    made = request(model, to_messages, kind="generate_until_multi_round")
+    assert model.generate_until_multi_round([made]) == [["red", "red"]]
+    assert (given["input_ids"] == model.processor.image_token_id).sum() == 4 * grid
+
+
+def test_an_image_that_cannot_be_shown_is_a_wrong_answer_and_stops_nothing(model, reply, video):
+    floats = {"type": "image", "url": Image.new("F", (8, 8))}
+    shown = {"type": "video", "url": str(video)}
+    assert ask(model, chat(floats, words(TEXT)), chat(shown, words(TEXT))) == ["", reply]
+    assert "of which nothing says which is white" in model.failures["image 1"]
 
 
 def test_rounds_go_on_until_the_task_ends_them(model, video, reply):

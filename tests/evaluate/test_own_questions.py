@@ -21,6 +21,24 @@ def test_the_same_words():
         assert BENCHMARK.reply_is_right(result(reply, "red").question, reply) is right
 
 
+@pytest.mark.parametrize(
+    ("answer", "same", "others"),
+    [
+        ("-3", ["-3", " -3. ", '"-3"', "(-3)", "**-3**"], ["3", "+3", "--3", "- 3"]),
+        ("3", ["3", "3.", "- 3", "'3'"], ["-3", ".3", "3%", "$3"]),
+        (".5", [".5", ".5.", "`.5`"], ["5", "-.5"]),
+        ("50%", ["50%", "50%."], ["50"]),
+        ("C#", ["c#", "C#!"], ["C", "C++"]),
+        ("?", ["?", " ? "], ["", "what", "!"]),
+        ("red", ["Red.", "“red”", "...red...", "¿red?"[1:]], ["", "?", "re d"]),
+    ],
+)
+def test_signs_are_part_of_the_words_and_marks_around_them_are_not(answer, same, others):
+    question = result("", answer).question
+    assert [reply for reply in same if not BENCHMARK.reply_is_right(question, reply)] == []
+    assert [reply for reply in others if BENCHMARK.reply_is_right(question, reply)] == []
+
+
 def test_accuracy_whole_and_by_type():
     pairs = (("a", "a", "x"), ("B", "b", "x"), ("c", "c", "y"), ("z", "d", "y"), ("", "e", "y"))
     results = [result(*pair) for pair in pairs]

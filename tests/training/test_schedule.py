@@ -6,7 +6,7 @@ import torch
 from worlds.students import student_config
 
 from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.training.schedule import OptimizerSettings, configure_adamw, learning_rate_factor, parameter_groups
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer, learning_rate_factor, parameter_groups
 
 CONFIG = student_config(dim=16, depth=2, image_size=32, teacher_dim=24, clip_frames=4)
 
@@ -42,7 +42,7 @@ def test_shape_of_the_schedule():
 
 
 def test_optimizer_follows_it():
-    made = configure_adamw(torch.nn.Linear(2, 2), OptimizerSettings(lr=2.0, warmup_steps=1000), total_steps=50)
+    made = configure_optimizer(torch.nn.Linear(2, 2), OptimizerSettings(lr=2.0, warmup_steps=1000), total_steps=50)
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(50):

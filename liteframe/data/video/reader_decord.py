@@ -46,6 +46,8 @@ def read_frames(path: str, indices: list[int], size: tuple[int, int] | None) -> 
         if bad:
             raise VideoError(path, "index", f"frame {bad[0]} was asked for; decord sees {total} frames")
         return reader.get_batch(indices).asnumpy()
+    except UnicodeEncodeError as error:
+        raise VideoError(path, "unreadable", "has a name that is not UTF-8, which decord cannot open") from error
     except (decord.DECORDError, RuntimeError) as error:
         # the first line names the failed check; the rest is a C++ stack
         reason = str(error).strip().splitlines()[0]

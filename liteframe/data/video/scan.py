@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from liteframe.data.manifest import VideoEntry
+from liteframe.data.manifest import VideoEntry, entry_of_row, row_of_entry
 from liteframe.data.video import reader_decord
 from liteframe.data.video.errors import VideoError, VideoInfo
 from liteframe.data.video.process import DecodeProcess
+from liteframe.journal import Journal
 
 # Sequential decoding is compared on this many first frames: all of a clip, twenty seconds of a film.
 COMPARED_FRAMES = 600
@@ -23,9 +29,10 @@ _COMPARED_PIXELS = 1920 * 1088  # larger frames are compared scaled down
 _DECORD_SECONDS = 10.0  # decord hangs on some files; one where it is slower than this gains nothing
 # Mean difference in levels of 255: readers of different FFmpegs round differently, more is another frame.
 _TOLERANCE = 3.0
+FORMAT = 1  # of the journal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScanResult:
     """What became of one entry: `entry` completed with facts and reader, or `error`."""
 
@@ -55,7 +62,7 @@ def scan(
     """
     if workers < 1 or samples < 0 or not deadline > 0:
         raise ValueError(f"workers {workers}, samples {samples}, deadline {deadline}: from 1, from 0 and above 0")
-    results: dict[int, ScanResult] = {}
+    results: list[Any] = [None] * len(entries)
     # decord gets processes of its own: one that it hangs in takes nothing with it
     idle = queue.SimpleQueue[tuple[DecodeProcess, DecodeProcess]]()
     pairs = [(DecodeProcess(deadline), DecodeProcess(min(_DECORD_SECONDS, deadline))) for _ in range(workers)]
@@ -73,10 +80,15 @@ def scan(
 
     pool = ThreadPoolExecutor(workers)
     try:
-        jobs = {pool.submit(check, entry): place for place, entry in enumerate(entries)}
-        for job in as_completed(jobs):
-            results[jobs[job]] = job.result()
-            done(results[jobs[job]])
+        todo, running = iter(enumerate(entries)), dict[Future[ScanResult], int]()
+        # a few more than there are workers: of a million jobs the list alone would fill the memory
+        while True:
+            running.update((pool.submit(check, e), n) for n, e in islice(todo, 2 * workers - len(running)))
+            if not running:
+                break
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                results[running.pop(job)] = result = job.result()
+                done(result)
     finally:
         processes = [process for pair in pairs for process in pair]
         pool.shutdown(wait=False, cancel_futures=True)
@@ -85,7 +97,77 @@ def scan(
         pool.shutdown()
         for process in processes:
             process.close()
-    return [results[place] for place in range(len(entries))]
+    return results
+
+
+class ScanJournal:
+    """What became of each entry, kept as it is known, so that a scan that was killed is gone on with.
+
+    Args:
+        path: of the journal; one that exists is gone on with.
+        settings: that the outcome depends on.
+
+    Raises:
+        ValueError: it was begun with other settings, another scan writes to it, or it holds something else.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self._journal = path, Journal(path)
+        self.results: dict[tuple[Any, ...], ScanResult] = {}
+        settings, begun = {"format": FORMAT, **settings}, False
+        try:
+            for where, row in self._journal.rows(f"remove {path} to scan anew"):
+                if begun:
+                    self._recall(row, where)
+                elif row != settings:
+                    raise ValueError(
+                        f"{path} is of a scan that was not finished, with {row}, and this one has {settings}: give the "
+                        "same options to go on, or remove the file to scan anew"
+                    )
+                begun = True
+        except BaseException:
+            self._journal.close()
+            raise
+        if not begun:
+            self._journal.append(settings)
+
+    def recall(self, entry: VideoEntry) -> ScanResult | None:
+        """What became of an entry, if the file is as it was."""
+        return self.results.get(_key(entry))
+
+    def keep(self, result: ScanResult) -> None:
+        """Write what became of an entry."""
+        error = None if result.error is None else result.error.to_dict()
+        self._journal.append({"entry": row_of_entry(result.entry), "error": error, "file": _file(result.entry.video)})
+
+    def close(self, *, finished: bool = False) -> None:
+        """End writing; a journal whose scan is finished goes."""
+        if finished:
+            self.path.unlink()
+        self._journal.close()
+
+    def _recall(self, row: Any, where: str) -> None:
+        try:
+            entry = entry_of_row(row["entry"], row["entry"]["video"], where)
+            error = None if row["error"] is None else VideoError(**row["error"])
+            same = row["file"] == _file(entry.video)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ValueError(f"{where}: no row of a scan ({problem}); remove the line") from problem
+        self.results.pop(_key(entry), None)
+        if same:
+            self.results[_key(entry)] = ScanResult(entry, error)
+
+
+def _key(entry: VideoEntry) -> tuple[Any, ...]:
+    return entry.video, entry.start, entry.end
+
+
+def _file(path: str) -> list[int] | None:
+    """What changes when a file does: size, and time of the last change in nanoseconds."""
+    with suppress(OSError):
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns]
+    return None
 
 
 class _Check:
@@ -125,7 +207,7 @@ class _Check:
 
     def _choose(self, info: VideoInfo) -> list[int]:
         """First, last and random frames, each with its neighbours: a reader that is one off must show."""
-        draw = random.Random(f"{info.frames} {self.entry.video}")
+        draw = random.Random(os.fsencode(f"{info.frames} {self.entry.video}"))  # a name need not be UTF-8
         head = min(info.frames, COMPARED_FRAMES)
         centers = {0, info.frames - 1, *(draw.randrange(head) for _ in range(self.samples))}
         centers |= {draw.randrange(info.frames) for _ in range(self.samples)} if info.frames > head else set()

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from liteframe.distill.cache.codec import STORED, scale_shape
 from liteframe.distill.cache.settings import CacheSettings, ShardKey
+from liteframe.files import json_bytes
 
 TABLES = ("row", "text_end", "jpeg_end", "sha256")
 # safetensors' own names of the types.
@@ -89,7 +90,7 @@ class ShardInfo:
 
 def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
     """A shard's safetensors file in memory: clips of one view, in the order of the videos."""
-    texts = [json.dumps(clip.facts, ensure_ascii=False).encode() for clip in clips]
+    texts = [json_bytes(clip.facts).removesuffix(b"\n") for clip in clips]
     good = [clip for clip in clips if not clip.failed]
     shape, scale = settings.target_shape, scale_shape(settings.codec, settings.target_shape)
     failed = np.array([clip.failed for clip in clips])

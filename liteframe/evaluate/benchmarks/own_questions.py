@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import string
+import re
 from pathlib import Path
 
 from typing_extensions import override
@@ -16,6 +16,10 @@ from liteframe.evaluate.benchmarks.records import (
     seconds_field,
     text_field,
 )
+
+# Marks around words; signs of numbers and names (-3, .5, 50%, C#) are part of them.
+_BEFORE = re.compile(r"""^(?:["'`“”‘’«»()\[\]{}*_,;:!?…\s]|\.(?!\d)|[-–—]\s)+""")
+_AFTER = re.compile(r"""(?:["'`“”‘’«»()\[\]{}*_.,;:!?…\s]|\s[-–—])+$""")
 
 
 class MultipleChoice(Benchmark):
@@ -51,7 +55,7 @@ class FreeForm(Benchmark):
     title = "free-form answers"
     layout = "a JSONL file with video (relative to the file), question and answer in each line"
     prompt = "{question}"
-    rule = "the same words, whatever case, spaces and outer punctuation"
+    rule = "the same words, whatever case, spaces and outer punctuation; signs of numbers are part of them"
 
     @override
     def load(self, source: Path) -> Dataset:
@@ -79,8 +83,9 @@ class FreeForm(Benchmark):
 
 
 def normalize(words: str) -> str:
-    """Lower case, without punctuation at the ends and without doubled spaces."""
-    return " ".join(words.lower().split()).strip(string.punctuation + " ")
+    """Lower case, without doubled spaces and punctuation at the ends, unless there is nothing else: "?" stays."""
+    words = " ".join(words.lower().split())
+    return _AFTER.sub("", _BEFORE.sub("", words)) or words
 
 
 def has_options(path: Path) -> bool:

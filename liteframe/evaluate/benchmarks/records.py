@@ -15,6 +15,7 @@ from liteframe.evaluate.benchmarks.base import LETTERS, Question
 from liteframe.files import read_jsonl
 
 Row = dict[str, Any]
+_CARRIED = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])(?:\s+|$)(.*)", re.DOTALL)  # "A. red", "(A) red"
 SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
 
 
@@ -82,13 +83,13 @@ def seconds_field(row: Row, where: str, name: str) -> float | None:
 
 
 def options_field(row: Row, where: str, name: str, *, bare: bool = False) -> tuple[str, ...]:
-    """Texts of the options.
+    """Texts of the options; where all carry their own letters ("A. red", "(B) blue"), these are taken off.
 
     Args:
         row: the record.
         where: the record's place.
         name: of the list.
-        bare: whether the texts carry their letters ("A. red"), which are checked and taken off.
+        bare: whether they must carry letters, with a space after them or not.
 
     Raises:
         ValueError: fewer than 2 or more than 26 texts, or letters out of order.
@@ -103,8 +104,22 @@ def options_field(row: Row, where: str, name: str, *, bare: bool = False) -> tup
         for letter, text in zip(LETTERS, texts, strict=False):
             if not text.startswith((f"{letter}.", f"{letter})", f"{letter}:")):
                 raise ValueError(f"{where}: option {text!r} of '{name}' should start with '{letter}.'")
-        texts = [text[2:].strip() for text in texts]
+        return tuple(text[2:].strip() for text in texts)
+    carried = [_carried_letter(text) for text in texts]
+    letters = "".join(letter for letter, _ in carried)
+    if letters == LETTERS[: len(texts)]:
+        return tuple(text for _, text in carried)
+    if sorted(letters) == list(LETTERS[: len(texts)]):
+        raise ValueError(
+            f"{where}: options of '{name}' carry the letters {letters}; bring them into order, or leave out"
+        )
     return tuple(texts)
+
+
+def _carried_letter(text: str) -> tuple[str, str]:
+    """The letter that a text starts with ("" for none) and the text after it."""
+    match = _CARRIED.fullmatch(text)
+    return (match[1] or match[2], match[3].strip()) if match else ("", text)
 
 
 def answer_letter(answer: str, options: Sequence[str], where: str, *, kind: str | None = None) -> str:
@@ -128,6 +143,9 @@ def answer_letter(answer: str, options: Sequence[str], where: str, *, kind: str 
             f"{where}: answer {answer!r} is a letter and also the text of option {as_text[-1]}; use letters"
         )
     found = as_letter or (as_text[-1] if as_text else None)
+    letter, text = _carried_letter(answer)
+    if found is None and letter and letter in letters and text == options[letters.index(letter)]:
+        found = letter  # as options may be written
     if found is None:
         places = {"letter": f"none of {letters}", "text": f"no option of {list(options)}"}
         said = places.get(kind or "", f"neither one of {letters} nor an option of {list(options)}")

@@ -78,6 +78,11 @@ def template_warning(processor: Any) -> str | None:
 
 def question_prompt(question: str, system: str | None = None) -> str:
     """The ChatML prompt of one question about one video, up to where the answer starts; holds `<video>` once."""
+    return user_prompt(f"{PLACEHOLDER}\n{question}", system)
+
+
+def user_prompt(text: str, system: str | None = None) -> str:
+    """The ChatML prompt of one user turn, up to where the answer starts."""
     turns = [Turn("system", system)] if system else []
-    turns += [Turn("user", f"{PLACEHOLDER}\n{question}")]
+    turns += [Turn("user", text)]
     return "".join(f"<|im_start|>{turn.role}\n{turn.text}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
