@@ -18,9 +18,7 @@ CURVES = (
     *("data/failed_rate", "speed/data_wait_share", "speed/clips_per_second", "speed/samples_per_second"),
 )
 BAD_VIDEOS_SHOWN = 50
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title>
-<style>
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .15rem 1rem .15rem 0; text-align: left;
@@ -29,7 +27,10 @@ font-variant-numeric: tabular-nums } .good { color: #18794e } .bad { color: #c62
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem }
 svg { width: 100%; height: auto } img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ddd }
 pre { background: #f6f6f6; padding: 1rem; overflow: auto; font-size: .85rem }
-</style>
+"""
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>{{ style|safe }}</style>
 <h1>{{ title }}</h1>
 <p class="{{ 'muted' if finished else 'bad' }}">{{ state }}</p>
 {% macro table(rows) %}<table>{% for name, value in rows %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
@@ -95,6 +96,7 @@ def facts(run: Path, exports: list[Path]) -> dict[str, Any]:
     if kinds:
         data["bad videos"] = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return {
+        "style": STYLE,
         "title": f"{report.get('kind', 'run').upper()} {run.resolve().name}",
         "finished": bool(report),
         "state": f"{report['steps']} steps, finished {report['date']}" if report else "not finished: no report.json",

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="the I-th of N parts, from 1, into GOOD.I-of-N.jsonl; join them with "
         "`liteframe manifest merge`",
     )  # fmt: skip
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="also write a page of frames and of what is wrong")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help="files at a time (default: cores, %(default)s)")
     parser.add_argument("--deadline", type=float, default=60.0, help="seconds a file may take (default: %(default)s)")
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         good_path = good_path.with_name(f"{good_path.stem}.{shard[0]}-of-{shard[1]}.jsonl")
     bad_path, part_path = (good_path.with_name(f"{good_path.stem}.{name}.jsonl") for name in ("bad", "part"))
     check_output(good_path)
+    if args.html is not None:
+        check_output(args.html)
     entries, listing = _look(Path(args.source).expanduser())
     everything = len(entries)
     if shard is not None:
@@ -66,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
     write_manifest((result.entry for result in results if result.error is None), good_path)
     write_jsonl((_bad_row(error, entry) for error, entry in errors), bad_path)
     journal.close(finished=True)
+    if args.html is not None:
+        from liteframe.cli.contact_sheet import write_contact_sheet
+
+        good = [result.entry for result in results if result.error is None]
+        write_contact_sheet(args.source, good, [error for error, _ in errors], args.html, args.deadline)
     _summarize(console, results, [error for error, _ in errors], good_path, bad_path)
     _tell_of_others(console, listing)
     if shard is not None:

@@ -1,10 +1,17 @@
+import base64
+import html
+import io
 import json
 import os
+import re
 import signal
 import threading
 import time
 
+import av
+import numpy as np
 import pytest
+from PIL import Image
 from worlds import benchmarks as samples
 from worlds.videos import BAD, GOOD
 
@@ -36,7 +43,8 @@ def folder(corpus, tmp_path):
 def test_names_all_ten_broken_videos(folder, tmp_path, capsys):
     videos, names = folder
     good = tmp_path / "good.jsonl"
-    assert main(["scan", str(videos), "-o", str(good), "--workers", "2", "--deadline", "60"]) == 0
+    assert main(["scan", str(videos), "-o", str(good), "--workers", "2", "--deadline", "60",
+                 "--html", str(tmp_path / "page.html")]) == 0  # fmt: skip
     printed = capsys.readouterr().out
     [row] = rows(good)
     assert row["video"] == str(videos / "h264.mp4")
@@ -49,9 +57,20 @@ def test_names_all_ten_broken_videos(folder, tmp_path, capsys):
         assert bad[name]["reason"]
         assert bad[name]["remedy"]
         assert name in printed
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.bad.jsonl", "good.jsonl", "videos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.bad.jsonl", "good.jsonl", "page.html", "videos"]
     [entry] = load_manifest(good)
     assert entry == VideoEntry(**row)
+
+    page = (tmp_path / "page.html").read_text()
+    for name in names:
+        assert html.escape(bad[name]["reason"], quote=False) in page.replace("&#39;", "'").replace("&#34;", '"')
+    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall('base64,([^"]*)', page)]
+    with av.open(str(videos / "h264.mp4")) as file:
+        frames = [frame.to_image() for frame in file.decode(video=0)]
+    for picture, index in zip(pictures, (8, 24, 40), strict=True):
+        assert picture.size == (144, 96)
+        difference = np.subtract(picture, frames[index].resize(picture.size), dtype=float)
+        assert np.abs(difference).mean() < 6  # JPEG
 
 
 def test_exit_codes(corpus, tmp_path, capsys):
