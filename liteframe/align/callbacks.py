@@ -81,6 +81,7 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
         "quantize": module.quantize,
         "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "precision": str(trainer.precision),
+        "config_changes": RunFolder(trainer.default_root_dir).changes(),
         **environment(module.device),
     }
     write_json(RunFolder(trainer.default_root_dir).report, values)

@@ -19,6 +19,7 @@ from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.process import serve_parent
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.failures import BadConversationsError, FailureTally
+from liteframe.training.resume import refuse_other_contents
 
 
 class ChatDataModule(LightningDataModule):
@@ -148,46 +149,27 @@ class ChatDataModule(LightningDataModule):
         """Bytes -> normalized frames, on the device: a quarter of what would have travelled."""
         return batch._replace(pixels=self.processor.normalized(batch.pixels)) if batch.video_frames else batch
 
+    @cached_property
+    def contents(self) -> dict[str, str | None]:
+        """A digest of all conversations, by the setting that names them; each checkpoint holds it."""
+        digest = hashlib.sha256()
+        for c in self.conversations:
+            row = ([medium.identity() for medium in c.media], [vars(turn) for turn in c.turns])
+            digest.update(json.dumps(row).encode())
+        return {"data.conversations": f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})"}
+
     def state_dict(self) -> dict[str, Any]:
-        """What decides which sample comes when, and the failures so far."""
-        return {"stream": self._identity(), "tally": self.tally.state_dict()}
+        """What decides which sample comes when beside the settings, and the failures so far."""
+        return {"contents": self.contents, "tally": self.tally.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the failures counted so far.
 
         Raises:
-            ValueError: the stream would not continue, because conversations, draws, seed or global batch differ.
+            ValueError: the stream would not continue, because conversations are others.
         """
-        ours, theirs = self._identity(), state_dict["stream"]
-        changed = [
-            f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
-        ]
-        if changed:
-            raise ValueError(
-                f"--resume continues a run on the same stream of conversations, but {'; '.join(changed)}. "
-                "Restore these values, or start a new run"
-            )
+        refuse_other_contents(state_dict["contents"], self.contents)
         self.tally.load_state_dict(state_dict["tally"])
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "conversations": len(self.conversations),
-            "list": self._list_digest,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "frames": self.frames,
-            "fps": list(self.fps),
-            "group_by_length": self.group_by_length,
-        }
-
-    @cached_property
-    def _list_digest(self) -> str:
-        """Of all conversations; each checkpoint holds it."""
-        digest = hashlib.sha256()
-        for c in self.conversations:
-            row = ([medium.identity() for medium in c.media], [vars(turn) for turn in c.turns])
-            digest.update(json.dumps(row).encode())
-        return digest.hexdigest()[:16]
 
     def _trainer(self) -> Trainer:
         if self.trainer is None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -19,6 +20,17 @@ from liteframe.models.vlm.family import family_of
 # As our models of every family name them (see VlmBackbone).
 PROJECTOR, ENCODER = "multi_modal_projector", "vision_tower"
 NF4_BLOCK = 64  # values that share a scale
+
+# Of adapter_config.json: where it came from, what is compared layer by layer, what has no meaning without a setting
+# that is compared; and dropout, which is no part of the update and which each run has of its own.
+NOT_COMPARED = frozenset(
+    (
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config",
+        "task_type", "target_modules", "modules_to_save", "megatron_core", "qalora_group_size", "lora_dropout",
+    )
+)  # fmt: skip
+# These begin with the model's own weights; others change them, and the adapter fits no other.
+PLAIN_STARTS = (True, False, "gaussian")
 
 
 @dataclass
@@ -62,12 +74,14 @@ def add_lora(
 
     Raises:
         ValueError: the language model lacks the layers that LoRA is meant for, a layer elsewhere matched, or the
-            adapter to start from has other layers, another rank, or was trained on another model.
+            adapter to start from has other layers, another rank or alpha, makes its update in another way, or was
+            trained on another model.
     """
     names = family_of(model.config.model_type).lora_layers
     expected = language_model_layers(model, names)
     trained_whole = [name for name, train in ((PROJECTOR, train_projector), (ENCODER, train_encoder)) if train]
-    saved_whole = _whole_parts(start_from)
+    held = _adapter_config(start_from)
+    saved_whole = held.get("modules_to_save") or []
     if start_from is not None:
         check_origin(model, start_from)
     frozen_whole = [name for name in saved_whole if name not in trained_whole]
@@ -80,6 +94,7 @@ def add_lora(
         modules_to_save=[*trained_whole, *frozen_whole] or None,
         task_type="CAUSAL_LM",
     )
+    _refuse_another_update(start_from, held, config.to_dict())
     adapted = get_peft_model(model, config)
     if start_from is not None:
         _load(adapted, Path(start_from), fresh=[name for name in trained_whole if name not in saved_whole])
@@ -93,14 +108,32 @@ def add_lora(
     return adapted
 
 
-def _whole_parts(adapter: str | os.PathLike[str] | None) -> list[str]:
-    """The parts that an adapter holds as a whole."""
+def _adapter_config(adapter: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What PEFT notes of an adapter; nothing where there is none."""
     if adapter is None:
-        return []
+        return {}
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file():
         raise ValueError(f"{adapter} is not an adapter folder: it has no adapter_config.json")
-    return read_json(path, "copy the adapter again").get("modules_to_save") or []
+    return read_json(path, "copy the adapter again")
+
+
+def _refuse_another_update(adapter: str | os.PathLike[str] | None, held: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse an adapter whose update is scaled or made otherwise, which its weights do not show."""
+    names = {"r": "lora.rank", "lora_alpha": "lora.alpha"}
+    start = held.get("init_lora_weights", True)
+    held = held | {"init_lora_weights": True if start in PLAIN_STARTS else start}
+    different = [
+        f"{names.get(key, key)} is {value!r} there and {ours.get(key)!r} here"
+        for key, value in held.items()
+        # What is empty is not in use.
+        if key not in NOT_COMPARED and (value or None) != (ours.get(key) or None)
+    ]
+    if adapter is not None and different:
+        raise ValueError(
+            f"the adapter {adapter} does not fit this run: {'; '.join(different)}; give this run what is there, or "
+            "start without model.init_adapter"
+        )
 
 
 def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
@@ -111,7 +144,8 @@ def _load(model: PeftModel, adapter: Path, fresh: list[str]) -> None:
     expected = {name: tensor for name, tensor in own.items() if not any(f".{part}." in name for part in fresh)}
     if problems := weight_misfits(saved, expected):
         raise ValueError(
-            f"the adapter {adapter} does not fit this run: {problems}; use the same Video LLM, encoder and lora.rank"
+            f"the adapter {adapter} does not fit this run: {problems}; use the same Video LLM and encoder, "
+            "and an adapter on the same layers"
         )
     set_peft_model_state_dict(model, own | saved)
 

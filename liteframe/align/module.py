@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,8 @@ from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
 from liteframe.align.objectives import Objective
 from liteframe.align.objectives.sft import SupervisedFineTuning
-from liteframe.models.vlm.adapter import frozen_digest, origin
+from liteframe.files import file_digest
+from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, frozen_digest, origin
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.load import load_processor, load_video_llm
 from liteframe.training.guard import GuardSettings
@@ -37,7 +39,8 @@ class LMAModule(GuardedModule):
         train_encoder: train the encoder too.
         encoder_lr_ratio: learning rate of a trained encoder as a part of `optimizer.lr` (1/5 in LLaVA-OneVision,
             arXiv 2408.03326).
-        init_adapter: folder of an adapter to go on from, of a run with the same `vlm`, `encoder` and `lora`.
+        init_adapter: folder of an adapter to go on from, of a run with the same `vlm`, `encoder` and `lora`; only the
+            dropout may be another.
         quantize: "nf4" holds the language model's frozen layers in 4 bits (bitsandbytes), for small GPUs.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
@@ -69,7 +72,7 @@ class LMAModule(GuardedModule):
         self.optimizer_settings = optimizer
         self.processor = load_processor(vlm, encoder)
         self.objective: Objective = SupervisedFineTuning()
-        self.frozen_digest = self.held_digest = ""  # of the weights as loaded, and as they are held
+        self.held_digest = ""  # of the frozen weights
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
 
     def configure_model(self) -> None:
@@ -99,7 +102,9 @@ class LMAModule(GuardedModule):
         self.model.train()
         if self.gradient_checkpointing:
             model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.frozen_digest = self.held_digest = frozen_digest(self.model)
+        self.held_digest = frozen_digest(self.model)
+        start = None if self.init_adapter is None else file_digest(Path(self.init_adapter) / ADAPTER_WEIGHTS)
+        self.contents = {"model.vlm, model.encoder": self.held_digest, "model.init_adapter": start}
         if self.quantize == "nf4":
             quantize_frozen(self.model)
             self.held_digest = frozen_digest(self.model)
@@ -153,23 +158,6 @@ class LMAModule(GuardedModule):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load the trained weights; `on_load_checkpoint` has compared them."""
         return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which frozen weights the trained ones belong to."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["frozen_digest"] = self.frozen_digest
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue on other frozen weights.
-
-        Raises:
-            ValueError: the Video LLM or the encoder is not the one that the run started with.
-        """
-        super().on_load_checkpoint(checkpoint)
-        if checkpoint["frozen_digest"] != self.frozen_digest:
-            raise ValueError(
-                f"--resume: the weights of {self.vlm} or {self.encoder} are not those the run started with"
-            )
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
         """What the Video LLM reads of the batch's videos: pixels, or features where they are cached."""

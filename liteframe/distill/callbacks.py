@@ -91,6 +91,7 @@ def write_report(trainer: Trainer, module: CTDModule, figures: dict[str, float],
                 **student.config.to_dict(),
             },
             "precision": str(trainer.precision),
+            "config_changes": RunFolder(trainer.default_root_dir).changes(),
             **environment(module.device),
         },
     )

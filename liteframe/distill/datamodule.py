@@ -24,6 +24,7 @@ from liteframe.distill.cache.dataset import CachedClips
 from liteframe.distill.clip_view import Augmentation
 from liteframe.distill.clips import ClipBatch, ClipDataset, RawBatch, collate_clips, dress
 from liteframe.training.failures import FailureTally, agree_on_failures
+from liteframe.training.resume import refuse_other_contents
 from liteframe.training.schedule import divide_batch
 
 
@@ -162,39 +163,27 @@ class ClipDataModule(LightningDataModule):
         """Resize and normalize on the device; workers only decode, crop and ship bytes."""
         return dress(batch, self.frame_format.transform())
 
+    @cached_property
+    def contents(self) -> dict[str, str | None]:
+        """Digests of the training videos and of the cache, by the settings that name them."""
+        cache, entries = self.target_cache, self.train_entries
+        return {
+            "data.videos": f"a list of {len(entries)} for training ({list_digest(entries)[:16]})",
+            "data.cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """What decides which clip comes when, and the failures so far."""
-        return {"stream": self._identity(), "tally": self.tally.state_dict()}
+        """What decides which clip comes when beside the settings, and the failures so far."""
+        return {"contents": self.contents, "tally": self.tally.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the failures counted so far.
 
         Raises:
-            ValueError: the stream of clips would not continue, because videos, seed or global batch size differ.
+            ValueError: the stream of clips would not continue, because videos or the cache are others.
         """
-        ours, theirs = self._identity(), state_dict["stream"]
-        changed = [
-            f"{key} was {theirs.get(key)!r} and is {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
-        ]
-        if changed:
-            raise ValueError(
-                f"--resume continues a run on the same stream of clips, but {'; '.join(changed)}. "
-                "Restore these values, or start a new run with --init_from RUN/encoder"
-            )
+        refuse_other_contents(state_dict["contents"], self.contents)
         self.tally.load_state_dict(state_dict["tally"])
-
-    def _identity(self) -> dict[str, Any]:
-        cache = self.target_cache
-        return {
-            "cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
-            "videos": len(self.train_entries),
-            "list": list_digest(self.train_entries),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "clip_frames": self.clip_frames,
-            "min_fps": self.min_fps,
-            "augment": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.augment).items()},
-        }
 
     def _stream(self, batches: int, **position: Any) -> ClipStream:
         trainer = self._trainer()

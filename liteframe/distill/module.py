@@ -23,6 +23,7 @@ from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batch
 from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
 from liteframe.distill.student_init import build_student, check_grids, unfold_head, with_preprocessing
 from liteframe.distill.targets import TargetSettings
+from liteframe.files import file_digest
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import TeacherSettings
@@ -109,6 +110,8 @@ class CTDModule(GuardedModule):
         if data.target_cache is not None:
             check_cache(data.target_cache, {**self.target_identity, **data.clip_identity()})
         self.student = build_student(self.student_config, self.teacher, self.init, self.init_from)
+        start = None if self.init_from is None else file_digest(Path(self.init_from) / "model.safetensors")
+        self.contents = {"model.teacher.name": self.teacher.identity, "init_from": start}
         if data.target_cache is not None:
             self.teacher.drop_tower()
         if self.activation_checkpointing:
@@ -138,26 +141,6 @@ class CTDModule(GuardedModule):
             normalizer.save(statistics.count, Path(self.trainer.default_root_dir))
         if self.init == "weight_selection" or self.init_from:
             unfold_head(self.student.head, normalizer.standardizer)
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember whom the student learns from."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher_identity"] = self.teacher.identity
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue with another teacher.
-
-        Raises:
-            ValueError: its weights are not those that the run started with.
-        """
-        if checkpoint["teacher_identity"] != self.teacher.identity:
-            raise ValueError(
-                f"--resume: {self.teacher.name} does not have the weights that the run started with; "
-                "use the same teacher, or start another run with --init_from"
-            )
-        super().on_load_checkpoint(checkpoint)
 
     @override
     def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:

@@ -116,7 +116,9 @@ class CheckpointFolder:
     def clean(self) -> None:
         """Remove the temporary files of killed processes, and files that were never named."""
         names = {checkpoint.file for checkpoint in self.named()}
-        left_over = [path for path in self.path.glob("step-*.ckpt") if path.name not in names]
+        # Without a manifest one of them may be what last.ckpt links to, and what the run goes on from.
+        files = self.path.glob("step-*.ckpt") if self.manifest.exists() else ()
+        left_over = [path for path in files if path.name not in names]
         for path in [*self.path.glob(".*.tmp"), *left_over]:
             path.unlink(missing_ok=True)
 
@@ -175,8 +177,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)  # type: ignore[arg-type]  # it asks for no more than write and flush
         self.written = Written(file.bytes, file.sha256)
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None, *, mmap: bool = False
+    ) -> dict[str, Any]:
         """Read a checkpoint of tensors and plain values; anything else is refused, whatever `weights_only` says.
+
+        Args:
+            path: of the file.
+            map_location: device of the tensors.
+            weights_only: Lightning's wish; it is always so.
+            mmap: leave the tensors on the disk until they are used.
 
         Raises:
             ValueError: the file is damaged or holds other objects.
@@ -186,7 +196,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path} is not a loadable checkpoint (no complete zip archive); {remedy}")
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         except (RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path} is not a loadable checkpoint ({reason}); {remedy}") from error

@@ -23,6 +23,15 @@ from liteframe.training.configs import with_config_files
 from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
 from liteframe.training.profile_run import StepProfile, shorten, write_profile
+from liteframe.training.resume import (
+    RunSettings,
+    continued_run,
+    own_settings,
+    plain_settings,
+    refuse_fixed,
+    saved_settings,
+    with_settings,
+)
 from liteframe.training.run_folder import Resume, RunFolder
 from liteframe.training.schedule import divide_batch
 from liteframe.training.sharded import check_strategy, common_end, torchrun_devices
@@ -66,6 +75,7 @@ OWNED = {
     "default_root_dir": "--run",
     "logger": "--run (TensorBoard events go there)",
     "accumulate_grad_batches": "--data.batch_size and --data.micro_batch_size",
+    "gradient_clip_algorithm": "--trainer.gradient_clip_val, which bounds the norm of all gradients together",
 }
 
 
@@ -111,7 +121,7 @@ class TrainingCommand(LightningCLI):
             datamodule,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunSettings,
             parser_kwargs={"prog": self.program},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -145,9 +155,10 @@ class TrainingCommand(LightningCLI):
             default=False,
             nargs="?",
             const=True,
-            help="continue the run in --run from its newest whole checkpoint; auto: continue it if there is a "
-            "checkpoint and start it if there is none, for jobs that a cluster starts again. With --resume, a SLURM "
-            "job that gets SIGTERM or SIGUSR1 requeues itself",
+            help="continue the run in --run from its newest whole checkpoint, with its own settings where none are "
+            "given (docs/resume.md says which may change); auto: continue it if there is a checkpoint and start it if "
+            "there is none, for jobs that a cluster starts again. With --resume, a SLURM job that gets SIGTERM or "
+            "SIGUSR1 requeues itself",
         )
         parser.add_argument(
             "--profile",
@@ -162,11 +173,22 @@ class TrainingCommand(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; where a run is continued, what neither command line nor configuration files say is the run's own."""
+        own = own_settings(*continued_run(args))
+        self.config = parser.parse_args(with_settings(args, own))
+        said = self.config.get(str(self.config.get("subcommand")), self.config)
+        # A configuration file may have said which run.
+        if self.config.get("subcommand") and own_settings(said.run, said.resume) != own:
+            self.config = parser.parse_args(with_settings(args, own_settings(said.run, said.resume)))
+        if said.seed_everything is True:
+            parser.error("--seed_everything true would give each process a seed of its own; give a number")
+
     def before_instantiate_classes(self) -> None:
-        """Claim the run folder before anything is loaded or written."""
+        """Claim the run folder, and refuse what does not go with it, before anything is loaded or written."""
         config = self.settings
         for key, instead in OWNED.items():
-            if config.trainer[key] not in (None, 1):
+            if config.trainer[key] not in (None, 1, "norm"):
                 self._parser(self.subcommand).error(f"--trainer.{key} has no effect here; use {instead}")
         if config.trainer.precision not in PRECISIONS:
             self._parser(self.subcommand).error(
@@ -184,6 +206,10 @@ class TrainingCommand(LightningCLI):
                 self.save_config_callback = None
                 return
             self.checkpoint = RunFolder(config.run).claim(resume=config.resume)
+            self.save_config_kwargs = {"resumed": self.checkpoint is not None}
+            if self.checkpoint is not None:
+                now = plain_settings(self._parser(self.subcommand), config)
+                refuse_fixed(saved_settings(self.checkpoint), now)
         except ValueError as error:
             self._parser(self.subcommand).error(str(error))
         STOP.requeue = bool(config.resume)

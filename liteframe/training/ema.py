@@ -122,23 +122,11 @@ class WeightEMA(Callback):
             return
         if self._exchanged:
             raise RuntimeError("a checkpoint was asked for while the model holds averaged weights")
-        checkpoint["weight_average"] = {
-            "decay": self.decay, "updates": self.average.updates, "weights": self.average.full_tensors()
-        }  # fmt: skip
+        checkpoint["weight_average"] = {"updates": self.average.updates, "weights": self.average.full_tensors()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the average over.
-
-        Raises:
-            ValueError: the run was started with another decay.
-        """
+        """Take the average over."""
         self._saved = checkpoint.get("weight_average")
-        before = self._saved["decay"] if self._saved else None
-        if before != self.decay:
-            raise ValueError(
-                f"--resume: ema.decay was {before} and is {self.decay}; restore it, or start a new run with "
-                "--init_from RUN/encoder"
-            )
 
     @contextmanager
     def averaged(self, module: nn.Module) -> Iterator[None]:

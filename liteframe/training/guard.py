@@ -5,16 +5,11 @@ weights (performance notes: torchtitan stops, PaLM and ZClip skip). Clipping alo
 root of its second moment, which one spike leaves too large for a thousand steps.
 """
 
-import json
 import math
-import os
 import statistics
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from liteframe.files import json_bytes, write_atomically
 
 SKIPPED_STEPS = "skipped_steps.jsonl"
 
@@ -122,29 +117,6 @@ def describe(cause: str, norm: float, guard: GradientGuard) -> str:
         return f"the {cause} is not finite, {others}"
     what = {"frames": "a frame of the batch", "target": "the target", "prediction": "the model's prediction"}[cause]
     return f"the loss is not finite because {what} is not"
-
-
-def append_row(run: Path, row: dict[str, Any]) -> None:
-    """Add a skipped step to RUN/skipped_steps.jsonl, whole or not at all as long as the machine stands."""
-    data = json_bytes(row, allow_nan=False)
-    descriptor = os.open(run / SKIPPED_STEPS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-
-
-def drop_rows_from(run: Path, step: int) -> None:
-    """Forget skipped steps that a resumed run is about to do again, from number `step` on."""
-    path = run / SKIPPED_STEPS
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        # A machine that went down may leave part of the last row.
-        if line.endswith("\n") and json.loads(line)["step"] < step:
-            kept.append(line)
-    write_atomically(path, "".join(kept).encode())
 
 
 def json_number(value: float) -> float | str:

@@ -27,12 +27,13 @@ from liteframe.training.guard import (
     GradientGuard,
     GuardSettings,
     TrainingDivergedError,
-    append_row,
     describe,
-    drop_rows_from,
     json_number,
 )
 from liteframe.training.report import tell
+from liteframe.training.resume import refuse_other_contents
+from liteframe.training.run_folder import append_rows, drop_rows_from
+from liteframe.training.schedule import go_on
 from liteframe.training.sharded import full_state_dict, full_tensor
 
 
@@ -67,6 +68,9 @@ class GuardedModule(LightningModule):
         super().__init__()
         self.guard = GradientGuard(guard)
         self.micro_batches: list[MicroBatch] = []
+        # Digests of what settings name, by the settings' names: a resumed run goes on with the same.
+        self.contents: dict[str, str | None] = {}
+        self.resumed = False
 
     @abstractmethod
     def data(self) -> Any:
@@ -133,13 +137,15 @@ class GuardedModule(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["contents"] = self.contents
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on guarding; steps after the checkpoint will be recorded again.
 
         Raises:
-            ValueError: the trained weights do not fit this module's.
+            ValueError: the trained weights do not fit this module's, or frozen ones are not those of before.
         """
+        refuse_other_contents(checkpoint["contents"], self.contents)
         # A strategy that loads shards has taken the weights out by now, and has compared them itself.
         weights = checkpoint.get("state_dict")
         if weights and (problems := weight_misfits(weights, self.state_dict())):
@@ -147,9 +153,16 @@ class GuardedModule(LightningModule):
                 f"--resume: the checkpoint does not fit this model: {problems}. Restore the model settings in the "
                 "run's config.yaml, or start another run with --init_from"
             )
+        self.resumed = True
         self.guard.load_state_dict(checkpoint["guard"])
         if self.trainer.is_global_zero:
-            drop_rows_from(self._run(), checkpoint["global_step"])
+            drop_rows_from(self._run() / SKIPPED_STEPS, checkpoint["global_step"])
+
+    @override
+    def on_train_start(self) -> None:
+        """Let a resumed optimizer do what is asked of it now; the checkpoint has brought back what it did before."""
+        if self.resumed:
+            go_on(self.trainer.optimizers[0], self.lr_schedulers(), self.configure_optimizers())  # type: ignore[arg-type]
 
     def _cause(self, micro_batches: list[MicroBatch], norm: float) -> str | None:
         """Why no rank may take the step, or None."""
@@ -184,7 +197,7 @@ class GuardedModule(LightningModule):
         # Clips whose own loss is fine are no suspects where another's is not.
         suspects = [clip for clip in clips if not clip.pop("finite")] or clips
         if self.trainer.is_global_zero:
-            append_row(self._run(), {**row, "clips": suspects})
+            append_rows(self._run() / SKIPPED_STEPS, [{**row, "clips": suspects}])
             names = ", ".join(Path(clip["path"]).name for clip in suspects[:3]) + ", ..." * (len(suspects) > 3)
             tell(f"\nstep {step} skipped: {why} ({names})")
         if stop:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from liteframe.models.student.encoder import Attention, Block
 from liteframe.training.muon import Muon
@@ -83,18 +84,23 @@ def parameter_groups(
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     hidden = hidden_matrices(model) if settings.kind == "muon" else {}
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    # Which groups there are does not depend on rates and decays: a checkpoint's moments lie in the order of groups.
+    groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            ratio = next((r for part, r in (slower or {}).items() if part in name.split(".")), 1.0)
-            decay = settings.weight_decay if id(parameter) in matrices else 0.0
-            pieces = hidden.get(id(parameter), 0)
-            rate = (settings.muon_lr or settings.lr) if pieces else settings.lr
-            groups.setdefault((rate * ratio, decay, pieces), []).append(parameter)
-    ordered = sorted(groups.items(), key=lambda group: group[0], reverse=True)
+            part = next((part for part in slower or {} if part in name.split(".")), "")
+            key = part, id(parameter) in matrices, hidden.get(id(parameter), 0)
+            groups.setdefault(key, []).append(parameter)
+    parts = ["", *(slower or {})]
+    ordered = sorted(groups, key=lambda key: (-parts.index(key[0]), key[1], key[2]), reverse=True)
     return [
-        {"params": params, "lr": lr, "weight_decay": decay, **({"pieces": pieces} if pieces else {})}
-        for (lr, decay, pieces), params in ordered
+        {
+            "params": groups[part, decays, pieces],
+            "lr": ((pieces and settings.muon_lr) or settings.lr) * ((slower or {})[part] if part else 1.0),
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            **({"pieces": pieces} if pieces else {}),
+        }
+        for part, decays, pieces in ordered
     ]
 
 
@@ -110,12 +116,49 @@ def hidden_matrices(model: nn.Module) -> dict[int, int]:
     return {id(weight): 1 for weight in layers} | {id(weight): 3 for weight in attention}
 
 
-def learning_rate_factor(step: int, *, total: int, warmup: int, final: float) -> float:
-    """Part of the peak rate at `step` (from 0): linear up to 1 over `warmup` steps, then a cosine down to `final`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+@dataclass
+class Schedule:
+    """Part of the peak rate at each step: linear up to 1 over `warmup` steps, then a cosine down to `final`.
+
+    A run whose end or final rate was changed follows another cosine from there on, from the rate that it had.
+
+    Attributes:
+        total: steps of the whole run, where the rate is `final`.
+        warmup: steps of warm-up.
+        final: the last rate, as a part of the peak.
+        start: step at which the cosine was last changed.
+        top: the rate at that step.
+    """
+
+    total: int
+    warmup: int
+    final: float
+    start: int = 0
+    top: float = 1.0
+
+    def __call__(self, step: int) -> float:
+        """The part at `step`, from 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        start, top = (self.start, self.top) if self.start >= self.warmup else (self.warmup, 1.0)
+        progress = min(1.0, (step - start) / max(1, self.total - start))
+        return self.final + (top - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def extended(self, step: int, total: int, final: float) -> "Schedule":
+        """From `step` on, a cosine from the rate that it has there to `final` at `total`; the warm-up stays.
+
+        Raises:
+            ValueError: the rate would be 0 for good.
+        """
+        if (total, final) == (self.total, self.final):
+            return self
+        if self(step) == final == 0:
+            raise ValueError(
+                f"--resume: the learning rate has come down to 0 at step {step}, and further steps would change "
+                "nothing: start another run from what this one has saved, or give model.optimizer.final_lr_ratio, "
+                "which is 0, a value above it"
+            )
+        return replace(self, total=total, final=final, start=step, top=self(step))
 
 
 def configure_optimizer(
@@ -130,12 +173,33 @@ def configure_optimizer(
         )
     kinds: dict[str, type[Optimizer]] = {"adamw": torch.optim.AdamW, "muon": Muon}
     optimizer = kinds[settings.kind](groups, betas=settings.betas)  # type: ignore[call-arg]
-    warmup = min(settings.warmup_steps, total_steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(step, total=total_steps, warmup=warmup, final=settings.final_lr_ratio),
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    schedule = Schedule(total_steps, min(settings.warmup_steps, total_steps // 10), settings.final_lr_ratio)
+    # A callable that is no function is in the scheduler's state, with all its numbers.
+    scheduler = LambdaLR(optimizer, schedule)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def go_on(optimizer: Optimizer, scheduler: LambdaLR, asked: Mapping[str, Any]) -> None:
+    """Let a resumed optimizer and its scheduler do what is asked of the run now, without a jump that nobody asked for.
+
+    Their checkpoint has brought back the rates, decays and betas of before. Where nothing has changed, nothing changes.
+
+    Args:
+        optimizer: as restored.
+        scheduler: its scheduler, as restored.
+        asked: what `configure_optimizer` makes of the present settings.
+    """
+    wanted = asked["lr_scheduler"]["scheduler"]
+    step, before, now = scheduler.last_epoch, scheduler.lr_lambdas[0], wanted.lr_lambdas[0]
+    assert isinstance(before, Schedule)
+    assert isinstance(now, Schedule)
+    schedule = before.extended(step, now.total, now.final)
+    scheduler.lr_lambdas, scheduler.base_lrs = [schedule] * len(wanted.base_lrs), list(wanted.base_lrs)
+    scheduler._last_lr = [rate * schedule(step) for rate in scheduler.base_lrs]
+    for group, new, rate in zip(
+        optimizer.param_groups, asked["optimizer"].param_groups, scheduler._last_lr, strict=True
+    ):
+        group.update({name: value for name, value in new.items() if name != "params"} | {"lr": rate})
 
 
 def total_steps(trainer: Trainer) -> int:

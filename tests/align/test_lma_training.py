@@ -163,7 +163,11 @@ def test_resume_after_a_signal_gives_the_same_adapter(train, tmp_path, monkeypat
     assert not (tmp_path / "cut" / "adapter").exists()
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < saved["global_step"] < 4
-    train(tmp_path / "cut", *settings, "--resume")
+    held = saved["contents"] | saved["ChatDataModule"]["contents"]
+    assert held.keys() == {"model.vlm, model.encoder", "model.init_adapter", "data.conversations"}
+    # What is left out is the run's own: dropout, steps and rate too, which are not the configuration's.
+    monkeypatch.setattr(sys, "argv", ["train_lma.py", "fit", "--run", str(tmp_path / "cut"), "--resume"])
+    train_lma.main()
     whole, cut = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -191,21 +195,36 @@ def test_a_disk_too_full_for_the_adapter_loses_nothing(train, tmp_path, monkeypa
     assert adapter(tmp_path / "run")
 
 
-def test_resume_refuses_other_data_and_other_weights(train, world, tmp_path):
+def test_resume_refuses_other_data_and_other_weights(train, world, tmp_path, capsys):
     train(tmp_path / "run", *SMALL)
-    with pytest.raises(ValueError, match="frames was"):
-        train(tmp_path / "run", *SMALL, "--data.frames", "[4]", "--resume", "--trainer.max_steps", "3")
-    with pytest.raises(ValueError, match=r"lora_A\S* has shape \[4, .* instead of \[8, "):
-        train(tmp_path / "run", *SMALL, "--model.lora.rank", "8", "--resume", "--trainer.max_steps", "3")
-    with pytest.raises(ValueError, match=r"missing model\.\S*multi_modal_projector"):
-        train(tmp_path / "run", *SMALL, "--model.train_projector", "true", "--resume", "--trainer.max_steps", "3")
+    for change, words in (
+        (["--data.frames", "[4]"], "data.frames was [8, 12] and is [4]"),
+        (
+            ["--model.lora.rank", "8", "--model.lora.alpha", "9"],
+            "rank was 4 and is 8; model.lora.alpha was 8.0 and is 9.0",
+        ),
+        (["--model.train_projector", "true"], "model.train_projector was False and is True"),
+    ):
+        with pytest.raises(SystemExit):
+            train(tmp_path / "run", *SMALL, *change, "--resume", "--trainer.max_steps", "3")
+        assert words in capsys.readouterr().err
+    recorded = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"learning rate has come down to 0 at step 2.*final_lr_ratio"):
+        train(tmp_path / "run", *SMALL, "--resume", "--trainer.max_steps", "3")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == recorded
     LiteFrameEncoder.from_pretrained(world / "encoder").save_pretrained(tmp_path / "other")
     other = LiteFrameEncoder.from_pretrained(tmp_path / "other")
     with torch.no_grad():
         other.head.bias.add_(1)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="not those the run started with"):
+    with pytest.raises(ValueError, match=r"model.vlm, model.encoder was \w{64} and is \w{64}"):
         train(tmp_path / "run", *SMALL, "--model.encoder", str(tmp_path / "other"), "--resume")
+    rows = tmp_path / "rows.jsonl"
+    lines = (world / "toy" / "train.jsonl").read_text().splitlines(keepends=True)
+    videos = json.dumps(str(world / "toy") + "/")[1:-1]
+    rows.write_text("".join(line.replace('"video": "', f'"video": "{videos}') for line in lines[1:]))
+    with pytest.raises(ValueError, match=r"data.conversations was a list of 6 \(\w+\) and is a list of 5"):
+        train(tmp_path / "run", *SMALL, "--resume", rows=rows)
     with pytest.raises(SystemExit):
         train(tmp_path / "run", *SMALL)  # a run is not overwritten
 

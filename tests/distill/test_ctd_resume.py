@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 
 import pytest
 import torch
+import yaml
 from worlds.states import assert_same_state
 
 from liteframe.distill.module import CTDModule
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.training.resume import SETTINGS, OnResume, flat
 
 
 def weights(run):
@@ -191,13 +194,106 @@ def test_a_run_killed_before_its_report_makes_up_for_it(fit, tmp_path, straight)
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_resume_names_the_weights_that_do_not_fit(fit, tmp_path, straight):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--model.student.mlp_dim", 48], "model.student.mlp_dim was 32 and is 48"),
+        (["--model.target.standardize", "none"], "model.target.standardize was 'channel' and is 'none'"),
+        (["--model.target.sigmas", 2, "--data.size", 32], r"sigmas was 3.0 and is 2.0; data.size was None and is 32"),
+    ],
+)
+def test_what_the_run_rests_on_is_refused_before_anything_is_written(fit, tmp_path, straight, capsys, change, words):
     run = tmp_path / "run"
     shutil.copytree(straight[0], run, symlinks=True)
-    with pytest.raises(ValueError, match=r"student\.blocks\.\d\.mlp\S* has shape \[32.* instead of \[48.*--init_from"):
-        fit("--run", run, "--resume", "--model.student.mlp_dim", "48")
-    with pytest.raises(ValueError, match=r"missing student\.blocks\.2"):
-        fit("--run", run, "--resume", "--model.student.depth", "3", "--model.init", "random")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(SystemExit) as stop:
+        fit("--run", run, "--resume", *change)
+    assert stop.value.code == 2
+    assert re.search(words + r"\. Leave such a setting out .*--init_from", capsys.readouterr().err)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_checkpoint_holds_digests_of_what_settings_name(straight):
+    saved = weights(straight[0])
+    held = saved["contents"] | saved["ClipDataModule"]["contents"]
+    of_lma = {"model.vlm", "model.encoder", "model.init_adapter", "data.conversations"}
+    assert held.keys() | of_lma == {name for name, row in SETTINGS.items() if row is OnResume.CONTENTS}
+
+
+def test_the_checkpoint_knows_its_settings_whatever_config_yaml_says(fit, tmp_path, straight, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run, symlinks=True)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("scope: block", "scope: frame"))
+    with pytest.raises(SystemExit):
+        fit("--run", run, "--resume")
+    assert "model.target.scope was 'block' and is 'frame'" in capsys.readouterr().err
+    state = weights(run)
+    del state["settings"]
+    (run / "checkpoints" / "manifest.json").unlink()
+    torch.save(state, run / "checkpoints" / "last.ckpt")
+    with pytest.warns(UserWarning, match="cannot be checked"), pytest.raises(SystemExit):
+        fit("--run", run, "--resume")
+    assert "is of an earlier LiteFrame" in capsys.readouterr().err
+
+
+def test_resume_names_the_weights_that_do_not_fit(fit, tmp_path, straight):
+    """Should the settings of another run have come with them."""
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run, symlinks=True)
+    (run / "checkpoints" / "manifest.json").unlink()
+    state = weights(run)
+    for name, value, problem in (
+        ("mlp_dim", 48, r"student\.blocks\.\d\.mlp\S* has shape \[32.* instead of \[48.*--init_from"),
+        ("depth", 3, r"missing student\.blocks\.2"),
+    ):
+        settings = state["settings"] | {f"model.student.{name}": value, "model.init": "random"}
+        torch.save(state | {"settings": settings}, run / "checkpoints" / "last.ckpt")
+        with pytest.warns(UserWarning, match="cannot be checked"), pytest.raises(ValueError, match=problem):
+            fit("--run", run, "--resume", "--model.init", "random", f"--model.student.{name}", value)
+
+
+def test_what_may_change_is_applied_and_recorded_and_what_is_left_out_stays(fit, tmp_path, monkeypatch, straight):
+    """The first run had no `workers` in its configuration: the configuration of the second says nothing at all."""
+    run, seen = tmp_path / "run", []
+    shutil.copytree(straight[0], run, symlinks=True)
+    original = CTDModule.configure_gradient_clipping
+
+    def look(self, optimizer, **clip):
+        groups = [{name: group[name] for name in ("lr", "weight_decay", "betas")} for group in optimizer.param_groups]
+        seen.append((self.global_step, groups, self.objective, self.guard.settings.factor))
+        return original(self, optimizer, **clip)
+
+    monkeypatch.setattr(CTDModule, "configure_gradient_clipping", look)
+    asked = {
+        "model.optimizer.lr": 5e-4, "model.optimizer.weight_decay": 0.0, "model.optimizer.betas": [0.8, 0.9],
+        "model.optimizer.final_lr_ratio": 0.02, "model.loss": "smooth_l1", "model.target.clipping": "none",
+        "model.guard.factor": 30.0, "trainer.max_steps": 9,
+    }  # fmt: skip
+    words = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("{}")
+    fit("--run", run, "--resume", *words, config=empty)
+    assert [step for step, *_ in seen] == [7, 8]
+    # The cosine had come down to 0.01 at step 7, and goes up to 0.02 at step 9: half of the way at step 8.
+    for (_, groups, objective, factor), part in zip(seen, (0.01, 0.015), strict=True):
+        assert groups == 2 * [{"lr": pytest.approx(5e-4 * part), "weight_decay": 0.0, "betas": (0.8, 0.9)}]
+        assert objective.normalizer.settings.clipping == "none"
+        assert factor == 30
+    figures = {"train/lr": 5e-4 * 0.015, "train/clipped_fraction": 0}
+    report = json.loads((run / "report.json").read_text())
+    assert {name: report["figures"][name] for name in figures} == pytest.approx(figures)
+    before, now = (dict(flat(yaml.safe_load((path / "config.yaml").read_text()))) for path in (straight[0], run))
+    own = {"run": str(run)}  # a folder may be moved
+    assert now == before | asked | own
+    assert report["config_changes"] == [
+        {"step": 7, "setting": name, "from": before[name], "to": now[name]} for name in now if name in asked
+    ]
+    saved = weights(run)
+    assert {name: saved["settings"][name] for name in asked} == asked
+    # Killed before the checkpoint of step 8 and asked for nothing more, it would be the same run.
+    fit("--run", run, "--resume", config=empty)
+    assert json.loads((run / "report.json").read_text()) == report
 
 
 def test_a_slurm_job_saves_requeues_and_resumes_by_itself(fit, tmp_path, monkeypatch, slurm, straight):

@@ -135,9 +135,11 @@ def test_a_run_is_never_overwritten(finished, fit, capsys):
     assert (finished[0] / "report.json").read_bytes() == before
 
 
-def test_resume_of_another_stream_is_refused(finished, fit):
-    with pytest.raises(ValueError, match=r"batch_size was 2 and is 4.*--init_from"):
+def test_resume_of_another_stream_is_refused(finished, fit, capsys):
+    with pytest.raises(SystemExit) as stop:
         fit("--run", finished[0], "--resume", "--data.batch_size", 4)
+    assert stop.value.code == 2
+    assert re.search(r"data.batch_size was 2 and is 4.*--init_from", capsys.readouterr().err)
 
 
 def test_resume_of_a_finished_run_changes_nothing(finished, fit, capsys):

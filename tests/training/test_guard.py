@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from liteframe.training.guard import SKIPPED_STEPS, GradientGuard, GuardSettings, append_row, drop_rows_from
+from liteframe.training.guard import SKIPPED_STEPS, GradientGuard, GuardSettings
 
 
 def test_a_spike_is_far_above_the_median_of_the_last_taken_steps():
@@ -62,16 +62,6 @@ def test_the_state_resumes():
 def test_settings_that_cannot_guard_are_refused(values, name):
     with pytest.raises(ValueError, match=rf"guard\.{name}"):
         GuardSettings(**values)
-
-
-def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path):
-    drop_rows_from(tmp_path, 3)
-    for step in (1, 4, 7):
-        append_row(tmp_path, {"step": step, "norm": "nan"})
-    with (tmp_path / SKIPPED_STEPS).open("a") as file:
-        file.write('{"step": 9, "no')  # the machine went down
-    drop_rows_from(tmp_path, 7)
-    assert [json.loads(line)["step"] for line in (tmp_path / SKIPPED_STEPS).read_text().splitlines()] == [1, 4]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from liteframe.files import write_atomically, write_json
-from liteframe.training.run_folder import RunFolder
+from liteframe.training.run_folder import RunFolder, append_rows, drop_rows_from
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,12 @@ def test_new_and_resumed(tmp_path):
     run.last_checkpoint.parent.mkdir(parents=True)
     with zipfile.ZipFile(run.last_checkpoint, "w") as archive:
         archive.writestr("data.pkl", b"")
+    with (
+        pytest.warns(UserWarning, match="cannot be checked"),
+        pytest.raises(ValueError, match=r"config\.yaml is missing"),
+    ):
+        run.claim(resume=True)
+    run.config.touch()
     with pytest.warns(UserWarning, match="cannot be checked"):
         assert run.claim(resume=True) == run.last_checkpoint
 
@@ -60,6 +66,28 @@ def test_a_run_that_never_began_is_forgotten_and_no_other(tmp_path, trained):
     run.forget()
     assert [path.name for path in run.path.iterdir()] == ["bad_videos.jsonl"]
     assert run.claim(resume=False) is None
+
+
+def test_rows_of_steps_that_are_done_again_are_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    drop_rows_from(path, 3)
+    append_rows(path, [{"step": step, "norm": "nan"} for step in (1, 4)])
+    append_rows(path, [{"step": 7}])
+    with path.open("a") as file:
+        file.write('{"step": 9, "no')  # the machine went down
+    drop_rows_from(path, 7)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 4]
+
+
+def test_a_change_of_settings_is_undone_with_the_steps_that_followed_it(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.changes() == []
+    run.record_changes(4, {"model.optimizer.lr": (0.1, 0.2)})
+    run.record_changes(9, {"model.loss": ("mse", "smooth_l1")})
+    assert [row["step"] for row in run.changes()] == [4, 9]
+    # The checkpoint of step 9 was damaged: that of step 6 was made with 0.2 and mse, and both stay.
+    run.record_changes(6, {})
+    assert run.changes() == [{"step": 4, "setting": "model.optimizer.lr", "from": 0.1, "to": 0.2}]
 
 
 def test_a_file_is_no_run_folder(tmp_path):

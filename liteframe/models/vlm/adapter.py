@@ -24,6 +24,7 @@ from liteframe.models.student.io import weight_misfits
 
 # In the names of the weights that PEFT saves with an adapter.
 ADAPTER_MARKS = (".lora_", ".modules_to_save.")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Beside PEFT's files: what the adapter was trained on.
 ORIGIN = "liteframe.json"
 
@@ -86,7 +87,7 @@ def adapter_file(adapter: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ValueError: there are none in safetensors, or what is done inside finds them damaged.
     """
-    weights = Path(adapter) / "adapter_model.safetensors"
+    weights = Path(adapter) / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
     try:
