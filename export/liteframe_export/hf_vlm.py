@@ -97,6 +97,7 @@ def save_vlm(model: Any, processor: Any, folder: Path) -> None:
         "AutoConfig": family.config_class,
         "AutoModel": family.model_class,
         "AutoModelForImageTextToText": family.generation_class,
+        "AutoModelForMultimodalLM": family.generation_class,
     }
     add_auto_map(folder / "config.json", {auto: exported_name(cls) for auto, cls in classes.items()})
     add_auto_map(folder / "processor_config.json", {"AutoProcessor": exported_name(family.processor_class)})

@@ -72,7 +72,9 @@ def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new
         logits = model(**inputs).logits[inputs["attention_mask"].bool()]
         if not new_tokens:
             return {**inputs, "logits": logits}
-        answers = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
+        # The tokenizer is for strings that end an answer, which a checkpoint's generation_config may have.
+        settings = {"do_sample": False, "max_new_tokens": new_tokens, "tokenizer": processor.tokenizer}
+        answers = model.generate(**inputs, **settings)
     return {**inputs, "logits": logits, "answers": answers}
 
 

@@ -1,14 +1,15 @@
 """From a prompt to an answer: what may be asked, greedy decoding, words as they are found."""
 
+import copy
 from collections.abc import Iterator
 from threading import Event, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, answer_ends
 from liteframe.models.vlm.family import CONTROL_TOKENS
 
 
@@ -39,14 +40,17 @@ def check_length(frames: int, tokens: int, max_new_tokens: int, model: Any) -> N
         )
 
 
-def greedy(tokenizer: Any, max_new_tokens: int) -> dict[str, Any]:
-    """Arguments of `generate` for an answer that ends where its turn ends."""
-    return {
-        "do_sample": False,
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+def greedy(model: Any, tokenizer: Any) -> Any:
+    """The model with a generation_config of its own, which takes the most probable token until the answer ends.
+
+    What a call does not say, `generate` takes from the model's: beams, banned n-grams, penalties of a checkpoint would
+    change answers, and otherwise where the prompt is in the cache than where it comes as embeddings. The copy shares
+    all parts of the model.
+    """
+    alone = copy.copy(model)
+    ends, pad = answer_ends(model, tokenizer), tokenizer.pad_token_id
+    alone.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)
+    return alone
 
 
 @torch.inference_mode()
@@ -56,9 +60,10 @@ def generate_text(model: Any, tokenizer: Any, request: dict[str, Any]) -> str:
     Args:
         model: a Video LLM in eval mode.
         tokenizer: its tokenizer.
-        request: arguments of `generate` for one prompt: embeddings, or ids of which all but the last are in the cache.
+        request: arguments of `generate`: a prompt as embeddings, or ids of which all but the last are in the cache, and
+            the most new tokens.
     """
-    generated = model.generate(**request)[0]
+    generated = greedy(model, tokenizer).generate(**request)[0]
     start = request["input_ids"].shape[1] if "input_ids" in request else 0  # of embeddings, only the answer comes back
     return tokenizer.decode(generated[start:], skip_special_tokens=True).strip()
 
@@ -76,7 +81,8 @@ def stream_text(model: Any, tokenizer: Any, request: dict[str, Any]) -> Iterator
     def generate() -> None:
         try:
             with torch.inference_mode():
-                model.generate(**request, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped]))
+                criteria = StoppingCriteriaList([stopped])
+                greedy(model, tokenizer).generate(**request, streamer=streamer, stopping_criteria=criteria)
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
             streamer.end()

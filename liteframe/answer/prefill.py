@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from liteframe.answer.frame_encoder import FrameEncoder
 from liteframe.answer.generate import check_length
-from liteframe.models.vlm.base import place_features
+from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
 

@@ -22,12 +22,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from liteframe.answer.frame_encoder import frame_encoder
-from liteframe.answer.generate import check_length, check_text, generate_text, greedy, stream_text
+from liteframe.answer.generate import check_length, check_text, generate_text, stream_text
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.prefill import Prefill, cache_name
 from liteframe.files import write_atomically
-from liteframe.models.vlm.base import place_features
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
+from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
 FORMAT = 1
@@ -295,7 +295,7 @@ class StreamSession:
             check_length(self.frames, len(prompt.ids), max_new_tokens, self.model)
             ids = torch.tensor([prompt.ids], device=self.model.device)
             inputs = {"input_ids": ids, self._cache_name: prompt.cache}
-            return {**inputs, "attention_mask": torch.ones_like(ids), **greedy(self.tokenizer, max_new_tokens)}
+            return {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
         text = head + tail.removeprefix("\n") if shown is None else head + self._encoder.video_text(shown.slots) + tail
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
         check_length(self.frames, ids.shape[1], max_new_tokens, self.model)
@@ -305,4 +305,4 @@ class StreamSession:
             features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
             embeddings = place_features(embeddings, ids, self._encoder.placeholder_id, [features])
         inputs = {"inputs_embeds": embeddings, "attention_mask": torch.ones_like(ids).to(embeddings.device)}
-        return {**inputs, **greedy(self.tokenizer, max_new_tokens)}
+        return {**inputs, "max_new_tokens": max_new_tokens}

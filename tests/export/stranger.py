@@ -12,7 +12,13 @@ for package in ("liteframe", "liteframe_kernels", "liteframe_export"):
 
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoVideoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoVideoProcessor,
+    pipeline,
+)
 
 root, inputs, outputs = sys.argv[1:]
 os.chdir(root)
@@ -45,6 +51,14 @@ base = AutoModel.from_pretrained("my-vlm", trust_remote_code=True).eval()
 with torch.no_grad():
     found["hidden"] = base(**batch).last_hidden_state
     found["hidden_of_whole"] = model.model(**batch).last_hidden_state
+
+# As pipelines find it, by either of its classes; a video by its name.
+content = [{"type": "video", "path": "a.mp4"}, {"type": "text", "text": "Which colour?"}]
+for task in ("image-text-to-text", "any-to-any"):
+    (answer,) = pipeline(task, model="my-vlm", trust_remote_code=True)(
+        text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False, num_frames=6
+    )
+    found[f"said.{task}"] = torch.tensor(list(answer["generated_text"].encode()), dtype=torch.uint8)
 
 for name in ("my-encoder.v1", "my-vlm"):
     (code,) = re.findall(r"```python\n(.*?)```", Path(name, "README.md").read_text(), flags=re.DOTALL)

@@ -11,15 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from liteframe_export.hf_vlm import export_vlm
+from liteframe_export.hf_vlm import export_vlm, save_vlm
 from liteframe_export.provenance import Parts
 from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
+from worlds.ctd import write_video
+from worlds.students import make_student, student_config
+from worlds.vlms import answer_about
 
+from liteframe.data.video.process import DecodeProcess
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.chat import question_prompt
 from liteframe.models.vlm.load import load_video_llm
+from liteframe.toyworld.model import CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,7 @@ def videos():
 def stranger(world, exported_encoder, exported_vlm, videos, tmp_path_factory):
     """What tests/export/stranger.py found."""
     place = tmp_path_factory.mktemp("stranger")
+    write_video(world.root / "a.mp4", frames=24, fps=8, seed=3)
     save_file(videos, place / "in.safetensors")
     process = subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("stranger.py"), world.root, *_files(place)],
@@ -90,6 +97,38 @@ def test_the_code_in_the_cards_runs(stranger):
     # 20 frames in clips of 8: two tokens, two tokens, one token in time.
     assert said["my-encoder.v1"] == "(1, 5, 4, 4, 128)\n"
     assert said["my-vlm"].strip()
+
+
+def test_pipelines_answer_about_a_file(world, stranger):
+    model, processor = load_video_llm(world.vlm, encoder=world.encoder, adapter=world.run / "adapter")
+    with DecodeProcess() as decoder:
+        frames = decoder.read(world.root / "a.mp4", [2, 6, 10, 14, 18, 22])  # middles of six spans, as InternVL has it
+    expected = answer_about(model, processor, frames, "Which colour?", max_new_tokens=8)
+    assert expected
+    for task in ("image-text-to-text", "any-to-any"):
+        assert bytes(stranger[f"said.{task}"].tolist()).decode().strip() == expected
+
+
+def test_an_export_ends_its_answer_with_its_turn_as_ask_does(tmp_path):
+    """Toyworld's checkpoint with a generation_config that names another end, as published ones do."""
+    vlm = shutil.copytree(CHECKPOINT, tmp_path / "vlm")
+    settings = {"eos_token_id": 0, "temperature": 0.5, "repetition_penalty": 1.0}  # <|endoftext|>
+    (vlm / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "out").mkdir()
+    save_vlm(*load_video_llm(vlm, encoder=make_student(student_config(), seed=1)), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (written["eos_token_id"], written["pad_token_id"], written["temperature"]) == ([0, 3], 0, 0.5)
+    model, processor = load_video_llm(tmp_path / "out")
+    frames = np.random.default_rng(5).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    said = {}
+    for name, (asked, its_processor) in {"export": (model, processor), "base": load_video_llm(vlm)}.items():
+        expected = answer_about(asked, its_processor, frames, "What shape is the object?", max_new_tokens=12)
+        video = frames if name == "export" else frames.transpose(0, 3, 1, 2)
+        inputs = its_processor(text=question_prompt("What shape is the object?"), videos=[video], return_tensors="pt")
+        ids = asked.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+        said[name] = (processor.decode(ids, skip_special_tokens=True).strip(), expected)
+    assert said["export"][0] == said["export"][1] != ""
+    assert said["base"][0] != said["base"][1], "the base goes on, so that the test sees it"
 
 
 def test_parity_reports_say_what_was_compared(exported_encoder, exported_vlm):

@@ -75,7 +75,8 @@ class Block(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         x = x + self.ls1 * self.temporal.attend(self.attn, self.norm1(x))
         x = self.temporal(x)
-        return x + self.ls2 * self.mlp(self.norm2(x))
+        # Linear layers get three dimensions here: those of 8 bits (bitsandbytes) take no more.
+        return x + self.ls2 * self.mlp(self.norm2(x).flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class LiteFrameEncoder(nn.Module):
@@ -124,7 +125,8 @@ class LiteFrameEncoder(nn.Module):
             x = block(x)
             if str(number) in self.downsample:
                 x, grid = self.downsample[str(number)](x, grid)  # both smaller by this stride
-        return self.head(x[:, :, 1:]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
+        features = self.head(x[:, :, 1:].flatten(0, 1))  # [B*T/t,h*w,teacher_dim]
+        return features.unflatten(0, x.shape[:2]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
 
     def checkpoint_activations(self) -> None:
         """Train with each block computed twice: about a third more time, the same numbers, a fraction of the memory."""

@@ -6,7 +6,6 @@ Shapes: V videos, T frames of one video, H x W pixels, [T',h,w,C] the encoder's 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from liteframe.models.vlm.vision import LiteFrameVisionModel
+from liteframe.models.vlm.placeholders import check_placeholders, place_features, with_written_placeholders
+from liteframe.models.vlm.vision import LiteFrameVisionModel, computing_dtype
 
 # Clips of one size that the encoder takes at once: bounds the memory a long video needs.
 CLIPS_PER_FORWARD = 8
@@ -27,7 +27,7 @@ class VlmBackbone:
     A family brings `add_projector`, `merge_patches` and, where something ends its videos, `end_embedding`.
     """
 
-    input_modalities = ("video", "text")
+    input_modalities = ("image", "video", "text")  # an image is a video of one frame
     output_class: Any
     config: Any
     vision_tower: Any
@@ -76,11 +76,11 @@ class VlmBackbone:
         counts = [total] if video_frames is None else [int(n) for n in video_frames]
         if min(counts, default=0) < 1 or sum(counts) != total:
             raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
-        weight = self.multi_modal_projector.linear_1.weight
-        frames = pixel_values_videos.to(next(self.vision_tower.parameters(), weight).dtype)
-        grids = self._encode(frames, counts)  # V x [T',h,w,C]
-        tokens = [self.merge_patches(grid.to(weight.dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
-        features = self.multi_modal_projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
+        tower, projector = self.vision_tower, self.multi_modal_projector
+        grids = self._encode(pixel_values_videos.to(computing_dtype(tower, projector)), counts)  # V x [T',h,w,C]
+        dtype = computing_dtype(projector, tower)
+        tokens = [self.merge_patches(grid.to(dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
+        features = projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
         end = self.end_embedding() if final else None
         if end is not None:
             features = [torch.cat([video, end.to(video)]) for video in features]  # V x [N+1,D]
@@ -144,57 +144,10 @@ class VlmBackbone:
         return self.output_class(**outputs)
 
 
-def place_features(embeddings: Tensor, input_ids: Tensor, placeholder_id: int, features: Sequence[Tensor]) -> Tensor:
-    """Put the features of videos where a prompt, or a part of one, has their placeholders.
-
-    Args:
-        embeddings: [B,L,D], of the tokens.
-        input_ids: [B,L], on any device; on the CPU, no device has to be waited for.
-        placeholder_id: token that stands for one feature.
-        features: [tokens,D] of each video, row after row in the order of the prompt; in any floating type.
-
-    Returns:
-        [B,L,D]: the embeddings, with features in place of the placeholders.
-
-    Raises:
-        ValueError: the numbers of placeholders and of features differ, in all or within a row.
-    """
-    if not torch.compiler.is_compiling():
-        check_placeholders(input_ids, placeholder_id, [len(video) for video in features])
-    if not features:
-        return embeddings
-    mask = (input_ids == placeholder_id).unsqueeze(-1).to(embeddings.device)  # [B,L,1]
-    return embeddings.masked_scatter(mask, torch.cat(list(features)).to(embeddings))
-
-
-def check_placeholders(input_ids: Tensor, image_token_id: int, video_tokens: list[int]) -> list[int]:
-    """Number of videos in each row of the prompt [B,L], given the tokens that each video yields.
-
-    Raises:
-        ValueError: the numbers of image tokens and of features differ, in all or within a row.
-    """
-    per_row = (input_ids == image_token_id).sum(-1).tolist()
-    if sum(per_row) != sum(video_tokens):
-        raise ValueError(
-            f"the prompt holds {sum(per_row)} image tokens, but the videos give {sum(video_tokens)} features; "
-            "build both with the model's own processor, and do not truncate the prompt"
-        )
-    ends = list(accumulate(video_tokens))
-    videos_up_to = [0]
-    for tokens_up_to in accumulate(per_row):
-        if tokens_up_to and tokens_up_to not in ends:
-            raise ValueError(
-                f"rows of the prompt hold {per_row} image tokens, which does not cut the videos' {video_tokens} "
-                "features between two videos; each row needs all tokens of its own videos"
-            )
-        videos_up_to.append(ends.index(tokens_up_to) + 1 if tokens_up_to else 0)
-    return [b - a for a, b in pairwise(videos_up_to)]
-
-
 class VlmForGeneration:
     """Mix-in of a model with head; it has `model`, a VlmBackbone, and `lm_head`."""
 
-    input_modalities = ("video", "text")
+    input_modalities = ("image", "video", "text")  # an image is a video of one frame
     output_class: Any
     config: Any
     model: Any
@@ -270,35 +223,52 @@ class VlmForGeneration:
         cache: Any = None,  # and from then on; generate looks for the name here
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Hand the videos to the first step only; afterwards they are in the cache."""
+        """Hand the videos to the step that reads the prompt; afterwards they are in the cache, where there is one."""
+        ready = (kwargs.pop("mm_encoder_outputs", None) or {}).get("video")
         caches = {"past_key_values": past_key_values, "cache": cache}
         kwargs.update((name, value) for name, value in caches.items() if value is not None)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values_videos", "video_frames", "mm_encoder_outputs"):
-                kwargs.pop(name, None)
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        ids = inputs.get("input_ids")
+        if ids is not None and ids.shape[1] == 1 and not is_first_iteration:
+            return inputs
+        # Not a first step, but an empty cache: without a cache, or an assistant's beginning.
+        begins = _is_empty(kwargs)
+        features = [] if ready is None or not (begins or is_first_iteration) else list(ready.pooler_output)
+        if ids is not None and (begins or not is_first_iteration):
+            placeholder = self.config.image_token_id
+            plain = self.get_input_embeddings()(torch.tensor([placeholder], device=self.device))  # [1,D]
+            features = with_written_placeholders(features, ids, placeholder, plain)
+        if features:
+            inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
+        return inputs
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat each row for beams or several answers; its videos are encoded once and repeated as a group."""
-        if expand_size == 1 or input_ids is None:
-            return input_ids, kwargs  # type: ignore[return-value]
+        """Encode videos once, compare with the prompt, repeat rows for beams or several answers, videos as a group."""
         frames, counts = kwargs.pop("pixel_values_videos", None), kwargs.pop("video_frames", None)
         ready = (kwargs.pop("mm_encoder_outputs", None) or {}).get("video")
         if ready is None and frames is not None:
             ready = self.model.get_video_features(frames, counts)
-        if ready is not None:
-            features = list(ready.pooler_output)
+        features = [] if ready is None else list(ready.pooler_output)
+        if input_ids is not None and (_is_empty(kwargs) or (features and expand_size > 1)):
             repeated: list[Tensor] = []
             first = 0
             for videos in check_placeholders(input_ids, self.config.image_token_id, [len(f) for f in features]):
                 repeated += features[first : first + videos] * expand_size
                 first += videos
-            ready = BaseModelOutputWithPooling(pooler_output=repeated)
+            features = repeated
         expanded, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return expanded, kwargs if ready is None else {**kwargs, "mm_encoder_outputs": {"video": ready}}
+        if features:
+            kwargs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
+        return expanded, kwargs
+
+
+def _is_empty(kwargs: dict[str, Any]) -> bool:
+    """Whether the arguments of a step hold no cache, or one in which nothing has been read."""
+    caches = [kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None]
+    return not any(cache.get_seq_length() for cache in caches)

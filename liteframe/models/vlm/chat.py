@@ -7,6 +7,7 @@ from typing import Any
 
 PLACEHOLDER = "<video>"
 IMAGE = "<image>"
+TURN_END = "<|im_end|>"
 IGNORE = -100  # label of a token that is not learned, as in transformers
 _PLACEHOLDERS = re.compile(f"{PLACEHOLDER}|{IMAGE}")
 
@@ -42,7 +43,7 @@ def segments(turns: Sequence[Turn], shown: Sequence[str]) -> list[tuple[str, boo
     for turn in turns:
         pending += f"<|im_start|>{turn.role}\n"
         if turn.role == "assistant":
-            cut += [(pending, False), (f"{turn.text}<|im_end|>", True)]
+            cut += [(pending, False), (f"{turn.text}{TURN_END}", True)]
             pending = "\n"
         else:
             pending += f"{_PLACEHOLDERS.sub(lambda _: next(texts), turn.text)}<|im_end|>\n"
@@ -74,6 +75,13 @@ def template_warning(processor: Any) -> str | None:
     if theirs == ours:
         return None
     return f"warning: training writes {ours!r}, but the processor's chat template {theirs!r}; ask as training does"
+
+
+def answer_ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: those of the model's generation_config, and the end of a turn."""
+    named = model.generation_config.eos_token_id
+    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([*ends, tokenizer.convert_tokens_to_ids(TURN_END)]))
 
 
 def question_prompt(question: str, system: str | None = None) -> str:

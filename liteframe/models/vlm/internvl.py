@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, InternVLConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    InternVLConfig,
+)
 from transformers.generation import GenerationMixin
 from transformers.models.internvl.modeling_internvl import (
     InternVLCausalLMOutputWithPast,
@@ -159,4 +166,5 @@ class LiteFrameInternVLProcessor(LiteFrameProcessor):
 AutoConfig.register(LiteFrameInternVLConfig.model_type, LiteFrameInternVLConfig, exist_ok=True)
 AutoModel.register(LiteFrameInternVLConfig, LiteFrameInternVLModel, exist_ok=True)
 AutoModelForImageTextToText.register(LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(LiteFrameInternVLConfig, LiteFrameInternVLForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(LiteFrameInternVLConfig, LiteFrameInternVLProcessor, exist_ok=True)

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, LlavaOnevisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    LlavaOnevisionConfig,
+)
 from transformers.generation import GenerationMixin
 from transformers.models.llava_onevision.modeling_llava_onevision import (
     LlavaOnevisionCausalLMOutputWithPast,
@@ -49,6 +56,7 @@ class LiteFrameLlavaOnevisionConfig(LlavaOnevisionConfig):
         """Build the vision config from whatever form it came in."""
         self.vision_config = as_vision_config(self.vision_config)
         super().__post_init__(**kwargs)
+        self.video_token_index = self.image_token_index  # generate looks for it where it cuts a prompt into chunks
 
 
 class LiteFrameLlavaOnevisionModel(VlmBackbone, LlavaOnevisionPreTrainedModel):
@@ -133,6 +141,9 @@ class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
 AutoConfig.register(LiteFrameLlavaOnevisionConfig.model_type, LiteFrameLlavaOnevisionConfig, exist_ok=True)
 AutoModel.register(LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionModel, exist_ok=True)
 AutoModelForImageTextToText.register(
+    LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionForConditionalGeneration, exist_ok=True
+)
+AutoModelForMultimodalLM.register(
     LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionForConditionalGeneration, exist_ok=True
 )
 AutoProcessor.register(LiteFrameLlavaOnevisionConfig, LiteFrameLlavaOnevisionProcessor, exist_ok=True)

@@ -1,5 +1,6 @@
 """A Video LLM from disk ready for use, with or without a LiteFrame encoder and a LoRA adapter."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
 from liteframe.models.vlm.attach import attach_encoder, processor_for, with_encoder
+from liteframe.models.vlm.chat import answer_ends
 from liteframe.models.vlm.family import OURS, family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
 
@@ -61,9 +63,19 @@ def load_video_llm(
     if encoder is not None:
         model = with_encoder(model, encoder)
         processor = processor_for(processor, model.config)
+        end_with_turn(model, processor.tokenizer)
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter))
     return model.eval(), processor
+
+
+def end_with_turn(model: Any, tokenizer: Any) -> None:
+    """Let `generate` end an answer where its turn ends, as training does; its other settings stay the checkpoint's."""
+    settings, ends = copy.deepcopy(model.generation_config), answer_ends(model, tokenizer)
+    settings.eos_token_id = ends[0] if len(ends) == 1 else ends
+    settings.pad_token_id = tokenizer.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
+    settings._original_object_hash = hash(settings)  # else what the checkpoint's file says besides may not be saved
+    model.generation_config = settings
 
 
 def model_class(source: str | os.PathLike[str], model_type: str) -> Any:

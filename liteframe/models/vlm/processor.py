@@ -4,17 +4,21 @@ A *slot* is the few frames whose tokens stand together in the prompt, such as th
 This file travels inside exported models: it imports torch, transformers and numpy, nothing else.
 """
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
+
+from liteframe.models.vlm.visuals import listed_images, listed_videos, read_video, rgb_video
 
 Frames = np.ndarray | torch.Tensor
+# What transformers' processors can add to a prompt's tokens, and ours cannot.
+UNSUPPORTED = ("return_mm_token_type_ids", "sanitize_control_tokens")
 
 
 class Slot(NamedTuple):
@@ -78,47 +82,125 @@ class LiteFrameProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Sequence[Frames] | Frames | None = None,
+        images: Any = None,
         text: str | list[str] | None = None,
-        videos: Sequence[Frames] | Frames | None = None,
+        videos: Any = None,
+        audio: None = None,
         *,
         return_tensors: str = "pt",
         padding: bool | str = True,
         padding_side: str = "left",
+        return_text_replacement_offsets: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
         """Tokenize prompts and prepare their frames.
 
         Args:
-            images: [H,W,3] uint8 each, or of PIL in RGB; an image is a video of one frame.
+            images: arrays, images of PIL, or names of files; an image is a video of one frame.
             text: prompts, with one `video_token` a video and one `image_token` an image.
-            videos: [T,H,W,3] uint8 each, in the order of the placeholders.
+            videos: arrays [T,H,W,3] or [T,3,H,W], lists of frames, or names of files, in the order of the placeholders.
+            audio: None.
             return_tensors: "pt" only.
             padding: as the tokenizer's; default pads to the longest prompt.
             padding_side: "left" for generation, "right" for training.
-            **kwargs: further arguments of the tokenizer.
+            return_text_replacement_offsets: also where placeholders were and what replaced them, as in transformers.
+            **kwargs: further arguments of the tokenizer and the video processor, such as `num_frames`, `fps`,
+                `do_sample_frames`, `size`, `do_rescale`, with the meaning that they have in transformers; also by
+                modality (`videos_kwargs={"num_frames": 8}`).
 
         Returns:
             input_ids, attention_mask [B,L]; with frames also pixel_values_videos [sum of T,3,H,W] float32 and
             video_frames [V], images counted among the videos, in the order of the placeholders.
 
         Raises:
-            ValueError: no text, wrong frames, or another number of placeholders than of videos and images.
+            ValueError: no text, wrong frames, an argument that means nothing here, or another number of placeholders
+                than of videos and images.
         """
+        name = type(self).__name__
         if text is None:
-            raise ValueError(f"{type(self).__name__}: text is missing")
+            raise ValueError(f"{name}: text is missing")
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' is supported")
+        if audio is not None:
+            raise ValueError(f"{name} takes no audio: the model sees videos and images")
         prompts = [text] if isinstance(text, str) else list(text)
-        clips = [self.pixels(v) for v in _listed(videos, ndim=4)]
-        stills = [self.pixels(np.asarray(image)[None]) for image in _listed(images, ndim=3)]
-        prompts, ordered = self._expand(prompts, clips, stills)
-        data = dict(self.tokenizer(prompts, return_tensors="pt", padding=padding, padding_side=padding_side, **kwargs))
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"{name}: text must be a string or a list of strings")
+        words, of_videos, of_images = self._by_modality(kwargs)
+        clips, metadata = self._clips(listed_videos(videos), of_videos)
+        stills, _ = self._clips([[image] for image in listed_images(images)], of_images)
+        prompts, ordered, replaced = self._expand(prompts, clips, stills)
+        data = dict(self.tokenizer(prompts, return_tensors="pt", padding=padding, padding_side=padding_side, **words))
         data.pop("token_type_ids", None)
+        found, needed = (
+            (data["input_ids"] == self.image_token_id).sum(),
+            sum(p.count(self.image_token) for p in prompts),
+        )
+        if found != needed:
+            raise ValueError(f"{found} of {needed} image tokens are left: do not truncate the prompt, or show less")
         if ordered:
             data["pixel_values_videos"] = torch.cat(ordered)
             data["video_frames"] = torch.tensor([len(v) for v in ordered])
+        if of_videos.get("return_metadata"):
+            data["video_metadata"] = metadata
+        if return_text_replacement_offsets:
+            data["text_replacement_offsets"] = replaced
         return BatchFeature(data)
+
+    def _by_modality(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Arguments of the tokenizer, for videos and for images; one of no named modality is for all that know it."""
+        of_videos = set(self.video_processor.valid_kwargs.__annotations__)
+        known = {
+            "text_kwargs": set(TextKwargs.__annotations__),
+            "videos_kwargs": of_videos,
+            # An image is one frame, in no tiles; batching is ours.
+            "images_kwargs": of_videos & set(ImagesKwargs.__annotations__) | {"crop_to_patches", "disable_grouping"},
+        }
+        flat = {**kwargs.pop("common_kwargs", {}), **kwargs}
+        chosen = {group: dict(flat.pop(group, {})) for group in known}
+        for group, names in known.items():
+            chosen[group] |= {name: value for name, value in flat.items() if name in names}
+        unknown = set(flat) - set().union(*known.values())
+        unknown |= {name for group, names in known.items() for name in set(chosen[group]) - names}
+        words, videos, images = chosen.values()
+        unknown |= {name for name in UNSUPPORTED if words.pop(name, None)}
+        unknown |= {"crop_to_patches"} if images.pop("crop_to_patches", False) else set()
+        images.pop("disable_grouping", None)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} does not take {', '.join(sorted(unknown))}; leave it out")
+        for options in (words, videos, images):
+            if options.pop("return_tensors", "pt") != "pt":
+                raise ValueError("return_tensors: only 'pt' is supported")
+        ignored = [name for name in ("num_frames", "fps") if videos.get(name) is not None]
+        if ignored and not videos.get("do_sample_frames"):
+            raise ValueError(f"{' and '.join(ignored)} choose frames only with do_sample_frames=True; add it")
+        return words, videos, images
+
+    def _clips(self, videos: list[Any], options: dict[str, Any]) -> tuple[list[torch.Tensor], list[Any]]:
+        """Pixels [T,3,h,w] of each video, and what transformers tells of it (None without return_metadata)."""
+        steps = {"do_sample_frames": False, **options}
+        layout, told = steps.pop("input_data_format", None), steps.pop("video_metadata", None)
+        told = _flat(told) if told is not None else [None] * len(videos)
+        if len(told) != len(videos):
+            raise ValueError(f"got {len(videos)} videos, but {len(told)} video_metadata; give one a video")
+        clips, metadata = [], []
+        for video, facts in zip(videos, told, strict=True):
+            changes = {} if facts is None else {"video_metadata": [facts]}
+            if isinstance(video, str):
+                video, facts = read_video(video, self._sampling(steps) if steps["do_sample_frames"] else None)
+                changes = {"do_sample_frames": False}
+            frames = rgb_video(video, layout, floating=steps.get("do_rescale") is False)  # [T,3,H,W]
+            given = {"return_tensors": "pt", "input_data_format": "channels_first", **steps, **changes}
+            processed = self.video_processor(videos=[frames], **given)
+            clips.append(processed["pixel_values_videos"][0])  # [T',3,h,w]
+            metadata.append(processed.get("video_metadata", [None])[0] if facts is None else facts)
+        return clips, metadata
+
+    def _sampling(self, options: dict[str, Any]) -> Callable[..., Any]:
+        """The video processor's own choice of frames, given a file's metadata."""
+        known = self.video_processor.valid_kwargs.__annotations__
+        values = {name: options.get(name, getattr(self.video_processor, name, None)) for name in known}
+        return partial(self.video_processor.sample_frames, **values)
 
     def pixels(self, frames: Frames) -> torch.Tensor:
         """Resize and normalize as the video processor says: [T,H,W,3] uint8 -> [T,3,h,w] float32.
@@ -155,7 +237,8 @@ class LiteFrameProcessor(ProcessorMixin):
 
     def _expand(
         self, prompts: list[str], clips: list[torch.Tensor], stills: list[torch.Tensor]
-    ) -> tuple[list[str], list[torch.Tensor]]:
+    ) -> tuple[list[str], list[torch.Tensor], list[list[dict[str, Any]]]]:
+        """Prompts with their placeholders replaced, the clips in their order, and what was replaced in each prompt."""
         pattern = re.compile(f"{re.escape(self.video_token)}|{re.escape(self.image_token)}")
         for kind, token, arrays in (("videos", self.video_token, clips), ("images", self.image_token, stills)):
             count = sum(prompt.count(token) for prompt in prompts)
@@ -163,25 +246,29 @@ class LiteFrameProcessor(ProcessorMixin):
                 raise ValueError(f"the text holds {count} {token} placeholders, but {len(arrays)} {kind} were given")
         sources = {self.video_token: iter(clips), self.image_token: iter(stills)}
         ordered: list[torch.Tensor] = []
+        replaced: list[list[dict[str, Any]]] = []
 
         def replace(match: re.Match[str]) -> str:
-            frames = next(sources[match.group()])
+            frames, is_image = next(sources[match.group()]), match.group() == self.image_token
             ordered.append(frames)
-            if match.group() == self.image_token:
-                return self.image_text(self.tokens_per_slot(*frames.shape[-2:]))
-            return self.video_text(self.slots(len(frames), *frames.shape[-2:]))
+            if is_image:
+                shown = self.image_text(self.tokens_per_slot(*frames.shape[-2:]))
+            else:
+                shown = self.video_text(self.slots(len(frames), *frames.shape[-2:]))
+            before = replaced[-1][-1] if replaced[-1] else {"span": (0, 0), "new_span": (0, 0)}
+            start = match.start() + before["new_span"][1] - before["span"][1]
+            place = {"span": match.span(), "new_span": (start, start + len(shown))}
+            kind = "image" if is_image else "video"
+            replaced[-1].append({"type": kind, **place, "text": match.group(), "replacement": shown})
+            return shown
 
-        return [pattern.sub(replace, prompt) for prompt in prompts], ordered
+        expanded = []
+        for prompt in prompts:
+            replaced.append([])
+            expanded.append(pattern.sub(replace, prompt))
+        return expanded, ordered, replaced
 
 
-def _listed(value: Any, ndim: int) -> list[Any]:
-    """One array or image, a list of them, or (as chat templates give them) lists of lists -> a list of arrays."""
-    if value is None:
-        return []
-    if isinstance(value, list | tuple):
-        return [array for item in value for array in _listed(item, ndim)]
-    if isinstance(value, str | os.PathLike):
-        raise ValueError(f"got {str(value)!r}: hand over decoded frames, not paths")
-    if not hasattr(value, "ndim"):  # an image of PIL
-        return [np.array(value)]
-    return [value] if value.ndim == ndim else list(value)
+def _flat(metadata: Any) -> list[Any]:
+    """One, a list, or lists of lists of what is told of videos -> a list."""
+    return [one for item in metadata for one in _flat(item)] if isinstance(metadata, list | tuple) else [metadata]

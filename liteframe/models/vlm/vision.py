@@ -7,6 +7,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
@@ -56,6 +57,15 @@ def own_sub_configs(declared: dict[str, Any]) -> dict[str, Any]:
 def as_vision_config(value: Any) -> Any:
     """The vision config of a model's config, from whatever form it came in."""
     return LiteFrameVisionConfig(**(value or {})) if value is None or isinstance(value, dict) else value
+
+
+def computing_dtype(*modules: nn.Module) -> torch.dtype:
+    """The dtype that modules compute in: of their first vector, as a bias or the weight of a norm is.
+
+    Quantizers pack matrices, into whatever dtype and shape, and leave vectors as they are.
+    """
+    vectors = (p.dtype for module in modules for p in module.parameters() if p.ndim == 1 and p.is_floating_point())
+    return next(vectors, torch.get_default_dtype())
 
 
 class StrictLoading:
@@ -108,7 +118,7 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
     @can_return_tuple
     def forward(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutput:
         """[V,T,3,H,W], one clip a video -> last_hidden_state [V,ceil(T/4),h,w,C]."""
-        pixels = pixel_values_videos.to(self.encoder.patch_embed.weight.dtype)  # also where it is trained in float32
+        pixels = pixel_values_videos.to(computing_dtype(self.encoder))  # also where it is trained in float32
         return BaseModelOutput(last_hidden_state=self.encoder(pixels))
 
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoProcessor
 from worlds.vlms import make_internvl, make_llava_onevision
 
-from liteframe.models.vlm.base import place_features
 from liteframe.models.vlm.family import FAMILIES, OURS, family_of
+from liteframe.models.vlm.placeholders import place_features
 from liteframe.models.vlm.processor import grid_slots
 
 MAKERS = {"internvl": make_internvl, "llava_onevision": make_llava_onevision}
