@@ -1,7 +1,7 @@
 """Conversations as a map-style dataset: frame budget and rate are drawn for each sample from its key."""
 
 from collections.abc import Container, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,21 +15,13 @@ from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames, uniform
+from liteframe.data.video.timeline import Timeline
 from liteframe.models.vlm.chat import encode_conversation
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.pictures import PictureError, read_picture
 
 MediaKey = tuple[str, tuple[int, ...]]  # file, and which of its frames
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly
-
-
-class VideoFacts(NamedTuple):
-    """Number of frames, frames per second, and pixels of a video."""
-
-    frames: int
-    fps: float
-    height: int
-    width: int
 
 
 class LoadedMedia(NamedTuple):
@@ -98,7 +90,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         self.processor, self.budgets, self.fps, self.seed, self.cached = processor, list(budgets), fps, seed, cached
         self.size = processor.frame_size
         self.decoder = DecodeProcess(deadline)
-        self._facts: dict[str, VideoFacts] = {}
+        self._facts: dict[str, VideoEntry] = {}
 
     def __len__(self) -> int:
         """Number of conversations."""
@@ -152,24 +144,24 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             raise VideoError(path, error.kind, error.reason, error.remedy) from error
 
     def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
-        facts = self._measured(entry)
+        timeline = self._measured(entry)[0]
         try:
-            return choose_frames(
-                facts.frames, facts.fps, frames=budget, target_fps=fps, start=entry.start, end=entry.end
-            )
+            return choose_frames(timeline, frames=budget, target_fps=fps, start=entry.start, end=entry.end)
         except ValueError as error:
             remedy = "correct start and end of the row"
             raise VideoError(entry.video, "index", str(error), remedy) from error
 
     def _decoded(self, entry: VideoEntry, indices: list[int]) -> Tensor:
-        facts = self._measured(entry)
-        size = decode_size(facts.height, facts.width, self.size)
-        return self.processor.resized(self.decoder.read(entry.video, indices, reader=entry.reader, size=size))
+        _, height, width = self._measured(entry)
+        reader, size = self._facts[entry.video].reader, decode_size(height, width, self.size)
+        return self.processor.resized(self.decoder.read(entry.video, indices, reader=reader, size=size))
 
-    def _measured(self, entry: VideoEntry) -> VideoFacts:
-        """Length, rate and size of a video, probed once where the row does not tell."""
-        if entry.video not in self._facts:
-            unknown = None in (entry.frames, entry.fps, entry.height, entry.width)
-            facts: Any = self.decoder.probe(entry.video) if unknown else entry
-            self._facts[entry.video] = VideoFacts(facts.frames, facts.fps, facts.height, facts.width)
-        return self._facts[entry.video]
+    def _measured(self, entry: VideoEntry) -> tuple[Timeline, int, int]:
+        """Timeline, height and width; a file of which the row does not tell them all is looked through."""
+        facts = self._facts.setdefault(entry.video, entry)
+        timeline, height, width = facts.timeline, facts.height, facts.width
+        if timeline is None or height is None or width is None:
+            info = self.decoder.probe(entry.video)
+            self._facts[entry.video] = facts.with_facts(info)
+            return info.timeline, info.height, info.width
+        return timeline, height, width

@@ -45,8 +45,8 @@ def ask(
         question: without the video placeholder.
         frames: at most so many, spread evenly over the span.
         fps: frames a second, as many of them as `frames` allows; None takes `frames` whatever the rate.
-        start: start of the span in seconds; None is the video's.
-        end: end of the span in seconds; None is the video's.
+        start: start of the span in seconds of the file's time line, as a player counts them; None is the video's.
+        end: its end in seconds; None is the video's.
         max_new_tokens: longest answer.
         system: a system message; None sends none.
         deadline: seconds that reading the frames may take.
@@ -92,7 +92,7 @@ class VideoQuestion:
         check_text(system or "", "system message")
         with DecodeProcess(deadline) as decoder:
             info = decoder.probe(path)
-        indices = choose_frames(info.frames, info.fps, frames=frames, target_fps=fps, start=start, end=end)
+        indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         return cls(os.fspath(path), question, system, tuple(indices), deadline)
 
     def answer(self, model: Any, processor: Any, *, max_new_tokens: int, overlap: bool | None = None) -> Iterator[str]:

@@ -35,8 +35,8 @@ def encode_video(
         fps: frames a second; with `frames` as well, as many of them as that budget allows. Neither: 1 frame a second,
             the lowest rate that encoders are trained at.
         size: pixels, one number or (height, width); None is the encoder's image_size.
-        start: start of the span in seconds; None is the video's.
-        end: end of the span in seconds; None is the video's.
+        start: start of the span in seconds of the file's time line, as a player counts them; None is the video's.
+        end: its end in seconds; None is the video's.
         reader: the reader that `liteframe scan` recorded for this file; None is PyAV.
         deadline: seconds that decoding one clip may take.
 
@@ -53,7 +53,7 @@ def encode_video(
     features = []
     with DecodeProcess(deadline) as decoder:
         info = decoder.probe(path)
-        indices = choose_frames(info.frames, info.fps, frames=frames, target_fps=fps, start=start, end=end)
+        indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
             pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)
             clip = transform(pixels).unsqueeze(0).to(weight.device, weight.dtype)

@@ -233,8 +233,8 @@ class StreamSession:
 
     def _in_time(self, times: Sequence[float], count: int) -> np.ndarray:
         """Which of the frames are taken, bool [n]."""
-        if len(times) != count or any(b < a for a, b in pairwise(times)):
-            raise ValueError(f"{count} frames need {count} times in ascending order, got {list(times)}")
+        if len(times) != count or not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
+            raise ValueError(f"{count} frames need {count} times in ascending order, all finite, got {list(times)}")
         taken = np.zeros(count, bool)
         for number, time in enumerate(times):
             due = time if self._next_time is None else self._next_time

@@ -165,8 +165,19 @@ def _summarize(
         if len(errors) > _SHOWN:
             console.print(f"and {len(errors) - _SHOWN} more in {bad_path}", markup=False)
     good = [result.entry for result in results if result.error is None]
+    _warn_of_stamps(console, [entry for entry in good if entry.broken_stamps])
     hours = sum(entry.duration or 0.0 for entry in good) / 3600
     frames = sum(entry.frames or 0 for entry in good)
     readers = ", ".join(f"{count} by {name}" for name, count in sorted(Counter(e.reader for e in good).items()))
     console.print(f"{len(good)} usable: {frames} frames, {hours:.3g} hours; {readers or 'none'}", markup=False)
     console.print(f"wrote {good_path} and {bad_path} ({len(errors)} rows)", markup=False)
+
+
+def _warn_of_stamps(console: Console, entries: list[VideoEntry]) -> None:
+    if entries:
+        table = Table("video", "found, and what is done", title=f"{len(entries)} usable with broken time stamps")
+        for entry in entries[:_SHOWN]:
+            table.add_row(Text(Path(entry.video).name), Text(entry.broken_stamps or ""))
+        console.print(table)
+        if len(entries) > _SHOWN:
+            console.print(f"and {len(entries) - _SHOWN} more, marked broken_stamps in the manifest", markup=False)

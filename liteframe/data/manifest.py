@@ -8,11 +8,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from liteframe.data.paths import Containment, Listing, list_folder, local_path
+from liteframe.data.video.errors import VideoInfo
+from liteframe.data.video.timeline import Timeline
 from liteframe.files import read_jsonl, write_jsonl
 
 VIDEO_SUFFIXES = frozenset(
@@ -24,6 +26,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".h264", ".264", ".h265", ".265", ".hevc", ".av1", ".obu", ".vc1", ".nut", ".wtv", ".dvr-ms", ".amv", ".bik"}
 )
 READERS = ("pyav", "decord")
+MOST_BREAKS = 500  # of one row
 
 
 @dataclass(slots=True)
@@ -39,7 +42,10 @@ class VideoEntry:
         width: pixels after rotation.
         height: pixels after rotation.
         frames: number of frames.
-        reader: the reader that `liteframe scan` found exact for this file; None reads with PyAV.
+        reader: the reader that `liteframe scan` found exact for this file, believed beside `breaks`; None is PyAV.
+        breaks: when the frames are shown, as `Timeline` has it; None has the file itself looked through for it.
+        video_track: number of the stream that is shown, among all of the file.
+        broken_stamps: what `liteframe scan` found wrong with the time stamps, and what is taken in their place.
     """
 
     video: str
@@ -51,6 +57,39 @@ class VideoEntry:
     height: int | None = None
     frames: int | None = None
     reader: str | None = None
+    breaks: tuple[tuple[int, float], ...] | None = None
+    video_track: int | None = None
+    broken_stamps: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take the lists that JSON makes of tuples."""
+        if self.breaks is not None:
+            self.breaks = tuple((frame, seconds) for frame, seconds in self.breaks)
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """When each frame is shown, where the row tells."""
+        if self.breaks is None or self.frames is None or self.fps is None:
+            return None
+        return Timeline(self.frames, self.fps, self.breaks)
+
+    def with_facts(self, info: VideoInfo) -> VideoEntry:
+        """The row of a file that PyAV has just looked through, and is to read.
+
+        Where the rate changes very often, `breaks` are left out, and the file is looked through whenever it is read.
+        """
+        return replace(
+            self,
+            duration=info.duration,
+            fps=info.fps,
+            width=info.width,
+            height=info.height,
+            frames=info.frames,
+            reader=None,
+            breaks=info.breaks if len(info.breaks) <= MOST_BREAKS else None,
+            video_track=info.video_track,
+            broken_stamps=info.broken_stamps,
+        )
 
 
 FIELDS = tuple(field.name for field in fields(VideoEntry))
@@ -138,10 +177,10 @@ def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
     row = {name: row.get(name) for name in FIELDS} | {"video": video}
     for key in ("start", "end", "duration", "fps"):
         row[key] = _number(row[key], key, where)
-    for key in ("width", "height", "frames"):
+    for key, least in {"width": 1, "height": 1, "frames": 1, "video_track": 0}.items():
         value = _number(row[key], key, where)
-        if value is not None and (value != int(value) or value < 1):
-            raise ValueError(f"{where}: {key} is {value}; it must be a whole number from 1")
+        if value is not None and (value != int(value) or value < least):
+            raise ValueError(f"{where}: {key} is {value}; it must be a whole number from {least}")
         row[key] = None if value is None else int(value)
     if row["fps"] == 0:
         raise ValueError(f"{where}: fps is 0; leave it out when it is not known")
@@ -149,7 +188,20 @@ def entry_of_row(row: dict[str, Any], video: str, where: str) -> VideoEntry:
         raise ValueError(f"{where}: end ({row['end']} s) is not after start ({row['start'] or 0.0} s)")
     if row["reader"] not in (None, *READERS):
         raise ValueError(f"{where}: reader is {row['reader']!r}; known readers: {', '.join(READERS)}")
+    if row["breaks"] is not None:
+        row["breaks"] = _breaks(row, where)
     return VideoEntry(**row)
+
+
+def _breaks(row: dict[str, Any], where: str) -> tuple[tuple[int, float], ...]:
+    """The column `breaks`, checked."""
+    try:
+        breaks = tuple((int(frame), float(seconds)) for frame, seconds in row["breaks"])
+        Timeline(row["frames"] or 0, row["fps"] or 0.0, breaks)
+    except (TypeError, ValueError, OverflowError) as error:
+        remedy = "it is written by `liteframe scan`, beside frames and fps; run that again or leave it out"
+        raise ValueError(f"{where}: breaks is {row['breaks']!r:.200}: {error}; {remedy}") from error
+    return breaks
 
 
 def _number(value: Any, key: str, where: str) -> float | None:

@@ -114,7 +114,7 @@ def read_evenly(videos: Iterable[str], frames: int) -> dict[str, np.ndarray]:
     with DecodeProcess(DEADLINE) as decoder:
         for video in dict.fromkeys(videos):
             info = decoder.probe(video)
-            clips[video] = decoder.read(video, choose_frames(info.frames, info.fps, frames=frames))
+            clips[video] = decoder.read(video, choose_frames(info.timeline, frames=frames))
     return clips
 
 

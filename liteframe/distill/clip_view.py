@@ -60,7 +60,7 @@ class ClipView:
 
     Attributes:
         video: path of the file.
-        indices: T frame numbers, rising; a short video's last frame is repeated.
+        indices: T frame numbers, rising; a short video's last frame comes again, as does one that stays on the screen.
         reader: how the file is decoded, as in a manifest row.
         decode_size: (height, width) in pixels that frames are shrunk to while decoding; None keeps the file's own.
         box: top, left, height and width in pixels of the crop of a decoded frame; None takes the whole frame.
@@ -76,7 +76,7 @@ class ClipView:
 
     @property
     def frame_mask(self) -> tuple[bool, ...]:
-        """T values, False where a short video's last frame is repeated."""
+        """T values, False where a frame comes again."""
         return tuple(i == 0 or self.indices[i] > self.indices[i - 1] for i in range(len(self.indices)))
 
     def cut(self, frames: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import dense_clip
+from liteframe.data.video.timeline import Timeline
 from liteframe.distill.clip_view import Augmentation, ClipView, draw_view
 
 
@@ -64,7 +64,7 @@ class ClipBatch(NamedTuple):
 
     Attributes:
         video: float32 [B,T,3,H,W], normalized; B may be 0 (then the tensor has no other size either).
-        frame_mask: bool [B,T]; False where a short video's last frame is repeated.
+        frame_mask: bool [B,T]; False where a frame comes again (the last of a short video, one that stays on screen).
         paths: B files.
         failures: path, kind, reason and remedy of each clip that failed.
         keys: B keys (epoch, index).
@@ -130,12 +130,13 @@ class ClipDataset(Dataset["Clip | VideoError"]):
             VideoError: the file cannot be probed, or the manifest's span holds no frame.
         """
         epoch, index = key
-        entry, rng = self.entries[index], np.random.default_rng([self.seed, epoch, index])
-        frames, fps, height, width = self._measured(index)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        timeline, height, width = self._measured(index)
+        entry = self.entries[index]
         try:
             indices = dense_clip(
-                frames, fps, n=self.clip_frames, min_fps=self.min_fps, start=entry.start or 0.0,
-                end=entry.end, u=rng.random() if self.augment else 0.5,
+                timeline, n=self.clip_frames, min_fps=self.min_fps, start=entry.start, end=entry.end,
+                u=rng.random() if self.augment else 0.5,
             )  # fmt: skip
         except ValueError as error:
             raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
@@ -153,17 +154,15 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         """
         return view.cut(self.decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
 
-    def _measured(self, index: int) -> tuple[int, float, int, int]:
-        """Frames, frames per second, height and width, probed once where the manifest does not tell."""
+    def _measured(self, index: int) -> tuple[Timeline, int, int]:
+        """Timeline, height and width; a file of which the manifest does not tell them all is looked through."""
         entry = self.entries[index]
-        frames, fps, height, width = entry.frames, entry.fps, entry.height, entry.width
-        if frames is None or fps is None or height is None or width is None:
+        timeline, height, width = entry.timeline, entry.height, entry.width
+        if timeline is None or height is None or width is None:
             info = self.decoder.probe(entry.video)
-            frames, fps, height, width = info.frames, info.fps, info.height, info.width
-            self.entries[index] = replace(
-                entry, duration=info.duration, frames=frames, fps=fps, height=height, width=width
-            )
-        return frames, fps, height, width
+            self.entries[index] = entry.with_facts(info)
+            return info.timeline, info.height, info.width
+        return timeline, height, width
 
 
 def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:

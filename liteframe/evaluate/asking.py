@@ -51,11 +51,11 @@ class Asking:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames uint8 [T,h,w,3] of the model's size, when they are (seconds), and the video's length (seconds)."""
+    """Frames uint8 [T,h,w,3] of the model's size, when they are shown, and when the video ends (seconds)."""
 
     frames: np.ndarray
     times: tuple[float, ...]
-    duration: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,10 @@ def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Que
         VideoError: the file or a frame of it cannot be decoded, or the span holds no frame.
     """
     path = Path(question.video)
-    info = decoder.probe(path)
+    timeline = decoder.probe(path).timeline
     try:
         indices = choose_frames(
-            info.frames,
-            info.fps,
-            frames=asking.frames,
-            target_fps=asking.fps,
-            start=question.start,
-            end=question.end,
+            timeline, frames=asking.frames, target_fps=asking.fps, start=question.start, end=question.end
         )
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
@@ -128,7 +123,7 @@ def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Que
     encoder = frame_encoder(model, processor)
     parts = [encoder.resized(decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
     frames = np.concatenate([part.permute(0, 2, 3, 1).numpy() for part in parts])  # [T,h,w,3]
-    return VideoFrames(frames, tuple(i / info.fps for i in indices), info.duration)
+    return VideoFrames(frames, tuple(timeline.time(i) for i in indices), timeline.end)
 
 
 def check_words(benchmark: Benchmark, questions: Sequence[Question], asking: Asking) -> None:
@@ -163,7 +158,7 @@ def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, 
     """
     lines: list[str] = []
     if (path := _subtitles(question, asking)) is not None:
-        read = read_subtitles(path, question.subtitle_shift, video.duration)
+        read = read_subtitles(path, question.subtitle_shift, video.end)
         rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
         lines = rule(read, video.times)
     return ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)

@@ -21,6 +21,7 @@ from liteframe.align.module import LMAModule
 from liteframe.data.stream import ClipStream
 from liteframe.data.video.reader import read_frames
 from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.timeline import Timeline
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.chat import encode_conversation
@@ -107,7 +108,8 @@ def test_the_loss_is_the_mean_over_the_answer_tokens_of_the_global_batch(train, 
     conversations = load_conversations(world / "toy" / "train.jsonl")
     for index in order:
         conversation = conversations[index]
-        frames = read_frames(conversation.media[0].files[0], at_fps(64, 8, target_fps=8, max_frames=8))
+        indices = at_fps(Timeline.constant_rate(64, 8), target_fps=8, max_frames=8)
+        frames = read_frames(conversation.media[0].files[0], indices)
         video = processor.video_text(processor.slots(8, 64, 64))
         ids, labels = encode_conversation(conversation.turns, [video], processor.tokenizer)
         with torch.no_grad():

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liteframe.data.video.sampling import at_fps, choose_frames, dense_clip, uniform
+from liteframe.data.video.timeline import Timeline
 
+steady = Timeline.constant_rate
 lengths = st.integers(1, 5000)
 rates = st.floats(0.2, 240)
 places = st.floats(0, 1)
@@ -33,23 +35,23 @@ def test_uniform_stays_in_its_span_and_order(frames, n, data):
 
 def test_dense_clip_by_hand():
     # 30 fps at 1 fps: one frame a second; 16 frames span 15 s = 451 frames, so 149 of 600 are left to place it
-    assert dense_clip(600, 30, n=16, u=0.0) == list(range(0, 451, 30))
-    assert dense_clip(600, 30, n=16, u=1.0) == list(range(149, 600, 30))
-    assert dense_clip(600, 30, n=16, min_fps=4, u=0.0)[:3] == [0, 7, 14]
+    assert dense_clip(steady(600, 30), n=16, u=0.0) == list(range(0, 451, 30))
+    assert dense_clip(steady(600, 30), n=16, u=1.0) == list(range(149, 600, 30))
+    assert dense_clip(steady(600, 30), n=16, min_fps=4, u=0.0)[:3] == [0, 7, 14]
     # 5 s at 30 fps hold 16 frames at a spacing of 149 // 15 = 9
-    assert dense_clip(150, 30, n=16, u=0.0) == list(range(0, 136, 9))
-    assert dense_clip(300, 30, n=4, start=2.0, end=3.0, u=0.0) == [60, 69, 78, 87]
+    assert dense_clip(steady(150, 30), n=16, u=0.0) == list(range(0, 136, 9))
+    assert dense_clip(steady(300, 30), n=4, start=2.0, end=3.0, u=0.0) == [60, 69, 78, 87]
     # too short: all frames, then the last again
-    assert dense_clip(3, 30, n=5) == [0, 1, 2, 2, 2]
-    assert dense_clip(300, 30, n=4, start=9.95) == [299, 299, 299, 299]
+    assert dense_clip(steady(3, 30), n=5) == [0, 1, 2, 2, 2]
+    assert dense_clip(steady(300, 30), n=4, start=9.95) == [299, 299, 299, 299]
     # slower than the wanted rate: every frame
-    assert dense_clip(20, 0.5, n=4, u=0.0) == [0, 1, 2, 3]
-    assert dense_clip(20, 30, n=1, u=0.5) == [10]
+    assert dense_clip(steady(20, 0.5), n=4, u=0.0) == [0, 1, 2, 3]
+    assert dense_clip(steady(20, 30), n=1, u=0.5) == [10]
 
 
 @given(lengths, rates, st.integers(1, 64), st.floats(0.5, 8), places)
 def test_dense_clip_has_the_widest_spacing_that_rate_and_length_allow(frames, fps, n, min_fps, u):
-    chosen = dense_clip(frames, fps, n=n, min_fps=min_fps, u=u)
+    chosen = dense_clip(steady(frames, fps), n=n, min_fps=min_fps, u=u)
     assert len(chosen) == n
     assert chosen[0] >= 0
     assert chosen[-1] < frames
@@ -66,7 +68,7 @@ def test_dense_clip_has_the_widest_spacing_that_rate_and_length_allow(frames, fp
 
 @given(lengths, rates, st.floats(0.1, 60), st.integers(1, 512))
 def test_at_fps_takes_the_frame_shown_at_each_time(frames, fps, target, budget):
-    chosen = at_fps(frames, fps, target_fps=target, max_frames=budget)
+    chosen = at_fps(steady(frames, fps), target_fps=target, max_frames=budget)
     assert 1 <= len(chosen) <= budget
     period = max(1 / fps, 1 / target)
     times = [(k + 0.5) * period for k in range(max(1, math.floor(frames / fps / period + 1e-6)))]
@@ -81,37 +83,37 @@ def test_at_fps_takes_the_frame_shown_at_each_time(frames, fps, target, budget):
 
 
 def test_at_fps_by_hand():
-    assert at_fps(300, 30, target_fps=1, max_frames=99) == [15, 45, 75, 105, 135, 165, 195, 225, 255, 285]
-    assert at_fps(300, 30, target_fps=1, max_frames=4) == uniform(300, 4)
-    assert at_fps(300, 30, target_fps=2, max_frames=99, start=1.0, end=2.0) == [37, 52]
-    assert at_fps(4, 10, target_fps=60, max_frames=99) == [0, 1, 2, 3]
-    assert at_fps(9, 30, target_fps=1, max_frames=99) == [8]
+    assert at_fps(steady(300, 30), target_fps=1, max_frames=99) == [15, 45, 75, 105, 135, 165, 195, 225, 255, 285]
+    assert at_fps(steady(300, 30), target_fps=1, max_frames=4) == uniform(300, 4)
+    assert at_fps(steady(300, 30), target_fps=2, max_frames=99, start=1.0, end=2.0) == [37, 52]
+    assert at_fps(steady(4, 10), target_fps=60, max_frames=99) == [0, 1, 2, 3]
+    assert at_fps(steady(9, 30), target_fps=1, max_frames=99) == [8]
 
 
 def test_choose_frames_reads_what_is_left_out():
-    assert choose_frames(300, 30, frames=4) == uniform(300, 4)
-    assert choose_frames(300, 30) == at_fps(300, 30, target_fps=1, max_frames=300)
-    assert choose_frames(300, 30, target_fps=2) == at_fps(300, 30, target_fps=2, max_frames=300)
-    assert choose_frames(300, 30, frames=5, target_fps=2) == uniform(300, 5)
-    assert choose_frames(300, 30, frames=99, target_fps=2, start=1.0, end=2.0) == [37, 52]
-    assert choose_frames(300, 30, frames=400) == list(range(300))
+    assert choose_frames(steady(300, 30), frames=4) == uniform(300, 4)
+    assert choose_frames(steady(300, 30)) == at_fps(steady(300, 30), target_fps=1, max_frames=300)
+    assert choose_frames(steady(300, 30), target_fps=2) == at_fps(steady(300, 30), target_fps=2, max_frames=300)
+    assert choose_frames(steady(300, 30), frames=5, target_fps=2) == uniform(300, 5)
+    assert choose_frames(steady(300, 30), frames=99, target_fps=2, start=1.0, end=2.0) == [37, 52]
+    assert choose_frames(steady(300, 30), frames=400) == list(range(300))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dense_clip(0, 30, n=4), "at least one frame"),
-        (lambda: dense_clip(10, 0, n=4), "positive number"),
-        (lambda: dense_clip(10, math.nan, n=4), "positive number"),
-        (lambda: dense_clip(10, 30, n=0), "at least one frame"),
-        (lambda: dense_clip(10, 30, n=4, u=1.5), r"\[0, 1\]"),
-        (lambda: dense_clip(10, 30, n=4, min_fps=0), "min_fps"),
-        (lambda: dense_clip(10, 10, n=4, start=1.0), "beyond the end"),
-        (lambda: dense_clip(10, 10, n=4, start=0.5, end=0.5), "no frame"),
+        (lambda: dense_clip(steady(0, 30), n=4), "at least one frame"),
+        (lambda: dense_clip(steady(10, 0), n=4), "positive number"),
+        (lambda: dense_clip(steady(10, math.nan), n=4), "positive number"),
+        (lambda: dense_clip(steady(10, 30), n=0), "at least one frame"),
+        (lambda: dense_clip(steady(10, 30), n=4, u=1.5), r"\[0, 1\]"),
+        (lambda: dense_clip(steady(10, 30), n=4, min_fps=0), "min_fps"),
+        (lambda: dense_clip(steady(10, 10), n=4, start=1.0), "beyond the end"),
+        (lambda: dense_clip(steady(10, 10), n=4, start=0.5, end=0.5), "no frame"),
         (lambda: uniform(10, 0), "at least one"),
         (lambda: uniform(10, 2, first=5, last=10), "do not lie"),
-        (lambda: at_fps(10, 10, target_fps=0, max_frames=4), "target_fps"),
-        (lambda: at_fps(10, 10, target_fps=1, max_frames=0), "at least one"),
+        (lambda: at_fps(steady(10, 10), target_fps=0, max_frames=4), "target_fps"),
+        (lambda: at_fps(steady(10, 10), target_fps=1, max_frames=0), "at least one"),
     ],
 )
 def test_arguments_out_of_range_are_named(call, message):

@@ -103,7 +103,7 @@ def test_rows_keep_their_span_and_a_span_beyond_the_end_is_bad(corpus, tmp_path)
     inside, outside = scan([VideoEntry(path, start=0.5, end=1.0), VideoEntry(path, start=2.0)], samples=1)
     assert (inside.error, inside.entry.start, inside.entry.end) == (None, 0.5, 1.0)
     assert outside.error.kind == "index"
-    assert "beyond its end (1.600 s)" in outside.error.reason
+    assert "beyond the end of the video (1.600 s)" in outside.error.reason
 
 
 def test_a_file_that_hangs_is_reported_at_the_deadline(corpus, monkeypatch):

@@ -11,6 +11,7 @@ from liteframe.data.preprocess import FrameFormat, decode_size
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.reader import read_frames
 from liteframe.data.video.sampling import dense_clip
+from liteframe.data.video.timeline import Timeline
 from liteframe.distill.clip_view import Augmentation, ClipView, crop_box, draw_view
 from liteframe.distill.clips import ClipDataset, collate_clips, dress
 
@@ -46,7 +47,7 @@ def dressed(*clips):
 
 def test_middle_clip_without_augmentation(videos):
     clip = dataset(videos)[0, 0]
-    frames = read_frames(videos[0], dense_clip(40, 10.0, n=8, min_fps=5))
+    frames = read_frames(videos[0], dense_clip(Timeline.constant_rate(40, 10.0), n=8, min_fps=5))
     small = torch.nn.functional.interpolate(
         torch.from_numpy(frames).permute(0, 3, 1, 2).float(), (32, 32), mode="bicubic", antialias=True
     )
@@ -126,7 +127,7 @@ def test_failures_travel_through_collate(videos, tmp_path):
 
 def test_manifest_rows_are_not_probed(videos):
     """frames=16 of the 40: the clip must come from those."""
-    entry = VideoEntry(videos[0], frames=8, fps=10.0, width=48, height=32)
+    entry = VideoEntry(videos[0], frames=8, fps=10.0, width=48, height=32, breaks=((0, 0.0), (8, 0.8)))
     clip = ClipDataset([entry], FORMAT, clip_frames=8, min_fps=5)[0, 0]
     first = ClipDataset([VideoEntry(videos[0], end=0.8)], FORMAT, clip_frames=8, min_fps=5)[0, 0]
     assert torch.equal(clip.frames, first.frames)

@@ -28,6 +28,7 @@ from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.timeline import Timeline
 
 SHAPES = [(1, 48, 64), (4, 64, 64), (5, 90, 50), (8, 360, 640), (23, 64, 200), (64, 64, 64)]
 PROMPT = "<|im_start|>user\n{}Which way does the red circle move?<|im_end|>\n<|im_start|>assistant\n"
@@ -56,7 +57,7 @@ def write_video(path, frames):
 def cases(image_token, file):
     """What is asked: name, text, videos as transformers gets them, images, videos as SGLang gets them."""
     decoded = VideoDecoderWrapper(str(file))
-    shown = decoded.get_frames_at(at_fps(len(decoded), 1.0, target_fps=1.0, max_frames=FRAMES))
+    shown = decoded.get_frames_at(at_fps(Timeline.constant_rate(len(decoded), 1.0), target_fps=1.0, max_frames=FRAMES))
     assert len(shown) == FRAMES < len(decoded)
     one, two, images = noise(0, 23, 64, 80, 3), noise(1, 6, 40, 64, 3), [noise(2, 64, 64, 3), noise(3, 30, 64, 3)]
     return [

@@ -68,7 +68,7 @@ def check_frames(place):
         with DecodeProcess() as decoder:
             info = decoder.probe(file)
             most = frames if frames > 0 else info.frames
-            indices = at_fps(info.frames, info.fps, target_fps=fps if fps > 0 else info.fps, max_frames=most)
+            indices = at_fps(info.timeline, target_fps=fps if fps > 0 else info.fps, max_frames=most)
             expected = decoder.read(file, indices)
         assert list(details["frames_indices"]) == indices
         assert np.array_equal(found, expected)

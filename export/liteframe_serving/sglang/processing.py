@@ -12,7 +12,8 @@ from sglang.srt.multimodal.processors.base_processor import (
     MultimodalSpecialTokens,
 )
 
-from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.sampling import choose_frames
+from liteframe.data.video.timeline import Timeline
 from liteframe.pictures import rgb
 from liteframe_serving.prompts import frames_of, runs
 from liteframe_serving.sglang.model import SERVED
@@ -85,7 +86,8 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
         Of a file at most `num_frames` frames, those that `liteframe ask` takes; frames that are given are all taken.
         """
         if hasattr(video, "get_frames_at"):
-            return video.get_frames_at(at_fps(len(video), 1.0, target_fps=1.0, max_frames=self.num_frames))
+            timeline = Timeline.constant_rate(len(video), 1.0)  # SGLang tells no time stamps
+            return video.get_frames_at(choose_frames(timeline, frames=self.num_frames))
         return frames_of(video)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoBackend
 
 from liteframe.data.video.sampling import at_fps
+from liteframe.data.video.timeline import Timeline
 
 
 @VIDEO_LOADER_REGISTRY.register("liteframe")
@@ -20,8 +21,7 @@ class LiteFrameVideoLoader(VideoBackend):
         """Indices of at most `target.num_frames` frames (-1: all), `target.fps` a second (-1: any rate)."""
         rate = source.original_fps or 1.0  # 0 where the file does not say
         return at_fps(
-            source.total_frames_num,
-            rate,
+            Timeline.constant_rate(source.total_frames_num, rate),  # vLLM tells no more of a file
             target_fps=target.fps if target.fps > 0 else rate,
             max_frames=target.num_frames if target.num_frames > 0 else source.total_frames_num,
         )

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
+from liteframe.data.video.timeline import Timeline
+
 # kind -> what a user can do about it, used when the place that raises knows nothing better.
 REMEDIES = {
     "missing": "check the path; relative paths in a manifest start at the manifest's folder",
@@ -53,12 +55,12 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts about the first video stream of a file.
+    """Facts about the video stream of a file that a player shows.
 
     Attributes:
         frames: number of frames that a full sequential decode gives.
         fps: mean frame rate over the whole file (frames per second).
-        duration: seconds from the first frame's start to the last frame's end.
+        breaks: when the frames are shown, as `Timeline` has it.
         width: pixels, after rotation.
         height: pixels, after rotation.
         codec: FFmpeg's name, such as "h264".
@@ -66,11 +68,14 @@ class VideoInfo:
         rotation: degrees of the rotation tag, counter-clockwise, already applied to width and height.
         anchors: number of key frames from which decoding may start; 0 means always from the beginning.
         closed_groups: whether all groups of pictures stand alone and no edit list hides a frame.
+        video_track: number of the stream among all of the file.
+        video_tracks: how many video streams the file has, covers and thumbnails among them.
+        broken_stamps: what is wrong with the time stamps and what is taken in their place; None if nothing is.
     """
 
     frames: int
     fps: float
-    duration: float
+    breaks: tuple[tuple[int, float], ...]
     width: int
     height: int
     codec: str
@@ -78,6 +83,23 @@ class VideoInfo:
     rotation: int = 0
     anchors: int = 0
     closed_groups: bool = False
+    video_track: int = 0
+    video_tracks: int = 1
+    broken_stamps: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take the lists that JSON makes of tuples."""
+        object.__setattr__(self, "breaks", tuple((frame, seconds) for frame, seconds in self.breaks))
+
+    @property
+    def timeline(self) -> Timeline:
+        """When each frame is shown."""
+        return Timeline(self.frames, self.fps, self.breaks)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's start to the last frame's end."""
+        return self.breaks[-1][1] - self.breaks[0][1]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as the decoding child sends them and JSON can hold them."""

@@ -39,6 +39,7 @@ class FrameTable:
         anchors: index of each anchor's frame, ascending; empty if decoding must start at the beginning.
         anchor_stamps: `(pts, dts)` of each anchor's packet.
         closed_groups: whether every key frame is an anchor without leading pictures, and no edit list hides a frame.
+        last: ticks of the stream's time base that the last frame is shown; 0 where the file does not tell.
     """
 
     pts: np.ndarray
@@ -46,6 +47,7 @@ class FrameTable:
     anchors: np.ndarray
     anchor_stamps: list[tuple[int, int]]
     closed_groups: bool = False
+    last: int = 0
     _by_pts: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ def build_table(container: av.container.InputContainer, stream: av.VideoStream) 
     nal_size = _nal_length_size(stream)
     pts: list[int] = []
     dts: list[int] = []
+    lengths: list[int] = []
     keys: list[bool] = []
     exact: list[bool] = []
     discard: list[bool] = []
@@ -100,6 +103,7 @@ def build_table(container: av.container.InputContainer, stream: av.VideoStream) 
             continue
         pts.append(packet.pts)
         dts.append(packet.pts if packet.dts is None else packet.dts)
+        lengths.append(packet.duration or 0)
         keys.append(packet.is_keyframe)
         exact.append(packet.is_keyframe and not packet.is_discard and _refreshes(packet, codec, nal_size))
         discard.append(packet.is_discard)
@@ -123,6 +127,7 @@ def build_table(container: av.container.InputContainer, stream: av.VideoStream) 
         np.searchsorted(shown, order[places]),
         [(pts[i], dts[i]) for i in places],
         closed_groups=not any(discard) and bool(np.array_equal(closed, np.asarray(keys, dtype=bool))),
+        last=lengths[pts.index(int(shown[-1]))],
     )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import logging
 import multiprocessing.util
 import os
 import select
@@ -29,6 +30,8 @@ from typing import IO, Any
 import numpy as np
 
 from liteframe.data.video.errors import VideoError, VideoInfo
+
+_log = logging.getLogger(__name__)
 
 LENGTH = struct.Struct("<I")
 _PIPE_BYTES = 1 << 20
@@ -66,13 +69,16 @@ class DecodeProcess:
         self._lock = threading.Lock()
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
-        """Facts about a video, as `reader.probe`.
+        """Facts about a video, as `reader.probe`; broken time stamps are a warning.
 
         Raises:
             VideoError: also of kind "deadline" or "crash".
         """
         header, _ = self._call({"op": "probe", "path": os.fspath(path)})
-        return VideoInfo(**header["info"])
+        info = VideoInfo(**header["info"])
+        if info.broken_stamps:
+            _log.warning("%s: %s", os.fspath(path), info.broken_stamps)
+        return info
 
     def read(
         self,

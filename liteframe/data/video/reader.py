@@ -21,10 +21,10 @@ MAX_BYTES = 4 << 30  # of one answer: 512 frames of 1080p, 172 of 4K
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Facts about a video.
+    """Facts about a video: of the stream that a player shows, where a file has several.
 
-    The number of frames comes from the packets' time stamps, or, where these do not settle it (MPEG-TS, AVI, files cut
-    inside a group of pictures), from decoding the whole file.
+    The frames and when they are shown come from the packets' time stamps, or, where these do not settle it (MPEG-TS,
+    AVI, files cut inside a group of pictures), from decoding the whole file.
 
     Raises:
         VideoError: the file is no video that can be read.

@@ -11,7 +11,7 @@ import numpy as np
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.frame_table import FrameTable
 from liteframe.data.video.orientation import FrameConverter
-from liteframe.data.video.source import VideoSource, count_frames, open_video, source_of
+from liteframe.data.video.source import VideoSource, decoded_stamps, open_video, source_of
 
 
 class _Contradiction(Exception):
@@ -40,7 +40,7 @@ def read_frames(
         places.setdefault(index, []).append(place)
     convert = FrameConverter(path, size)
     wanted = sorted(places)
-    for index, frame in _counted(path, wanted) if from_start else _frames(source, wanted):
+    for index, frame in _counted(source, wanted) if from_start else _frames(source, wanted):
         image = convert(frame)
         if image.shape != out.shape[1:]:
             shape = f"{image.shape[1]}x{image.shape[0]}"
@@ -63,11 +63,11 @@ def _frames(source: VideoSource, wanted: list[int]) -> Iterator[tuple[int, av.Vi
             if not use_anchors:
                 _require_all(source)
             source.table.distrust(stamps=not use_anchors)
-    yield from _counted(source.path, wanted)
+    yield from _counted(source, wanted)
 
 
 def _require_all(source: VideoSource) -> None:
-    count, _ = count_frames(source.path)
+    count = len(decoded_stamps(source.path, source.info.video_track))
     if count != source.info.frames:
         raise VideoError(source.path, "corrupt", f"only {count} of its {source.info.frames} frames can be decoded")
 
@@ -75,7 +75,7 @@ def _require_all(source: VideoSource) -> None:
 def _timed(source: VideoSource, wanted: list[int], use_anchors: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decodes by the packet table: each frame's time stamp must be the table's next one."""
     table = source.table
-    with open_video(source.path) as (container, stream):
+    with open_video(source.path, source.info.video_track) as (container, stream):
         decoded = _checked(container, stream, table, 0)
         following = 0
         for index in wanted:
@@ -119,11 +119,12 @@ def _checked(
         yield frame, damaged
 
 
-def _counted(path: str, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _counted(source: VideoSource, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decodes from the beginning and counts."""
     left = iter(wanted)
     index = next(left, None)
-    with open_video(path) as (container, stream):
+    path = source.path
+    with open_video(path, source.info.video_track) as (container, stream):
         for count, (frame, damaged) in enumerate(_decoded(container, stream)):
             if count == index:
                 if damaged:

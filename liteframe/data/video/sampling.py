@@ -1,56 +1,40 @@
-"""Which frames to read: pure functions from a video's length and rate to frame indices.
+"""Which frames to read: pure functions from a video's timeline to frame indices.
 
-All times are seconds from the first frame, all rates frames per second, all indices lie in `[0, num_frames)`.
-A span `[start, end)` covers the frames whose time lies in it.
+All times are seconds on the file's time line, all rates frames per second. Where the rate is constant, the rules are
+those of whole frames (InternVL's among them); where it varies, they are the same rules in seconds: "evenly" is evenly
+in time, and each time gives the frame that is on the screen then.
 """
 
 from __future__ import annotations
 
 import math
 
-# Times come from JSON and products of floats: 2.0 s at 29.97 fps must not lose a frame to the last bit.
-_EPS = 1e-6
+import numpy as np
 
-
-def _span(num_frames: int, fps: float, start: float, end: float | None) -> tuple[int, int]:
-    """First frame and one past the last frame of `[start, end)`; at least one frame."""
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a video has at least one frame")
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps is {fps}; it must be a positive number")
-    if not (math.isfinite(start) and start >= 0):
-        raise ValueError(f"start is {start}; it must be 0 or more seconds")
-    first = math.ceil(start * fps - _EPS)
-    stop = num_frames if end is None else min(num_frames, math.ceil(end * fps - _EPS))
-    if first >= num_frames:
-        raise ValueError(f"start {start} s lies beyond the end of the video ({num_frames / fps:.3f} s)")
-    if stop <= first:
-        raise ValueError(f"the span from {start} s to {end} s holds no frame at {fps} fps")
-    return first, stop
+from liteframe.data.video.timeline import EPS, Span, Timeline
 
 
 def dense_clip(
-    num_frames: int,
-    fps: float,
+    timeline: Timeline,
     *,
     n: int,
     min_fps: float = 1.0,
-    start: float = 0.0,
+    start: float | None = None,
     end: float | None = None,
     u: float = 0.5,
 ) -> list[int]:
     """Indices of `n` equally spaced frames, as far apart as `min_fps` and the span allow.
 
-    The spacing is the largest whole number of frames that keeps the clip's rate at or above `min_fps` and the clip
-    inside the span; a video slower than `min_fps` gives its frames one by one. A span of fewer than `n` frames gives
-    all of them and then its last frame again, so indices stay valid and in order.
+    At a constant rate the spacing is the largest whole number of frames that keeps the clip's rate at or above
+    `min_fps` and the clip inside the span; else the clip's times are equally spaced, and a frame that stays on the
+    screen for longer comes again. A video slower than `min_fps` gives its frames one by one. A span of fewer than `n`
+    frames gives all of them and then its last frame again, so indices stay valid and in order.
 
     Args:
-        num_frames: frames in the video.
-        fps: its frame rate.
+        timeline: when the video's frames are shown.
         n: length of the clip in frames.
         min_fps: lowest rate of the clip.
-        start: start of the span in seconds.
+        start: start of the span in seconds; None is the video's.
         end: its end in seconds; None is the end of the video.
         u: where in the span the clip lies, from 0 (its start) to 1 (its end); draw it in [0, 1) for a random clip.
 
@@ -63,15 +47,21 @@ def dense_clip(
         raise ValueError(f"min_fps is {min_fps}; it must be positive")
     if not 0 <= u <= 1:
         raise ValueError(f"u is {u}; it must lie in [0, 1]")
-    first, stop = _span(num_frames, fps, start, end)
-    frames = stop - first
+    span = timeline.span(start, end)
+    frames = span.stop - span.first
     if frames <= n:
-        return [min(first + i, stop - 1) for i in range(n)]
-    step = max(1, math.floor(fps / min_fps + _EPS))
+        return [min(span.first + i, span.stop - 1) for i in range(n)]
+    seconds = timeline.time(span.stop - 1) - span.begin
+    rate = timeline.fps if timeline.is_constant else (frames - 1) / seconds
+    step = max(1, math.floor(rate / min_fps + EPS))
+    if step > 1 and not timeline.is_constant:
+        spacing = min(1 / min_fps, seconds / max(1, n - 1))
+        times = span.begin + u * (seconds - (n - 1) * spacing) + np.arange(n) * spacing
+        return _shown(timeline, span, times)
     if n > 1:
         step = min(step, (frames - 1) // (n - 1))
     room = frames - ((n - 1) * step + 1)
-    offset = first + min(room, math.floor(u * (room + 1)))
+    offset = span.first + min(room, math.floor(u * (room + 1)))
     return [offset + i * step for i in range(n)]
 
 
@@ -99,25 +89,23 @@ def uniform(num_frames: int, n: int, *, first: int = 0, last: int | None = None)
 
 
 def at_fps(
-    num_frames: int,
-    fps: float,
+    timeline: Timeline,
     *,
     target_fps: float,
     max_frames: int,
-    start: float = 0.0,
+    start: float | None = None,
     end: float | None = None,
 ) -> list[int]:
-    """Indices at `target_fps`, or `max_frames` uniform ones over the span where that would be too many.
+    """Indices at `target_fps`, or `max_frames` evenly over the span where that would be too many.
 
     Frame k is the one shown at `(k + 0.5) / target_fps` seconds after the span's start. A target above the video's own
     rate takes each frame once; a span shorter than one period gives its middle frame.
 
     Args:
-        num_frames: frames in the video.
-        fps: its frame rate.
+        timeline: when the video's frames are shown.
         target_fps: frames per second wanted.
         max_frames: the budget.
-        start: start of the span in seconds.
+        start: start of the span in seconds; None is the video's.
         end: its end in seconds; None is the end of the video.
 
     Raises:
@@ -127,17 +115,25 @@ def at_fps(
         raise ValueError(f"target_fps is {target_fps}; it must be positive")
     if max_frames < 1:
         raise ValueError(f"max_frames is {max_frames}; allow at least one frame")
-    first, stop = _span(num_frames, fps, start, end)
-    step = max(1.0, fps / target_fps)
-    count = max(1, math.floor((stop - first) / step + _EPS))
-    if count > max_frames:
-        return uniform(num_frames, max_frames, first=first, last=stop - 1)
-    return [min(stop - 1, first + math.floor((k + 0.5) * step)) for k in range(count)]
+    span = timeline.span(start, end)
+    if timeline.is_constant:
+        step = max(1.0, timeline.fps / target_fps)
+        count = max(1, math.floor((span.stop - span.first) / step + EPS))
+        if count > max_frames:
+            return _evenly(timeline, span, max_frames)
+        return [min(span.stop - 1, span.first + math.floor((k + 0.5) * step)) for k in range(count)]
+    count = math.floor((span.end - span.begin) * target_fps + EPS)
+    if count == 0:
+        return _evenly(timeline, span, 1)
+    # How many times k have passed when each frame comes, and when the last one goes: those with one of their own.
+    edges = np.append(timeline.stamps[span.first : span.stop], span.end)
+    passed = np.clip(np.ceil((edges - span.begin) * target_fps - 0.5 - EPS), 0, count)
+    chosen = span.first + np.flatnonzero(np.diff(passed))
+    return chosen.tolist() if len(chosen) <= max_frames else _evenly(timeline, span, max_frames)
 
 
 def choose_frames(
-    num_frames: int,
-    fps: float,
+    timeline: Timeline,
     *,
     frames: int | None = None,
     target_fps: float | None = None,
@@ -147,9 +143,8 @@ def choose_frames(
     """Indices of the frames that a user asks for: at most `frames`, at most `target_fps` a second.
 
     Args:
-        num_frames: frames in the video.
-        fps: its frame rate.
-        frames: at most so many, spread evenly over the span; None sets no limit.
+        timeline: when the video's frames are shown.
+        frames: at most so many, spread evenly over the span's time; None sets no limit.
         target_fps: frames a second, as many of them as `frames` allows. None takes `frames` whatever the rate; with
             neither, 1 frame a second, the lowest rate that encoders are trained at.
         start: start of the span in seconds; None is the video's.
@@ -158,7 +153,24 @@ def choose_frames(
     Raises:
         ValueError: an argument is out of range or the span is empty.
     """
-    if target_fps is None:
-        target_fps = 1.0 if frames is None else fps
-    budget = num_frames if frames is None else frames
-    return at_fps(num_frames, fps, target_fps=target_fps, max_frames=budget, start=start or 0.0, end=end)
+    if target_fps is not None or frames is None:
+        rate = 1.0 if target_fps is None else target_fps
+        budget = timeline.frames if frames is None else frames
+        return at_fps(timeline, target_fps=rate, max_frames=budget, start=start, end=end)
+    if frames < 1:
+        raise ValueError(f"frames is {frames}; allow at least one frame")
+    span = timeline.span(start, end)
+    if span.stop - span.first <= frames:
+        return list(range(span.first, span.stop))
+    return _evenly(timeline, span, frames)
+
+
+def _evenly(timeline: Timeline, span: Span, n: int) -> list[int]:
+    """The frames shown in the middles of `n` equal parts of a span that has more frames than that."""
+    if timeline.is_constant:
+        return uniform(timeline.frames, n, first=span.first, last=span.stop - 1)
+    return _shown(timeline, span, span.begin + (np.arange(n) + 0.5) * ((span.end - span.begin) / n))
+
+
+def _shown(timeline: Timeline, span: Span, seconds: np.ndarray) -> list[int]:
+    return np.clip(timeline.on_screen(seconds), span.first, span.stop - 1).tolist()

@@ -183,9 +183,10 @@ class _Check:
     def run(self) -> VideoEntry:
         path, self.process.deadline = self.entry.video, self.deadline
         info = self.process.probe(path)
-        if (self.entry.start or 0.0) >= info.duration:
-            reason = f"start {self.entry.start} s lies beyond its end ({info.duration:.3f} s)"
-            raise VideoError(path, "index", reason, "correct start and end in the manifest")
+        try:
+            info.timeline.span(self.entry.start, self.entry.end)
+        except ValueError as error:
+            raise VideoError(path, "index", str(error), "correct start and end in the manifest") from error
         wanted = self._choose(info)
         size = _comparison_size(info)
         frames = self._random_access(wanted, size)
@@ -195,15 +196,8 @@ class _Check:
             if not np.array_equal(frame, frames[index]):
                 raise VideoError(path, "corrupt", f"frame {index} differs between sequential and random access")
         reader = "decord" if self._decord_is_exact(info, wanted, frames, size) else "pyav"
-        return replace(
-            self.entry,
-            duration=round(info.duration, 6),
-            fps=round(info.fps, 6),
-            width=info.width,
-            height=info.height,
-            frames=info.frames,
-            reader=reader,
-        )
+        facts = self.entry.with_facts(info)
+        return replace(facts, duration=round(info.duration, 6), fps=round(info.fps, 6), reader=reader)
 
     def _choose(self, info: VideoInfo) -> list[int]:
         """First, last and random frames, each with its neighbours: a reader that is one off must show."""
@@ -227,8 +221,11 @@ class _Check:
     def _decord_is_exact(
         self, info: VideoInfo, wanted: list[int], frames: dict[int, np.ndarray], size: tuple[int, int] | None
     ) -> bool:
-        """Whether decord sees the same number of frames and the same pictures, in two orders."""
-        if not (info.closed_groups and reader_decord.available()):
+        """Whether decord sees the same number of frames and the same pictures, in two orders.
+
+        It chooses among several video streams by rules of its own, so it is given files with one only.
+        """
+        if not (info.closed_groups and info.video_tracks == 1 and reader_decord.available()):
             return False
         try:
             for order in (wanted, random.Random(1).sample(wanted, len(wanted))):

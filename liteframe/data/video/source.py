@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import numpy as np
 
 from liteframe.data.video.container_check import check_file
 from liteframe.data.video.errors import VideoError, VideoInfo
 from liteframe.data.video.frame_table import DamagedStream, FrameTable, build_table
 from liteframe.data.video.orientation import Orientation
+from liteframe.data.video.timeline import timeline_of
 
 MAX_PIXELS = 8192 * 8192
 # Only these demuxers, only local files: a crafted file must not make FFmpeg open others.
@@ -22,6 +24,7 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi",
     "protocol_whitelist": "file",
 }
+_Kind = av.stream.Disposition
 _REMEMBERED = 256  # files whose packet tables are kept, so that the clips of one file cost one demux
 
 
@@ -38,17 +41,26 @@ _sources: OrderedDict[tuple[str, int, int], VideoSource] = OrderedDict()
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Opens the first video stream of a file for decoding in one thread; FFmpeg's errors leave as `VideoError`."""
-    try:
-        with av.open(path, options=_OPTIONS, metadata_errors="replace") as container:
-            stream = _video_stream(path, container)
-            context = stream.codec_context
-            context.thread_count = 1
-            context.options = {"max_pixels": str(MAX_PIXELS)}
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise VideoError(path, "corrupt", f"cannot be decoded: {error.strerror or type(error).__name__}") from error
+def open_video(path: str, track: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Opens a video stream, by its number in the file, for decoding in one thread.
+
+    Raises:
+        VideoError: FFmpeg cannot decode it, or it is too large.
+    """
+    with _opened(path) as container:
+        stream = container.streams[track]
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all  # do not even read the sound
+        assert isinstance(stream, av.VideoStream)
+        context = stream.codec_context
+        if context is None:
+            raise VideoError(path, "unsupported", "is coded in a way that this FFmpeg cannot decode")
+        if context.width * context.height > MAX_PIXELS:
+            raise VideoError(path, "too_large", f"has frames of {context.width}x{context.height}")
+        context.thread_count = 1
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
 
 
 def source_of(path: str) -> VideoSource:
@@ -71,33 +83,46 @@ def source_of(path: str) -> VideoSource:
     return _sources[key]
 
 
-def count_frames(path: str) -> tuple[int, float]:
-    """Decodes everything; number of frames and seconds from the first to the last."""
-    count, first, last = 0, None, None
-    with open_video(path) as (container, stream):
-        for frame in container.decode(stream):
-            count += 1
-            first, last = frame.time if first is None else first, frame.time
-    return count, (last or 0.0) - (first or 0.0)
+def decoded_stamps(path: str, track: int) -> np.ndarray:
+    """Decodes everything; the frames' time stamps in ticks of the stream, float64 `[frames]`, NaN where one lacks."""
+    with open_video(path, track) as (container, stream):
+        return np.array([np.nan if frame.pts is None else frame.pts for frame in container.decode(stream)], dtype=float)
 
 
-def _video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
-    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not videos:
-        raise VideoError(path, "no_video_stream", "has no video stream")
-    for other in container.streams:
-        if other is not videos[0]:
-            other.discard = av.stream.Discard.all  # do not even read the sound
-    context = videos[0].codec_context
-    if context is None:
-        raise VideoError(path, "unsupported", "is coded in a way that this FFmpeg cannot decode")
-    if context.width * context.height > MAX_PIXELS:
-        raise VideoError(path, "too_large", f"has frames of {context.width}x{context.height}")
-    return videos[0]
+@contextmanager
+def _opened(path: str) -> Iterator[av.container.InputContainer]:
+    try:
+        with av.open(path, options=_OPTIONS, metadata_errors="replace") as container:
+            yield container
+    except av.error.FFmpegError as error:
+        raise VideoError(path, "corrupt", f"cannot be decoded: {error.strerror or type(error).__name__}") from error
+
+
+def _find_track(path: str) -> tuple[int, int]:
+    """Number of the stream that a player shows, and how many video streams there are.
+
+    Covers and thumbnails are passed over; then a stream that is marked default goes before others, and a longer one
+    before a shorter.
+    """
+    with _opened(path) as container:
+        streams = list(container.streams.video)
+        shown = [s for s in streams if not s.disposition & (_Kind.attached_pic | _Kind.timed_thumbnails)]
+        if not shown:
+            raise VideoError(path, "no_video_stream", "has no video stream")
+        shown = [s for s in shown if s.disposition & _Kind.default] or shown
+        if len(shown) == 1:
+            return shown[0].index, len(streams)
+        ends = {stream.index: Fraction(0) for stream in shown}  # in seconds
+        for packet in container.demux(shown):
+            if packet.pts is not None and packet.time_base:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                ends[packet.stream.index] = max(ends[packet.stream.index], end)
+        return max(ends, key=lambda index: (ends[index], -index)), len(streams)
 
 
 def _look_through(path: str) -> VideoSource:
-    with open_video(path) as (container, stream):
+    track, tracks = _find_track(path)
+    with open_video(path, track) as (container, stream):
         try:
             table = build_table(container, stream)
         except OverflowError as error:
@@ -107,24 +132,34 @@ def _look_through(path: str) -> VideoSource:
         if table.packets == 0:
             raise VideoError(path, "no_video_stream", "has a video stream without a single frame")
         rate = float(stream.average_rate or stream.guessed_rate or 1)
-        time_base, codec, container_name = (
-            stream.time_base or Fraction(1),
-            stream.codec_context.name,
-            container.format.name,
-        )
-    (height, width), rotation = _first_frame(path)
-    if len(table.pts):
-        frames, span = len(table.pts), float(int(table.pts[-1] - table.pts[0]) * time_base)
-    else:
-        frames, span = count_frames(path)
-    fps = (frames - 1) / span if frames > 1 and span > 0 else rate
-    facts = (frames, fps, frames / fps, width, height, codec, container_name, rotation)
-    return VideoSource(path, VideoInfo(*facts, len(table.anchors), table.closed_groups), table)
+        unit, codec, container_name = stream.time_base or Fraction(1), stream.codec_context.name, container.format.name
+        sound = _sound_start(container, stream)
+        begins = None if container_name != "avi" else (stream.start_time or 0)
+    (height, width), rotation = _first_frame(path, track)
+    ticks = table.pts.astype(float) if len(table.pts) else decoded_stamps(path, track)
+    if begins is not None and not np.isnan(ticks[0]):
+        ticks += begins - ticks[0]  # AVI has no time stamps; FFmpeg's start late where the codec reorders frames
+    first = Fraction(0) if np.isnan(ticks[0]) else int(ticks[0]) * unit
+    origin = first if sound is None else min(first, max(sound, Fraction(0)))
+    timeline, broken = timeline_of(ticks, unit, header_rate=rate, origin=origin, last=table.last)
+    facts = (len(ticks), timeline.fps, timeline.breaks, width, height, codec, container_name, rotation)
+    marks = (len(table.anchors), table.closed_groups, track, tracks, broken)
+    return VideoSource(path, VideoInfo(*facts, *marks), table)
 
 
-def _first_frame(path: str) -> tuple[tuple[int, int], int]:
+def _sound_start(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
+    """Seconds at which the other streams begin that are heard or seen; None where there are none.
+
+    What begins before 0 there is an encoder's run-up, which no player plays.
+    """
+    others = [s for s in container.streams if s is not stream and s.type in ("audio", "video")]
+    others = [s for s in others if not s.disposition & _Kind.attached_pic]
+    return min((s.start_time * s.time_base for s in others if s.start_time is not None and s.time_base), default=None)
+
+
+def _first_frame(path: str, track: int) -> tuple[tuple[int, int], int]:
     """Size as shown and rotation, from the frame itself: headers can be wrong."""
-    with open_video(path) as (container, stream):
+    with open_video(path, track) as (container, stream):
         for frame in container.decode(stream):
             orientation = Orientation.of(frame, path)
             return orientation.shape(frame.height, frame.width), orientation.degrees
