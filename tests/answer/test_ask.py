@@ -71,6 +71,9 @@ def test_command_prints_the_answer(video, independent, capsys):
         (["--fps", "0"], "--fps above 0"),
         (["--system", "see <IMG_CONTEXT>"], "the system message holds '<IMG_CONTEXT>'"),
         (["--start", "9"], "9"),
+        (["--start", "nan"], "start is nan"),
+        (["--end", "inf"], "end is inf"),
+        (["--end", "nan"], "end is nan"),
         (["--frames", "40", "--max-new-tokens", "100000"], "use fewer frames or a shorter answer"),
     ],
 )

@@ -117,6 +117,17 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         ('{"video": "a.mp4", "note": "\\ud83d"}', "half of a character"),
         ('{"video": "a.mp4", "note": ' + "[" * 100_000 + "]" * 100_000 + "}", "more than 100 lists"),
         ({"video": "a.mp4", "reader": "vlc"}, "known readers: pyav, decord"),
+        ({"video": "a.mp4", "video_track": -1}, "video_track is -1"),
+        (
+            {"video": "a.mp4", "frames": 4, "fps": 2, "breaks": [[0, 0], [3, 2]]},
+            "does not rise from frame 0 to frame 4",
+        ),
+        (
+            {"video": "a.mp4", "frames": 4, "fps": 2, "breaks": [[0, 1], [4, 0]]},
+            "does not rise from frame 0 to frame 4",
+        ),
+        ({"video": "a.mp4", "frames": 4, "fps": 2, "breaks": "0-4"}, "breaks is '0-4'.*liteframe scan"),
+        ({"video": "a.mp4", "breaks": [[0, 0], [4, 2]]}, "beside frames and fps"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):

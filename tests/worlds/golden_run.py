@@ -116,7 +116,7 @@ def golden_losses():
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        row = {"frames": 40, "fps": 8, "width": 48, "height": 40, "reader": "pyav"}
+        row = {"frames": 40, "fps": 8, "width": 48, "height": 40, "reader": "pyav", "breaks": [[0, 0], [40, 5]]}
         rows = [json.dumps({"video": f"{number}.mp4", **row}) + "\n" for number in range(6)]
         (folder / "videos.jsonl").write_text("".join(rows))
         (folder / "run.yaml").write_text(SETTINGS)

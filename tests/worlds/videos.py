@@ -6,11 +6,13 @@ So exactness is checked against what is in the picture, not against some decoder
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import imageio_ffmpeg
 import numpy as np
 
@@ -212,6 +214,74 @@ _PARTS: dict[str, Callable[[Corpus, Path], None]] = {
 }
 
 
+_PASSED = ("-fps_mode", "passthrough")
+_SMALL = {"width": 96, "height": 64}
+
+
+def _timed(seconds: str, *options: object, frames: int) -> Callable[[Corpus, Path], None]:
+    """Frame N is shown at `seconds`, an expression of FFmpeg; its unit is 1/90000 s."""
+    stamps = ("-vf", f"setpts='({seconds})/TB'", *_PASSED, "-enc_time_base", "1/90000")
+    return _encoded(*stamps, *(options or _x264("bframes=3")), frames=frames, **_SMALL)
+
+
+def _after_sound(corpus: Corpus, path: Path) -> None:
+    sound, pictures = ("-f", "lavfi", "-i", "sine=duration=6"), ("-itsoffset", 3.5, "-i", corpus.path("h264.mp4"))
+    ffmpeg(*sound, *pictures, "-map", "1:v", "-map", "0:a", "-c:v", "copy", "-c:a", "aac", path)
+
+
+def _again(corpus: Corpus, path: Path) -> None:
+    """Every eighth time stamp is that of the frame before it."""
+    with av.open(str(corpus.path("steady.mp4"))) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            shift = packet.duration if number % 8 == 5 else 0
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+            target.mux(packet)
+
+
+def _thumbnail(first_is: str, film_is: str) -> Callable[[Corpus, Path], None]:
+    """A picture of its own track, before the film, each with a disposition."""
+
+    def make(corpus: Corpus, path: Path) -> None:
+        picture = path.with_suffix(".picture.mp4")
+        ffmpeg("-f", "lavfi", "-i", "color=red:size=64x64:rate=1", "-frames:v", 1, "-c:v", "libx264", picture)
+        inputs = ("-i", picture, "-i", corpus.path("h264.mp4"), "-map", "0", "-map", "1", "-c", "copy")
+        ffmpeg(*inputs, "-disposition:v:0", first_is, "-disposition:v:1", film_is, path)
+
+    return make
+
+
+# files whose frames are not shown at n / rate, or that have several video streams
+ODD: dict[str, Callable[[Corpus, Path], None]] = {
+    "steady.mp4": _encoded(*_x264("bframes=0"), **_SMALL),
+    "two_rates.mp4": _timed("if(lt(N,120),N/30,4+(N-120)*0.4)", frames=160),
+    "two_rates.mkv": _copy("two_rates.mp4"),
+    "two_rates.ts": _copy("two_rates.mp4"),
+    "after_sound.mp4": _after_sound,
+    "after_sound.mkv": _after_sound,
+    "after_sound.ts": _after_sound,
+    # calls that stand still for three seconds, and for less than one
+    "lost.mp4": _timed("(N+90*gt(N,20))/30", *_x264("bframes=0"), frames=48),
+    "lost.avi": _encoded("-vf", "select='not(between(n,9,30))'", *_PASSED, "-c:v", "mpeg4", "-q:v", 3, **_SMALL),
+    "slides.mp4": _timed("N*10.02-0.02*gt(N,1)", frames=4),
+    "same_stamps.mkv": _again,
+    "days.mkv": _timed("N/30+200000*gt(N,0)", frames=12),
+    "thumbnail_first.mp4": _thumbnail("0", "default"),
+    "thumbnail_first.mkv": _thumbnail("0", "default"),
+    "both_default.mp4": _thumbnail("default", "default"),
+    "thumbnail_marked.mp4": _thumbnail("default", "0"),
+}
+
+
+def shown_at(path: Path, stream: str = "v:0") -> list[float]:
+    """Seconds at which FFmpeg's own command shows the frames of a file."""
+    streams = ("-map", f"0:{stream}", "-map", "0:a?")  # without the sound its clock would start with the pictures
+    show = ("-fps_mode", "passthrough", "-vf", "showinfo", "-f", "null", "-")
+    command = [FFMPEG, "-hide_banner", "-nostats", "-i", str(path), *streams, *show]
+    printed = subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stderr
+    return [float(seconds) for seconds in re.findall(r"showinfo.* pts_time:\s*([\d.]+)", printed)]
+
+
 def _audio_only(corpus: Corpus, path: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", path)
 
@@ -275,7 +345,7 @@ class Corpus:
         """The file of this name."""
         path = self.folder / name
         if name not in self._made:
-            make = GOOD[name].make if name in GOOD else BAD[name][0] if name in BAD else _PARTS[name]
+            make = GOOD[name].make if name in GOOD else BAD[name][0] if name in BAD else (_PARTS | ODD)[name]
             make(self, path)
             self._made.add(name)
         return path

@@ -25,19 +25,19 @@ class Line:
     text: str
 
 
-def read_subtitles(path: Path, shift: float = 0.0, end: float | None = None) -> list[Line]:
+def read_subtitles(path: Path, shift: float = 0.0, duration: float | None = None) -> list[Line]:
     """Lines of a .srt or .json file in order, without markup; empty ones left out.
 
     Args:
         path: the file.
         shift: seconds to take off all times.
-        end: of the video in seconds, and of a JSON line that names none.
+        duration: when the video ends, in seconds, and a JSON line that names no end.
 
     Raises:
         ValueError: the file is not what its suffix says; names file and line or record.
     """
     text = path.read_text(encoding="utf-8-sig", errors="replace")
-    lines = _from_json(path, text, end) if path.suffix == ".json" else _from_srt(path, text)
+    lines = _from_json(path, text, duration) if path.suffix == ".json" else _from_srt(path, text)
     return [Line(line.start - shift, line.end - shift, line.text) for line in lines if line.text]
 
 
