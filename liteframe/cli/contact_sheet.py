@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
@@ -35,7 +36,8 @@ figure { margin: 0 } figcaption { font-size: .8rem; overflow-wrap: anywhere }
 {% for picture in pictures %}<img alt="" src="data:image/jpeg;base64,{{ picture }}">{% endfor %}
 <figcaption>{{ entry.video }}<br><span class="muted">{{ entry.width }}x{{ entry.height }},
 {{ "%.3g"|format(entry.duration) }} s, {{ "%.4g"|format(entry.fps) }} fps, {{ entry.frames }} frames, read by
-{{ entry.reader }}</span></figcaption></figure>{% endfor %}</div>
+{{ entry.reader }}</span>
+{% if entry.broken_stamps %}<br>{{ entry.broken_stamps }}{% endif %}</figcaption></figure>{% endfor %}</div>
 {% if good|length > shown|length %}<p>and {{ good|length - shown|length }} more</p>{% endif %}
 </html>
 """
@@ -62,12 +64,13 @@ def write_contact_sheet(
 
 def _pictures(process: DecodeProcess, entry: VideoEntry) -> list[str]:
     """Three frames as JPEG in base64; none where they take too long, which a usable video seldom does."""
-    assert entry.frames is not None
     assert entry.width is not None
     assert entry.height is not None
     size = (_HEIGHT, max(1, round(_HEIGHT * entry.width / entry.height)))
-    indices = [entry.frames // 6, entry.frames // 2, 5 * entry.frames // 6]
     try:
+        timeline = entry.timeline or process.probe(entry.video).timeline
+        seconds = timeline.start + (timeline.end - timeline.start) * np.array([1, 3, 5]) / 6
+        indices = timeline.on_screen(seconds).tolist()
         frames = process.read(entry.video, indices, reader=entry.reader, size=size)  # [3,h,w,3]
     except VideoError:
         return []

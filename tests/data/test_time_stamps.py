@@ -19,7 +19,7 @@ from liteframe.align.dataset import ConversationDataset
 from liteframe.answer.ask import VideoQuestion
 from liteframe.answer.encode import encode_video
 from liteframe.cli.main import main
-from liteframe.data.manifest import VideoEntry, load_manifest
+from liteframe.data.manifest import VideoEntry, load_manifest, row_of_entry
 from liteframe.data.preprocess import FrameFormat
 from liteframe.data.video import reader_decord
 from liteframe.data.video.process import DecodeProcess
@@ -144,7 +144,7 @@ def test_every_door_looks_at_the_span_that_was_asked_for(corpus, doors, monkeypa
     assert list(seen.times) == pytest.approx([stamps[i] for i in truth], abs=0.0011)
     # a row that was scanned says the same, and the file is not looked through again
     [result] = scan([VideoEntry(str(path), start, end)], samples=0)
-    row = {key: value for key, value in vars(result.entry).items() if value is not None}
+    row = row_of_entry(result.entry)
     unscanned = at.lma(path), at.ctd(path)
 
     def refuse(self, path):

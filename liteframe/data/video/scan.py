@@ -29,7 +29,7 @@ _COMPARED_PIXELS = 1920 * 1088  # larger frames are compared scaled down
 _DECORD_SECONDS = 10.0  # decord hangs on some files; one where it is slower than this gains nothing
 # Mean difference in levels of 255: readers of different FFmpegs round differently, more is another frame.
 _TOLERANCE = 3.0
-FORMAT = 1  # of the journal
+FORMAT = 2  # of the journal
 
 
 @dataclass(frozen=True, slots=True)
