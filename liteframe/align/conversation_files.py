@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from liteframe.align.conversation_rows import Conversation, parse_conversation
+from liteframe.align.conversation_rows import Conversation, parse_conversation, unread_keys
 from liteframe.data.paths import Containment, local_path
 from liteframe.files import jsonl_lines, parse_json, read_json, read_yaml
 
@@ -20,9 +21,19 @@ FORMS = (
 OTHERWISE = "JSONL ends in .jsonl"
 EXAMPLES = 5
 BAD_ROWS = 20  # shown of a file
+MOST_REPEATS = 10_000
+READ_OF_META = {"annotation", "root", "repeat_time", "length", "data_augment"}
+READ_OF_MIXTURE = {"json_path", "root", "sampling_strategy"}
 
 
-def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
+class _Remarks(NamedTuple):
+    """What is wrong with rows, and how many have each key that is passed over."""
+
+    bad: list[str]
+    unread: Counter[str]
+
+
+def load_conversations(source: str | os.PathLike[str], unread: Counter[str] | None = None) -> list[Conversation]:
     """Read conversation data; files that it names are not opened here.
 
     Relative paths start at the folder of the file that holds them, or at `root` where a meta or mixture file gives
@@ -30,12 +41,14 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
 
     Args:
         source: JSONL or a JSON list of rows (see conversation_rows); InternVL's meta JSON `{name: {root, annotation,
-            repeat_time?}}` (repeat_time below 1 takes that first part, above 1 repeats); or LLaVA-NeXT's mixture YAML
-            `datasets: [{json_path, sampling_strategy?: all | first:N | end:N | random:N, root?}]`, N a number or N%.
+            repeat_time?}}` (repeat_time below 1 takes that first part, a whole number repeats); or LLaVA-NeXT's mixture
+            YAML `datasets: [{json_path, sampling_strategy?: all | first:N | end:N | random:N, root?}]`, N a number or
+            N%.
+        unread: gets the number of rows that have each key that is passed over.
 
     Raises:
-        ValueError: a file is missing, empty, or holds bad rows; the message names file, line and remedy of the first
-            of them.
+        ValueError: a file is missing, empty, or holds bad rows, or of one nothing is taken; the message names file,
+            line and remedy of the first of them.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -43,14 +56,17 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; conversations come from {FORMS}")
     bad: list[str] = []
+    remarks = _Remarks(bad, Counter() if unread is None else unread)
     if path.suffix.lower() in (".yaml", ".yml"):
-        found = list(_mixture(path, bad))
+        found = list(_mixture(path, remarks))
     elif path.suffix.lower() == ".jsonl":
-        found = _rows(jsonl_lines(path), path.parent, bad)
+        found = _rows(jsonl_lines(path), path.parent, remarks)
     else:
         content = read_json(path, OTHERWISE)
         found = (
-            list(_meta(path, content, bad)) if _is_meta(content) else _rows(_listed(path, content), path.parent, bad)
+            list(_meta(path, content, remarks))
+            if _is_meta(content)
+            else _rows(_listed(path, content), path.parent, remarks)
         )
     if len(bad) == 1:
         raise ValueError(bad[0])
@@ -60,6 +76,11 @@ def load_conversations(source: str | os.PathLike[str]) -> list[Conversation]:
     if not found:
         raise ValueError(f"{path}: holds no conversation")
     return found
+
+
+def describe_unread(unread: Counter[str]) -> str:
+    """One line about the keys that are passed over; empty where there are none."""
+    return ", ".join(f"{key} ({count:,})" for key, count in sorted(unread.items()))
 
 
 def check_files(conversations: list[Conversation], max_missing: float) -> None:
@@ -78,8 +99,8 @@ def check_files(conversations: list[Conversation], max_missing: float) -> None:
         )
 
 
-def _rows(numbered: Iterator[tuple[str, Any]], root: Path, bad: list[str]) -> list[Conversation]:
-    """The conversations of a file; what is wrong with others is added to `bad`."""
+def _rows(numbered: Iterator[tuple[str, Any]], root: Path, remarks: _Remarks) -> list[Conversation]:
+    """The conversations of a file; what is wrong with others is added to the remarks."""
     inside = Containment(root)
 
     def locate(value: Any, what: str) -> str:
@@ -88,15 +109,23 @@ def _rows(numbered: Iterator[tuple[str, Any]], root: Path, bad: list[str]) -> li
     found = []
     for where, row in numbered:
         try:
-            found.append(parse_conversation(_object(row, where), where, locate))
+            row = _object(row, where)
+            found.append(parse_conversation(row, where, locate))
         except ValueError as error:
-            bad.append(str(error))
+            remarks.bad.append(str(error))
+        else:
+            remarks.unread.update(unread_keys(row))
     return found
 
 
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each row stands, and the row: as bytes where it still has to be parsed."""
-    return jsonl_lines(path) if path.suffix.lower() == ".jsonl" else _listed(path, read_json(path, OTHERWISE))
+def _part(file: Path, root: Path, remarks: _Remarks) -> list[Conversation]:
+    """The conversations of a file that a meta or mixture file names."""
+    before = len(remarks.bad)
+    rows = jsonl_lines(file) if file.suffix.lower() == ".jsonl" else _listed(file, read_json(file, OTHERWISE))
+    found = _rows(rows, root, remarks)
+    if not found and len(remarks.bad) == before:
+        raise ValueError(f"{file}: holds no conversation")
+    return found
 
 
 def _listed(path: Path, rows: Any) -> Iterator[tuple[str, Any]]:
@@ -117,20 +146,34 @@ def _is_meta(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(v, dict) and "annotation" in v for v in content.values())
 
 
-def _meta(path: Path, content: Any, bad: list[str]) -> Iterator[Conversation]:
+def _meta(path: Path, content: Any, remarks: _Remarks) -> Iterator[Conversation]:
     for name, part in content.items():
         where = f"{path}: {name!r}"
         if not isinstance(part, dict) or "annotation" not in part:
             raise ValueError(f"{where} is {part!r}; it must be an object with 'annotation' and 'root'")
         annotation = _file(part["annotation"], path.parent, f"{where}: annotation")
-        found = _rows(_read(annotation), _root(part, annotation, path.parent, where), bad)
+        if part.get("data_augment"):
+            raise ValueError(
+                f"{where}: data_augment is {part['data_augment']!r}, and no picture is changed; set it to false"
+            )
+        remarks.unread.update(f"{key} of a meta file" for key in part.keys() - READ_OF_META)
+        found = _part(annotation, _root(part, annotation, path.parent, where), remarks)
         repeat = part.get("repeat_time", 1)
-        if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat < math.inf:
-            raise ValueError(f"{where}: repeat_time is {repeat!r}; it must be a positive number")
-        yield from found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
+        if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat <= MOST_REPEATS:
+            raise ValueError(f"{where}: repeat_time is {repeat!r}; it must be a positive number up to {MOST_REPEATS:,}")
+        if repeat > 1 and repeat != int(repeat):
+            raise ValueError(f"{where}: repeat_time is {repeat!r}; it is a part of 1, or how many times")
+        taken = found[: int(len(found) * repeat)] if repeat < 1 else found * int(repeat)
+        yield from _some(taken, found, f"{where}: repeat_time {repeat}")
 
 
-def _mixture(path: Path, bad: list[str]) -> Iterator[Conversation]:
+def _some(taken: list[Conversation], found: list[Conversation], what: str) -> list[Conversation]:
+    if found and not taken:
+        raise ValueError(f"{what} takes none of {len(found)} rows; take more of them, or leave the part out")
+    return taken
+
+
+def _mixture(path: Path, remarks: _Remarks) -> Iterator[Conversation]:
     content = read_yaml(path)
     parts = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) and "json_path" in part for part in parts):
@@ -138,8 +181,10 @@ def _mixture(path: Path, bad: list[str]) -> Iterator[Conversation]:
     for number, part in enumerate(parts, 1):
         where = f"{path}: dataset {number}"
         rows = _file(part["json_path"], path.parent, f"{where}: json_path")
-        found = _rows(_read(rows), _root(part, rows, path.parent, where), bad)
-        yield from _sampled(found, part.get("sampling_strategy", "all"), where)
+        remarks.unread.update(f"{key} of a mixture" for key in part.keys() - READ_OF_MIXTURE)
+        found = _part(rows, _root(part, rows, path.parent, where), remarks)
+        strategy = part.get("sampling_strategy", "all")
+        yield from _some(_sampled(found, strategy, where), found, f"{where}: sampling_strategy {strategy}")
 
 
 def _sampled(found: list[Conversation], strategy: Any, where: str) -> list[Conversation]:
@@ -147,9 +192,10 @@ def _sampled(found: list[Conversation], strategy: Any, where: str) -> list[Conve
     if kind == "all" and not amount:
         return found
     share = amount.endswith("%")
-    if kind not in ("first", "end", "random") or not amount.removesuffix("%").isdecimal():
+    digits = amount.removesuffix("%")
+    if kind not in ("first", "end", "random") or not digits.isdecimal() or len(digits) > 12:
         raise ValueError(f"{where}: sampling_strategy is {strategy!r}; choose all, first:N, end:N or random:N, N or N%")
-    number = int(amount.removesuffix("%"))
+    number = int(digits)
     count = min(len(found), math.ceil(len(found) * number / 100) if share else number)
     if kind == "random":
         return random.Random(0).sample(found, count)

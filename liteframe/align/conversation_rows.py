@@ -2,17 +2,21 @@
 
 InternVL: `{video|image, clip?: [start_s, end_s], conversations: [{from: human|gpt|system, value}]}`, placeholder
 `<video>` or `<image>`, put before the first turn when missing. LLaVA-NeXT: the same with `<image>` for a video too.
-ms-swift, LLaMA-Factory: `{messages: [{role, content}], videos: [path or list of frame paths], images: [path]}`.
+ms-swift, LLaMA-Factory: `{messages: [{role, content}], videos: [path or list of frame paths], images: [path]}`. In
+each, `system` or `system_prompt`, and in an answer `loss` (`weight`, `train`, ...), which is 0 where it is not learned.
+
+What the trainers of these formats act on is read or refused; other keys are metadata, which `unread_keys` names.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from liteframe.data.manifest import VideoEntry, entry_of_row
+from liteframe.data.manifest import FIELDS, VideoEntry, entry_of_row
 from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn
 from liteframe.models.vlm.family import CONTROL_TOKENS
 
@@ -45,6 +49,49 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
+SYSTEM = ("system", "system_prompt")
+SPANS = (("clip",), ("start", "end"), ("video_start", "video_end"))  # the last are Qwen's
+READ = {"conversations", "messages", "video", "videos", "image", "images", *SYSTEM, *(key for s in SPANS for key in s)}
+# What `liteframe scan` writes of a file; without `breaks` these are another tool's, which may mean something else.
+FACTS = {"breaks", *FIELDS} - READ
+LEARNED = ("loss", "loss_scale", "loss_weight", "weight", "train", "training")
+HARMLESS = {"id", "length"}  # the number of tokens, in InternVL's lists
+READ_OF_TURN = {"from", "value", "role", "content", *LEARNED}
+
+
+def _by_key(reasons: dict[str, str]) -> dict[str, str]:
+    return {key: reason for keys, reason in reasons.items() for key in keys.split()}
+
+
+# Keys that the trainer of a format acts on and this one does not; what is empty asks for nothing.
+REFUSED = _by_key({
+    "audio audios ref_audios": "sound is not heard",
+    "tools functions": "tools are not called",
+    "objects": "boxes are not put into the text",
+    "chosen rejected rejected_response rejected_messages rejected_images rejected_videos positive_messages "
+    "negative_messages kto_tag": "this is for training on preferences, and every answer of a row is learned",
+    "nframes min_frames max_frames min_pixels max_pixels total_pixels resized_height resized_width":
+        "what is shown of a video is for the run to say (data.frames, data.fps)",
+    "chat_template_kwargs mm_processor_kwargs": "prompts have no options; `liteframe preview` shows them",
+})  # fmt: skip
+REFUSED_OF_TURN = _by_key({
+    "tool_calls tool_call_id function_call": "tools are not called",
+    "reasoning reasoning_content thinking": "no thoughts are put before an answer; write them into it",
+    "image images video videos audio audios": "videos and images are named in the row, beside its turns",
+    "train_detail training_detail": "an answer is learned as a whole or not at all",
+})  # fmt: skip
+# Where other tools put pictures and sound, and other models' control tokens: <|...|> but those of grounding.
+FOREIGN = re.compile(
+    r"""<(?:
+        [|\uff5c] (?!(?:object_ref|box|quad|point)_(?:start|end)\|>) [^\s<>]{1,40} [|\uff5c]
+        | (?:image|img|video|vid|audio|speech) (?:[ _-]?\d+ | _soft_token | [_-]?(?:pad|token|placeholder|here))
+        | (?:im|vi|vid|image|img|video|audio) _ (?:start|end|patch|newline|break|context)
+        | (?:start|end) _of_ (?:image|video|audio|turn)
+        | image | video | audio | speech | bbox | ref-object | cot-process | start-image
+        | fake_token_around_image | global-img | row_\d+_col_\d+
+    )> | \[IMG(?:_BREAK|_END)?\]""",
+    re.VERBOSE | re.IGNORECASE,
+)
 ROLES = {
     "human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant",
 }  # fmt: skip
@@ -64,6 +111,8 @@ def parse_conversation(row: dict[str, Any], where: str, locate: Locate) -> Conve
     """
     turns = parse_turns(row, where)
     videos, images = _named(row, "video", where), _named(row, "image", where)
+    if any(row.get(key) is not None for span in SPANS for key in span) and not any(isinstance(v, str) for v in videos):
+        raise ValueError(f"{where}: the row has a span of seconds and no video file of which it could be a part")
     shown = iter(_in_order(turns, [_video(v, row, where, locate) for v in videos], _images(images, where, locate)))
     return Conversation(tuple(shown), turns)
 
@@ -74,6 +123,7 @@ def parse_turns(row: dict[str, Any], where: str) -> tuple[Turn, ...]:
     Raises:
         ValueError: see parse_conversation.
     """
+    _refuse(row, REFUSED, where)
     turns = _turns(row, where)
     first = 1 if turns[0].role == "system" else 0
     _check_roles(turns, first, where)
@@ -81,7 +131,7 @@ def parse_turns(row: dict[str, Any], where: str) -> tuple[Turn, ...]:
     found = {token: sum(turn.text.count(token) for turn in turns) for token in counts}
     if counts[IMAGE] == 0 and found[PLACEHOLDER] == 0 and found[IMAGE] == counts[PLACEHOLDER] > 0:
         # LLaVA writes <image> for a video.
-        turns = [Turn(turn.role, turn.text.replace(IMAGE, PLACEHOLDER)) for turn in turns]
+        turns = [replace(turn, text=turn.text.replace(IMAGE, PLACEHOLDER)) for turn in turns]
     elif not any(found.values()) and any(counts.values()):
         before = "".join(f"{token}\n" * count for token, count in counts.items())
         turns[first] = Turn("user", before + turns[first].text)
@@ -104,21 +154,76 @@ def _turns(row: dict[str, Any], where: str) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: {keys[0]!r} must be a list of turns, got {messages!r}")
     speaker, text = ("from", "value") if keys[0] == "conversations" else ("role", "content")
-    return [_turn(message, speaker, text, f"{where}: turn {i}") for i, message in enumerate(messages, 1)]
+    turns = [_turn(message, speaker, text, f"{where}: turn {i}") for i, message in enumerate(messages, 1)]
+    for key in SYSTEM:
+        if row.get(key) not in (None, ""):
+            system = Turn("system", _text(row[key], f"{where}: {key!r}"))
+            if turns[0].role != "system":
+                turns.insert(0, system)
+            elif turns[0] != system:
+                raise ValueError(f"{where}: {key!r} is {system.text!r}, but the row begins with {turns[0].text!r}")
+    return turns
 
 
 def _turn(message: Any, speaker: str, key: str, where: str) -> Turn:
     if not isinstance(message, dict) or message.get(speaker) not in ROLES:
         raise ValueError(f"{where}: {speaker!r} must be one of {', '.join(ROLES)}, got {message!r}")
-    text = message.get(key)
+    _refuse(message, REFUSED_OF_TURN, where)
+    role = ROLES[message[speaker]]
+    return Turn(role, _text(message.get(key), f"{where}: {key!r}"), _learned(message, role, where))
+
+
+def _text(text: Any, what: str) -> str:
+    if isinstance(text, list):
+        raise ValueError(
+            f"{what} is a list of parts; write one text with {PLACEHOLDER} and {IMAGE} in it, and name the files in "
+            "'videos' and 'images' of the row"
+        )
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: {key!r} must be a text that is not empty, got {text!r}")
+        raise ValueError(f"{what} must be a text that is not empty, got {text!r}")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{what} holds half of a character: {text!r}")
     for token in CONTROL_TOKENS:
         if token in text:
             raise ValueError(
-                f"{where}: the text holds {token!r}, which is a control token; placeholders are {PLACEHOLDER}, {IMAGE}"
+                f"{what} holds {token!r}, which is a control token; placeholders are {PLACEHOLDER}, {IMAGE}"
             )
-    return Turn(ROLES[message[speaker]], text.strip())
+    for found in FOREIGN.finditer(text):
+        if found.group() not in (PLACEHOLDER, IMAGE):
+            raise ValueError(
+                f"{what} holds {found.group()!r}, a placeholder or control token of another tool, which would be "
+                f"learned as words; placeholders are {PLACEHOLDER}, {IMAGE}"
+            )
+    return text.strip()
+
+
+def _learned(message: dict[str, Any], role: str, where: str) -> bool:
+    """Whether a turn is learned, by whichever key says so."""
+    given = {key: message[key] for key in LEARNED if message.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1) or (value and role != "assistant"):
+            rule = "an answer is learned (1, true) or not (0, false), other turns never are"
+            raise ValueError(f"{where}: {key!r} is {value!r}; {rule}")
+    if len({bool(value) for value in given.values()}) > 1:
+        raise ValueError(f"{where}: {given} contradict each other")
+    return all(given.values())
+
+
+def _refuse(held: dict[str, Any], reasons: dict[str, str], where: str) -> None:
+    """Refuse keys that another trainer would act on."""
+    for key in held.keys() & reasons.keys():
+        value = held[key]
+        inner = value.values() if isinstance(value, dict) else value
+        if value not in (None, "", "[]") and not (isinstance(value, list | dict) and not any(inner)):
+            raise ValueError(f"{where}: {key!r} is {value!r:.80}; {reasons[key]} here: remove the key, or the row")
+
+
+def unread_keys(row: dict[str, Any]) -> set[str]:
+    """Keys of a row that are passed over; those of its turns as `key of a turn`."""
+    turns = row.get("conversations") or row.get("messages") or ()
+    of_turns = set().union(*turns) - READ_OF_TURN - REFUSED_OF_TURN.keys()
+    facts = set() if row.get("breaks") is None else FACTS
+    return row.keys() - READ - HARMLESS - facts - REFUSED.keys() | {f"{key} of a turn" for key in of_turns}
 
 
 def _check_roles(turns: list[Turn], first: int, where: str) -> None:
@@ -128,6 +233,8 @@ def _check_roles(turns: list[Turn], first: int, where: str) -> None:
             raise ValueError(f"{where}: turns are {roles}; user and assistant must alternate, the user first")
     if roles[-1] != "assistant":
         raise ValueError(f"{where}: the last turn is not the assistant's; a conversation ends with an answer")
+    if not any(turn.learned for turn in turns if turn.role == "assistant"):
+        raise ValueError(f"{where}: no answer is to be learned; remove the row")
 
 
 def _named(row: dict[str, Any], kind: str, where: str) -> list[Any]:
@@ -152,16 +259,25 @@ def _video(value: Any, row: dict[str, Any], where: str, locate: Locate) -> Media
             raise ValueError(f"{where}: 'videos' holds an empty list of frames")
         return MediaItem("frames", tuple(locate(frame, f"{where}: a frame") for frame in value))
     path = locate(value, f"{where}: 'video'")
-    return MediaItem("video", (path,), entry_of_row({**row, **_span(row, where)}, path, where))
+    facts = {} if row.get("breaks") is None else row
+    start, end = _span(row, where)
+    return MediaItem("video", (path,), entry_of_row({**facts, "start": start, "end": end}, path, where))
 
 
-def _span(row: dict[str, Any], where: str) -> dict[str, Any]:
-    clip = row.get("clip")
-    if clip is None:
-        return {}
-    if not isinstance(clip, list) or len(clip) != 2 or row.get("start") is not None or row.get("end") is not None:
-        raise ValueError(f"{where}: 'clip' is {clip!r}; it must be [start, end] in seconds, without 'start' and 'end'")
-    return {"start": clip[0], "end": clip[1]}
+def _span(row: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """Start and end in seconds, in whichever form."""
+    given = [span for span in SPANS if any(row.get(key) is not None for key in span)]
+    if len(given) > 1:
+        forms = " and as ".join(map(" to ".join, given))
+        raise ValueError(f"{where}: the row has a span of seconds as {forms}; keep one of them")
+    if not given:
+        return None, None
+    if given[0] != ("clip",):
+        return row.get(given[0][0]), row.get(given[0][1])
+    clip = row["clip"]
+    if not isinstance(clip, list) or len(clip) != 2:
+        raise ValueError(f"{where}: 'clip' is {clip!r}; it must be [start, end] in seconds")
+    return clip[0], clip[1]
 
 
 def _images(values: list[Any], where: str, locate: Locate) -> list[MediaItem]:

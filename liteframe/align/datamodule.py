@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class ChatDataModule(LightningDataModule):
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
         self.group_by_length, self.cache_features = group_by_length, cache_features
         self.feature_cache = FeatureCache() if cache_features else None
+        self.unread = Counter[str]()  # keys of rows that are passed over, and how many rows have each
 
     @override
     def setup(self, stage: str) -> None:
@@ -88,7 +90,7 @@ class ChatDataModule(LightningDataModule):
             BadConversationsError: they cannot be learned from.
         """
         try:
-            rows = load_conversations(self.source)
+            rows = load_conversations(self.source, self.unread)
             check_files(rows, self.max_failure_rate)
         except ValueError as error:
             raise BadConversationsError(f"--data.conversations: {error}") from error

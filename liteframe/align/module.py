@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch
+from liteframe.align.conversation_files import describe_unread
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
@@ -115,6 +116,7 @@ class LMAModule(GuardedModule):
             f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
             "reads",
             template_warning(self.processor),
+            data.unread and f"keys of rows that are not read, and rows that have them: {describe_unread(data.unread)}",
         ]
         tell("\n".join(filter(None, lines)))
 

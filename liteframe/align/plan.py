@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from liteframe.align.command import LMACommand
+from liteframe.align.conversation_files import describe_unread
 from liteframe.align.lengths import video_tokens
 from liteframe.align.lora import ENCODER
 from liteframe.models.student.cost import cost
@@ -45,6 +46,7 @@ def plan_lma(arguments: list[str]) -> dict[str, Any]:
     return {
         "data": {
             "conversations": len(data.conversations),
+            "keys_that_are_not_read": describe_unread(data.unread),
             "frames_of_a_sample": ", ".join(map(str, data.frames)),
             "tokens_of_a_video": ", ".join(f"{count:,}" for count in tokens.values()),
             "frames_per_step": round(warm.batch_size * fmean(data.frames)),

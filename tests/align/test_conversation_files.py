@@ -1,6 +1,7 @@
 """Conversation data in the forms that users have; pixels and prompts of mixed media against transformers' own."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -119,6 +120,45 @@ def test_bad_sampling_strategies_are_refused(tmp_path, strategy):
     (tmp_path / "mix.yaml").write_text(f"datasets: [{{json_path: rows.json, sampling_strategy: '{strategy}'}}]")
     with pytest.raises(ValueError, match="sampling_strategy is"):
         load_conversations(tmp_path / "mix.yaml")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"repeat_time": 0.2}, "repeat_time 0.2 takes none of 4 rows"),
+        ({"repeat_time": 2.5}, "repeat_time is 2.5; it is a part of 1, or how many times"),
+        ({"repeat_time": 0}, "repeat_time is 0; it must be a positive number"),
+        ({"repeat_time": float("nan")}, "repeat_time is nan; it must be a positive number"),
+        ({"repeat_time": 10**400}, "repeat_time is 1000"),
+        ({"data_augment": True}, "data_augment is True, and no picture is changed; set it to false"),
+        ({"annotation": "empty.jsonl"}, r"empty\.jsonl: holds no conversation"),
+    ],
+)
+def test_a_part_of_which_nothing_or_something_else_would_be_taken(tmp_path, part, message):
+    good = {"annotation": "rows.json", "max_dynamic_patch": 12}
+    write(tmp_path / "rows.json", [{"conversations": [ASK, TELL]}] * 4)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    unread = Counter()
+    assert len(load_conversations(write(tmp_path / "meta.json", {"good": good}), unread)) == 4
+    assert unread == {"max_dynamic_patch of a meta file": 1}
+    with pytest.raises(ValueError, match=message):
+        load_conversations(write(tmp_path / "meta.json", {"good": good, "bad": {**good, **part}}))
+    for strategy in ("first:0", "random:0%"):
+        (tmp_path / "mix.yaml").write_text(f"datasets: [{{json_path: rows.json, sampling_strategy: '{strategy}'}}]")
+        with pytest.raises(ValueError, match=f"dataset 1: sampling_strategy {strategy} takes none of 4 rows"):
+            load_conversations(tmp_path / "mix.yaml")
+
+
+def test_what_another_tool_says_of_a_file_is_not_believed(files, processor, tmp_path):
+    """Qwen's fps and frames are how many to draw; InternVL's width is a list."""
+    plain = {"video": "a.mp4", "conversations": said("What colour?", "red")}
+    told = {**plain, "fps": 2.0, "frames": 4, "width": [28], "height": 28, "duration": "0:03", "reader": "opencv"}
+    data = dataset(files, processor, plain, told, tmp_path=tmp_path)
+    first, second = (data[(0, i)] for i in range(2))
+    assert first.media[0].key == second.media[0].key
+    assert len(first.media[0].pixels) == 8
+    assert torch.equal(first.media[0].pixels, second.media[0].pixels)
+    assert second.input_ids == first.input_ids
 
 
 def test_all_bad_rows_are_told_at_once(tmp_path):

@@ -24,6 +24,8 @@ def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     make_student(ENCODER).save_pretrained(folder / "encoder")
     rows = write_toyworld(folder / "toy", train=4, test=1, seed=3).train_rows
+    made = [json.loads(line) | {"id": 7, "source": "toyworld"} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made))
     return [
         "--config", str(ROOT / "configs" / "lma" / "toy.yaml"), "--data.conversations", str(rows),
         "--model.vlm", str(ROOT / "liteframe" / "toyworld" / "checkpoint"),
@@ -38,11 +40,13 @@ def train(words, monkeypatch, *arguments):
     train_lma.main()
 
 
-def test_plan(words, tmp_path):
+def test_plan(words, tmp_path, capsys):
     path = tmp_path / "plan.json"
     assert main(["plan", *words, "--trainer.devices", "2", "--trainer.max_epochs", "3", "--steps", "1",
                  "--trainer.max_steps", "50", "--json", str(path)]) == 0  # fmt: skip
     plan = json.loads(path.read_text())
+    assert plan["data"]["keys_that_are_not_read"] == "source (4)"
+    assert "keys of rows that are not read, and rows that have them: source (4)" in capsys.readouterr().err
     assert plan["steps"]["steps"] == 3
     assert (plan["steps"]["processes"], plan["steps"]["accumulated"]) == (2, 1)
     # rank 16 on q, k, v, o (128 wide, keys and values 64) and gate, up, down of four layers: counted by PEFT's rule

@@ -14,10 +14,17 @@ _PLACEHOLDERS = re.compile(f"{PLACEHOLDER}|{IMAGE}")
 
 @dataclass(frozen=True)
 class Turn:
-    """One message; `role` is "system", "user" or "assistant"."""
+    """One message.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        text: what is said.
+        learned: of an answer, whether training learns it; one that is not is read like a question.
+    """
 
     role: str
     text: str
+    learned: bool = True
 
     def placeholders(self) -> list[str]:
         """`<video>` and `<image>`, in the order in which the text holds them."""
@@ -25,7 +32,9 @@ class Turn:
 
 
 def segments(turns: Sequence[Turn], shown: Sequence[str]) -> list[tuple[str, bool]]:
-    """ChatML of a conversation up to its last answer, cut into `(text, learned)`: answers and their `<|im_end|>` are.
+    """ChatML of a conversation up to its last answer, cut into `(text, learned)`.
+
+    Answers and their `<|im_end|>` are learned, except where a turn says otherwise.
 
     Args:
         turns: of one conversation.
@@ -43,7 +52,7 @@ def segments(turns: Sequence[Turn], shown: Sequence[str]) -> list[tuple[str, boo
     for turn in turns:
         pending += f"<|im_start|>{turn.role}\n"
         if turn.role == "assistant":
-            cut += [(pending, False), (f"{turn.text}{TURN_END}", True)]
+            cut += [(pending, False), (f"{turn.text}{TURN_END}", turn.learned)]
             pending = "\n"
         else:
             pending += f"{_PLACEHOLDERS.sub(lambda _: next(texts), turn.text)}<|im_end|>\n"

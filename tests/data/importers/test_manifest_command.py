@@ -161,7 +161,7 @@ def test_texts_that_training_would_refuse_are_listed_one_by_one(adapt, tmp_path)
     assert len(load_conversations(done.chats_path)) == 1
     assert [row["kind"] for row in done.bad] == ["text", "text"]
     assert f"{file}:2: has no caption of the whole video" in done.bad[0]["reason"]
-    assert f"{file}:3: turn 2: the text holds '<|im_end|>'" in done.bad[1]["reason"]
+    assert f"{file}:3: turn 2: 'value' holds '<|im_end|>'" in done.bad[1]["reason"]
 
 
 def test_wrong_options_are_refused(adapt, tmp_path, monkeypatch):

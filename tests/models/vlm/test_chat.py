@@ -1,10 +1,11 @@
 """Rows are checked where they are read; labels are compared with masks made by hand."""
 
 import json
+from collections import Counter
 
 import pytest
 
-from liteframe.align.conversation_files import load_conversations
+from liteframe.align.conversation_files import describe_unread, load_conversations
 from liteframe.models.vlm.chat import encode_conversation, question_prompt, template_warning
 from liteframe.models.vlm.internvl import LiteFrameInternVLProcessor
 
@@ -56,11 +57,46 @@ def test_rows_become_conversations(tmp_path):
         ({"messages": []}, "either 'conversations' or 'messages'"),
         ({"conversations": [GOOD[0], {"from": "gpt", "value": "a<|im_end|>"}]}, r"'<\|im_end\|>'"),
         ({"clip": [1, 2, 3]}, r"must be \[start, end\]"),
-        ({"clip": [1, 2], "end": 3}, "without 'start' and 'end'"),
+        ({"clip": [1, 2], "end": 3}, "as clip and as start to end; keep one"),
         ({"video": "../a.mp4"}, "leaves"),
         ({"video": "http://a/b.mp4"}, "only paths of local files"),
         ({"start": 3, "end": 2}, "is not after start"),
+        ({"video_start": 3, "video_end": 2}, "is not after start"),
+        ({"video_start": 3, "start": 2}, "as start to end and as video_start to video_end; keep one"),
+        ({"video": None, "conversations": GOOD[2:], "clip": [0, 1]}, "a span of seconds and no video file"),
+        ({"video": None, "videos": [["0.png", "1.png"]], "start": 1}, "a span of seconds and no video file"),
         ({"video": 3}, "'video' is 3"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"loss": 0.5}]}, "turn 2: 'loss' is 0.5; an answer is learned"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"weight": "0"}]}, "turn 2: 'weight' is '0'; an answer is learned"),
+        ({"conversations": [GOOD[0] | {"train": True}, GOOD[1]]}, "turn 1: 'train' is True; .*other turns never are"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"loss": True, "weight": 0}]}, "turn 2: .* contradict each other"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"loss": False}]}, "no answer is to be learned; remove the row"),
+        ({"conversations": [GOOD[0], {"from": "gpt", "value": "\udcff"}]}, "turn 2: 'value' holds half of a character"),
+        (
+            {"conversations": [GOOD[0], {"from": "gpt", "value": [{"type": "text"}]}]},
+            "is a list of parts; write one text",
+        ),
+        ({"system": ["Be brief."]}, "'system' is a list of parts"),
+        ({"system": 3}, "'system' must be a text"),
+        ({"system": "See <video>"}, "a system turn holds a placeholder|holds 2 <video>"),
+        (
+            {"system": "Be brief.", "system_prompt": "Be long."},
+            "'system_prompt' is 'Be long.', but the row begins with",
+        ),
+        (
+            {"system": "a", "conversations": [{"from": "system", "value": "b"}, *GOOD]},
+            "'system' is 'a', but .* with 'b'",
+        ),
+        ({"audios": ["a.wav"]}, r"'audios' is \['a.wav'\]; sound is not heard here: remove the key, or the row"),
+        ({"tools": '[{"name": "zoom"}]'}, "tools are not called"),
+        ({"objects": {"ref": ["dog"], "bbox": [[0, 0, 1, 1]]}}, "boxes are not put into the text"),
+        ({"rejected_response": "no"}, "for training on preferences"),
+        ({"kto_tag": False}, "'kto_tag' is False; this is for training on preferences"),
+        ({"nframes": 8}, "for the run to say"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "prompts have no options"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"tool_calls": [{"name": "zoom"}]}]}, "turn 2: 'tool_calls' is"),
+        ({"conversations": [GOOD[0], GOOD[1] | {"reasoning_content": "hm"}]}, "turn 2: .*no thoughts are put before"),
+        ({"conversations": [GOOD[0] | {"image": "a.png"}, GOOD[1]]}, "turn 1: .*named in the row, beside its turns"),
     ],
 )
 def test_bad_rows_are_named_with_file_and_line(tmp_path, change, message):
@@ -68,6 +104,92 @@ def test_bad_rows_are_named_with_file_and_line(tmp_path, change, message):
     path = write(tmp_path / "rows.jsonl", good, {**good, **change})
     with pytest.raises(ValueError, match=rf"rows\.jsonl:2.*{message}"):
         load_conversations(path)
+
+
+FOREIGN = (
+    "<|video_pad|>", "<|vision_start|>", "<|image_pad|>", "<|audio_bos|>", "<|VIDEO|>", "<|image_1|>", "<|eot_id|>",
+    "<|assistant|>", "<\uff5cUser\uff5c>", "<|begin_of_video|>", "<|media_pad|>", "<video_soft_token>",
+    "<image_soft_token>", "<start_of_image>", "<end_of_turn>", "<image_placeholder>", "<ImageHere>", "<im_start>",
+    "<vi_end>", "<vid_patch>", "<image_1>", "<image 1>", "<Image>", "<VIDEO>", "<audio>", "<bbox>", "<ref-object>",
+    "<cot-process>", "<fake_token_around_image>", "<row_1_col_2>", "[IMG]", "[IMG_BREAK]", "<VIDEO_CONTEXT>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("token", FOREIGN)
+def test_placeholders_of_other_tools_are_not_learned_as_words(tmp_path, token):
+    asked = [{**GOOD[0], "value": f"<video>\n{token} what?"}, GOOD[1]]
+    told = [GOOD[0], {**GOOD[1], "value": f"red{token}"}]
+    for place, row in {"turn 1": {"conversations": asked}, "turn 2": {"conversations": told},
+                       "'system'": {"conversations": GOOD, "system": token}}.items():  # fmt: skip
+        path = write(tmp_path / "rows.jsonl", {"video": "a.mp4", **row})
+        with pytest.raises(
+            ValueError, match=rf"rows\.jsonl:1: {place}.* holds .* placeholder or control token of another"
+        ):
+            load_conversations(path)
+
+
+def test_other_angle_brackets_are_words(tmp_path):
+    words = (
+        "1 < 2 > 0, <b>bold</b>, x<|y, <think>so</think>, <video_description>a</video_description>, [IMGUR], <ref>, "
+        "<|object_ref_start|>a dog<|object_ref_end|><|box_start|>(221,423),(569,886)<|box_end|>"
+    )
+    row = {"video": "a.mp4", "conversations": [GOOD[0], {"from": "gpt", "value": words}]}
+    (conversation,) = load_conversations(write(tmp_path / "rows.jsonl", row))
+    assert conversation.turns[1].text == words
+
+
+@pytest.mark.parametrize("key", ["loss", "loss_scale", "loss_weight", "weight", "train", "training"])
+@pytest.mark.parametrize("no", [False, 0, 0.0])
+def test_an_answer_that_is_not_to_be_learned_is_only_read(tmp_path, tokenizer, key, no):
+    marked = [GOOD[0] | {key: None}, GOOD[1] | {key: no}, GOOD[2] | {key: no}, GOOD[3] | {key: 1}]
+    rows = [{"video": "a.mp4", "conversations": turns} for turns in (GOOD, marked)]
+    plain, chosen = load_conversations(write(tmp_path / "rows.jsonl", *rows))
+    ids, all_labels = encode_conversation(plain.turns, ["<video>"], tokenizer)
+    same_ids, labels = encode_conversation(chosen.turns, ["<video>"], tokenizer)
+    assert same_ids == ids
+    assert [label for label in all_labels if label != -100] == tokenizer("red<|im_end|>left<|im_end|>")["input_ids"]
+    left = tokenizer("left<|im_end|>")["input_ids"]
+    assert labels == [-100] * (len(ids) - len(left)) + left
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_the_system_of_a_row_comes_first(tmp_path, key):
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    first = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": [first, *turns]}, {"messages": turns, key: " Be brief.\n"}]
+    rows += [
+        {"messages": [first, *turns], key: "Be brief."},
+        {"messages": turns, key: None},
+        {"messages": turns, key: ""},
+    ]
+    found = load_conversations(write(tmp_path / "rows.jsonl", *rows))
+    assert found[0] == found[1] == found[2] != found[3] == found[4]
+    assert (found[1].turns[0].role, found[1].turns[0].text) == ("system", "Be brief.")
+
+
+def test_spans_in_three_forms_are_one(tmp_path):
+    forms = [{"clip": [1, 2.5]}, {"start": 1, "end": 2.5}, {"video_start": 1.0, "video_end": 2.5}]
+    rows = [{"video": "a.mp4", "conversations": GOOD, **form, "clip_id": 3} for form in forms]
+    first, *others = load_conversations(write(tmp_path / "rows.jsonl", *rows))
+    assert (first.media[0].entry.start, first.media[0].entry.end) == (1.0, 2.5)
+    assert others == [first, first]
+
+
+def test_keys_that_ask_for_nothing_pass_and_others_are_counted(tmp_path):
+    """Tables that were written as JSON have every key in every row."""
+    empty = {"audios": [], "tools": "", "objects": {"ref": [], "bbox": []}, "rejected_response": None, "system": None,
+             "clip": None, "start": None, "nframes": None, "chat_template_kwargs": {}}  # fmt: skip
+    turns = [GOOD[0] | {"tool_calls": None, "name": "Ann"}, GOOD[1] | {"loss": None, "name": "Bob"}]
+    row = {"id": 3, "video": "a.mp4", "conversations": turns, **empty}
+    rows = [
+        row | {"category": "a", "score": 1},
+        row | {"category": "b"},
+        row | {"fps": "2", "width": [640], "frames": 0},
+    ]
+    unread = Counter()
+    assert len(load_conversations(write(tmp_path / "rows.jsonl", *rows), unread)) == 3
+    assert unread == {"category": 2, "score": 1, "fps": 1, "width": 1, "frames": 1, "name of a turn": 3}
+    assert describe_unread(unread) == "category (2), fps (1), frames (1), name of a turn (3), score (1), width (1)"
 
 
 def test_a_folder_or_a_missing_file_is_no_list_of_conversations(tmp_path):
