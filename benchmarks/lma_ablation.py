@@ -94,7 +94,7 @@ def distil(run: Path, world: ToyFolder, steps: int, seed: int) -> Path:
     """CTD as in configs/ctd/toy.yaml; the encoder's folder."""
     if not (run / "report.json").is_file():
         train(
-            "train_ctd.py", "--config=configs/ctd/toy.yaml", f"--data.videos={world.train_videos}", f"--run={run}",
+            "distill", "--config=toy", f"--data.videos={world.train_videos}", f"--run={run}",
             f"--trainer.max_steps={steps}", f"--seed_everything={seed}",
         )  # fmt: skip
     return run / "encoder"
@@ -104,7 +104,7 @@ def align(run: Path, world: ToyFolder, encoder: Path, variant: Variant, steps: i
     """LMA as in configs/lma/toy.yaml but for the variant; the adapter's folder."""
     if not (run / "report.json").is_file():
         train(
-            "train_lma.py", "--config=configs/lma/toy.yaml", f"--model.encoder={encoder}",
+            "align", "--config=toy", f"--model.encoder={encoder}",
             f"--data.conversations={world.train_rows}", f"--run={run}", f"--trainer.max_steps={steps}",
             f"--seed_everything={seed}", *variant.arguments(),
         )  # fmt: skip

@@ -1,12 +1,10 @@
-"""The demo: render, distil, align, evaluate, export, reload, ask, through the commands that a user would type."""
+"""The demo: render, cache, distil, align, evaluate, export, reload, ask, by what a user would type."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,32 +21,43 @@ from liteframe_export.provenance import parts_of_run
 from liteframe_export.reload_child import ask
 from liteframe_export.verify import difference, reload
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-import liteframe
-from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult, as_markdown, as_table, plot
-from liteframe.demo.systems import BENCHMARK, build, evaluate, read_evenly
+from liteframe.align.command import LMACommand
+from liteframe.demo.report import AT, LMA, TEACHER, SystemResult, advantage, as_markdown, mean_results, plot, show
+from liteframe.demo.systems import BENCHMARK, build, compare_systems, name_of, read_evenly
+from liteframe.distill.cache.build import build_cache
+from liteframe.distill.cache.builder import CacheOptions, builder_of_run, launch_fabric
+from liteframe.distill.command import CTDCommand
 from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.files import write_json
 from liteframe.toyworld.questions import CHANCE, write_toyworld
+from liteframe.training.command import exit_codes, load_run
 
-REPOSITORY = Path(liteframe.__file__).parents[1]
-FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (32, 64)}
+TRAINING = {"distill": CTDCommand, "align": LMACommand}
+CONFIG = "--config=toy"
+# A world so small would be timed by what it costs to start kernels, and one table has one device.
+ON_THE_CPU = "--trainer.accelerator=cpu"
+# Chosen by the cosine to the teacher's tokens on held-out videos, never by answers.
+MUON = ("--model.optimizer.kind=muon", "--model.optimizer.lr=4e-3", "--model.optimizer.muon_lr=12e-3")
+JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How many videos a demo renders and how long it trains."""
+    """How much a demo renders, stores and trains, and with how many seeds, each a world of its own."""
 
     train_videos: int
     test_videos: int
+    views: int
     ctd_steps: int
     lma_steps: int
     timing_runs: int
+    seeds: int = 1
 
 
-QUICK = Settings(train_videos=600, test_videos=60, ctd_steps=850, lma_steps=160, timing_runs=20)
-FULL = Settings(train_videos=2000, test_videos=120, ctd_steps=2600, lma_steps=1000, timing_runs=100)
+QUICK = Settings(train_videos=600, test_videos=60, views=3, ctd_steps=1000, lma_steps=160, timing_runs=30)
+FULL = Settings(train_videos=1200, test_videos=120, views=3, ctd_steps=2000, lma_steps=320, timing_runs=100, seeds=3)
 
 
 class Stopwatch:
@@ -60,11 +69,20 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage by its number and keep the seconds that the body takes."""
+        """Announce a stage and keep the seconds that the body takes."""
         self.console.rule(f"[bold]{len(self.seconds) + 1}. {name}")
         began = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - began, 1)
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What came of the road with one seed: the table's rows, the answers by `name_of`, and the export's parity."""
+
+    rows: list[SystemResult]
+    answers: dict[str, list[Result]]
+    parity: dict[str, Any]
 
 
 def processor_name() -> str:
@@ -91,46 +109,82 @@ def prepare_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def train(script: str, *arguments: str) -> None:
-    """Run one of the training commands as a user would, on the CPU: what it trained is asked and timed there.
+def train(command: str, *arguments: str) -> None:
+    """Do in this process what `liteframe distill` or `align` does, on the CPU: what it trains is asked and timed there.
 
     Raises:
-        ValueError: it is not there, or it failed.
+        SystemExit: it failed, and has said why.
     """
-    if not (REPOSITORY / script).is_file():
-        raise ValueError(
-            f"the demo runs {script} of the repository, which is not in {REPOSITORY}; run it in a checkout"
+    words = ["fit", *arguments, ON_THE_CPU]
+    print("$ liteframe", command, *words, flush=True)
+    with exit_codes(f"liteframe {command}"):
+        TRAINING[command](words)
+
+
+def store_targets(videos: Path, cache: Path, views: int, seed: int, console: Console) -> None:
+    """Do in this process what `liteframe cache build` does."""
+    words = [CONFIG, f"--data.videos={videos}", f"--seed_everything={seed}", ON_THE_CPU]
+    options = CacheOptions(views, "int8", JPEG_QUALITY)
+    print("$ liteframe cache build", *words, f"-o {cache} --views {views} --codec int8 --frames jpeg", flush=True)
+    run = load_run(CTDCommand, words)
+    with Progress(console=console) as progress:
+        tasks = {name: progress.add_task(name, total=None) for name in ("statistics", "clips")}
+        build_cache(
+            builder_of_run(run, options, launch_fabric(run.settings.trainer)),
+            cache,
+            say=lambda text: console.print(text, highlight=False),
+            advance=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
         )
-    # A world so small would be timed by what it costs to start kernels, and one table has one device.
-    command = [sys.executable, script, "fit", *arguments, "--trainer.accelerator=cpu"]
-    print("$ python", *command[1:], flush=True)
-    code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-    if code:
-        raise ValueError(f"{script} failed with exit code {code}; its messages stand above")
 
 
-def compare_systems(
-    questions: Sequence[Question], encoder: Path, adapter: Path, runs: int, console: Console
-) -> tuple[list[SystemResult], dict[str, list[Result]]]:
-    """Score and time every system; also the answers by system and frames."""
-    table, answers = [], {}
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        for system, counts in FRAMES.items():
-            built = build(system, encoder, adapter)
-            for frames in counts:
-                task = progress.add_task(f"{system}, {frames} frames", total=len(questions))
-                row, results = evaluate(
-                    system,
-                    built,
-                    questions,
-                    frames=frames,
-                    runs=runs,
-                    progress=lambda n, task=task: progress.update(task, advance=n),  # type: ignore[misc]
-                )
-                table.append(row)
-                answers[f"{system}, {frames} frames"] = results
-    return table, answers
+def travel(folder: Path, settings: Settings, seed: int, watch: Stopwatch, stage: str = "") -> Journey:
+    """The whole road with one seed; `stage` is put behind the names of its stages."""
+    console = watch.console
+    with watch.stage(f"Render a small world of H.264 videos{stage}"), Progress(console=console) as progress:
+        task = progress.add_task("videos", total=settings.train_videos + settings.test_videos)
+        world = write_toyworld(
+            folder / "videos",
+            train=settings.train_videos,
+            test=settings.test_videos,
+            seed=seed,
+            progress=lambda n: progress.update(task, advance=n),
+        )
+    with watch.stage(f"Cache: the teacher runs once over every video, and its pooled tokens are kept{stage}"):
+        store_targets(world.train_videos, folder / "cache", settings.views, seed, console)
+    with watch.stage(f"Distil: CTD, a student learns these tokens{stage}"):
+        train(
+            "distill",
+            CONFIG,
+            f"--data.videos={world.train_videos}",
+            f"--data.cache={folder / 'cache'}",
+            f"--run={folder / 'ctd'}",
+            f"--trainer.max_steps={settings.ctd_steps}",
+            f"--seed_everything={seed}",
+            *MUON,
+        )
+    encoder, adapter = folder / "ctd" / "encoder", folder / "lma" / "adapter"
+    with watch.stage(f"Align: LMA, LoRA teaches the language model to read the student{stage}"):
+        train(
+            "align",
+            CONFIG,
+            f"--model.encoder={encoder}",
+            f"--data.conversations={world.train_rows}",
+            f"--run={folder / 'lma'}",
+            f"--trainer.max_steps={settings.lma_steps}",
+            f"--seed_everything={seed}",
+        )
+    questions = BENCHMARK.load(world.test_rows).questions
+    with watch.stage(f"Evaluate on videos that nobody has seen{stage}"):
+        rows, answers = compare_systems(questions, encoder, adapter, settings.timing_runs, console)
+    with watch.stage(f"Export, and reload where liteframe is not installed{stage}"):
+        export_encoder(encoder, folder / "hf-encoder")
+        export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
+        parity = check_export(questions, encoder, adapter, folder / "hf-vlm", AT[LMA])
+        console.print(
+            f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
+            f"logits differ by at most {parity['largest logit difference']:.1e}"
+        )
+    return Journey(rows, answers, parity)
 
 
 def check_export(
@@ -158,53 +212,19 @@ def check_export(
 
 
 def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> dict[str, Any]:
-    """The whole road; returns what report.json holds."""
+    """The whole road, with several seeds one after the other; returns what report.json holds."""
     prepare_folder(folder)
     folder = folder.resolve()
-    started = {"settings": asdict(settings), "seed": seed, "date": date.today().isoformat()}
+    seeds = list(range(seed, seed + settings.seeds))
+    started = {"settings": asdict(settings), "seeds": seeds, "date": date.today().isoformat()}
     write_json(folder / "demo.json", started)
     watch = Stopwatch(console)
-    with watch.stage("Render a small world of H.264 videos"), Progress(console=console) as progress:
-        task = progress.add_task("videos", total=settings.train_videos + settings.test_videos)
-        world = write_toyworld(
-            folder / "videos",
-            train=settings.train_videos,
-            test=settings.test_videos,
-            seed=seed,
-            progress=lambda n: progress.update(task, advance=n),
-        )
-    with watch.stage("Distil: CTD, a student learns the teacher's pooled tokens"):
-        train(
-            "train_ctd.py",
-            "--config=configs/ctd/toy.yaml",
-            f"--data.videos={world.train_videos}",
-            f"--run={folder / 'ctd'}",
-            f"--trainer.max_steps={settings.ctd_steps}",
-            f"--seed_everything={seed}",
-        )
-    questions = BENCHMARK.load(world.test_rows).questions
-    encoder = folder / "ctd" / "encoder"
-    with watch.stage("Align: LMA, LoRA teaches the language model to read the student"):
-        train(
-            "train_lma.py",
-            "--config=configs/lma/toy.yaml",
-            f"--model.encoder={encoder}",
-            f"--data.conversations={world.train_rows}",
-            f"--run={folder / 'lma'}",
-            f"--trainer.max_steps={settings.lma_steps}",
-            f"--seed_everything={seed}",
-        )
-    adapter = folder / "lma" / "adapter"
-    with watch.stage("Evaluate on videos that nobody has seen"):
-        results, answers = compare_systems(questions, encoder, adapter, settings.timing_runs, console)
-    with watch.stage("Export, and reload where liteframe is not installed"):
-        export_encoder(encoder, folder / "hf-encoder")
-        export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
-        parity = check_export(questions, encoder, adapter, folder / "hf-vlm", max(FRAMES[LMA]))
-        console.print(
-            f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
-            f"logits differ by at most {parity['largest logit difference']:.1e}"
-        )
+    journeys = [travel(folder, settings, seed, watch)] if len(seeds) == 1 else [
+        travel(folder / f"seed_{one}", settings, one, watch, f" (seed {one})") for one in seeds
+    ]  # fmt: skip
+    results = mean_results([journey.rows for journey in journeys])
+    student, teacher = name_of(LMA, AT[LMA]), name_of(TEACHER, AT[TEACHER])
+    gain = advantage([(journey.answers[student], journey.answers[teacher]) for journey in journeys])
     report = {
         **started,
         "command": "liteframe demo" + (" --full" if settings == FULL else "") + (f" --seed {seed}" if seed else ""),
@@ -213,31 +233,17 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
         "seconds": watch.seconds,
         "chance": CHANCE,
         "results": [result.to_dict() for result in results],
-        "export": parity,
+        "by_seed": [[row.to_dict() for row in journey.rows] for journey in journeys],
+        "student_over_teacher": gain.to_dict(),
+        "export": [journey.parity for journey in journeys],
     }
     write_json(folder / "report.json", report)
-    write_json(folder / "answers.json", {name: [result.reply for result in part] for name, part in answers.items()})
+    answers = {
+        str(one): {name: [result.reply for result in part] for name, part in journey.answers.items()}
+        for one, journey in zip(seeds, journeys, strict=True)
+    }
+    write_json(folder / "answers.json", answers)
     (folder / "results.md").write_text(as_markdown(results), encoding="utf-8")
     plot(results, folder / "accuracy_against_time.png")
-    show(results, answers, console)
+    show(results, gain, journeys[0].answers[student], console)
     return report
-
-
-def show(table: list[SystemResult], answers: dict[str, list[Result]], console: Console) -> None:
-    """The end of the demo: a few answers, the table, and the comparison that the project is about."""
-    frames = max(FRAMES[LMA])
-    results = answers[f"{LMA}, {frames} frames"]
-    console.rule("[bold]Ask about a video")
-    console.print(f"{results[0].question.video}, {frames} frames")
-    for result in results[:5]:
-        question = result.question
-        console.print(f"  {question.text}  ->  [bold]{result.reply}[/bold]  (right: {question.answer})")
-    console.print(as_table(table, console.width))
-    by = {(r.system, r.frames): r for r in table}
-    teacher, student = by[TEACHER, frames // 8], by[LMA, frames]
-    console.print(
-        f"At 8x the frames ({frames} against {frames // 8}) the aligned student takes "
-        f"{student.total_ms / teacher.total_ms:.2f}x the teacher's time ({student.total_ms:.1f} against "
-        f"{teacher.total_ms:.1f} ms) and is right on {100 * student.accuracy:.1f} % against "
-        f"{100 * teacher.accuracy:.1f} % (standard errors {100 * student.error:.1f} and {100 * teacher.error:.1f})."
-    )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich.console import Console
 from rich.table import Table
 
+from liteframe.evaluate.benchmarks.base import Result
+from liteframe.evaluate.benchmarks.own_questions import FreeForm
 from liteframe.toyworld.questions import QUESTION_TYPES
 
+BENCHMARK = FreeForm()
 TEACHER = "teacher VLM"
 POOLED = "teacher + WAP"
 WIDE = 125  # terminal columns that the table with all question types needs
@@ -22,6 +29,7 @@ UNTRAINED = "student, untrained"
 CTD = "student, CTD"
 LMA = "student, CTD + LMA"
 SYSTEMS = (TEACHER, POOLED, UNTRAINED, CTD, LMA)
+AT = {TEACHER: 8, LMA: 64}  # frames at which the two are compared: 8x as many for the student
 STYLE = {TEACHER: ("o", "C0"), POOLED: ("s", "C2"), UNTRAINED: ("x", "C7"), CTD: ("^", "C1"), LMA: ("*", "C3")}
 
 
@@ -47,6 +55,64 @@ class SystemResult:
     def to_dict(self) -> dict[str, Any]:
         """A row of report.json, with the total time."""
         return {**asdict(self), "total_ms": self.total_ms}
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """By how much more often the aligned student is right than its teacher, at the frames of `AT`.
+
+    Attributes:
+        difference: of the two shares of right answers.
+        standard_error: of the difference, question by question on the same videos, which are what is independent.
+        by_seed: the difference with each seed.
+    """
+
+    difference: float
+    standard_error: float
+    by_seed: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As report.json holds it."""
+        return asdict(self)
+
+
+def advantage(seeds: Sequence[tuple[Sequence[Result], Sequence[Result]]]) -> Advantage:
+    """Compare two systems that were asked the same questions, every video the same number.
+
+    Args:
+        seeds: for each seed, results of the student and of the teacher.
+    """
+    videos, by_seed = list[float](), list[float]()
+    for student, teacher in seeds:
+        of_video = defaultdict[str, list[float]](list)
+        for ours, theirs in zip(student, teacher, strict=True):
+            of_video[ours.question.video].append(float(_is_right(ours)) - float(_is_right(theirs)))
+        means = [fmean(differences) for differences in of_video.values()]
+        videos += means
+        by_seed.append(fmean(means))
+    return Advantage(fmean(videos), stdev(videos) / math.sqrt(len(videos)), tuple(by_seed))
+
+
+def _is_right(result: Result) -> bool:
+    return result.reply is not None and BENCHMARK.reply_is_right(result.question, result.reply)
+
+
+def mean_results(seeds: Sequence[Sequence[SystemResult]]) -> list[SystemResult]:
+    """The rows of several seeds as one table: means, the errors those of means of independent accuracies."""
+    return [
+        SystemResult(
+            system=rows[0].system,
+            frames=rows[0].frames,
+            tokens_per_frame=rows[0].tokens_per_frame,
+            encoder_ms=fmean(row.encoder_ms for row in rows),
+            prefill_ms=fmean(row.prefill_ms for row in rows),
+            accuracy=fmean(row.accuracy for row in rows),
+            error=math.hypot(*(row.error for row in rows)) / len(rows),
+            questions=sum(row.questions for row in rows),
+            types={kind: fmean(row.types[kind] for row in rows) for kind in rows[0].types},
+        )
+        for rows in zip(*seeds, strict=True)
+    ]
 
 
 def _cells(r: SystemResult, types: Sequence[str]) -> list[str]:
@@ -107,3 +173,24 @@ def plot(results: Sequence[SystemResult], path: Path) -> None:
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def show(table: Sequence[SystemResult], gain: Advantage, answers: Sequence[Result], console: Console) -> None:
+    """The end of the demo: a few of the student's answers, the table, and the comparison the project is about."""
+    console.rule("[bold]Ask about a video")
+    console.print(f"{answers[0].question.video}, {AT[LMA]} frames")
+    for result in answers[:5]:
+        question = result.question
+        console.print(f"  {question.text}  ->  [bold]{result.reply}[/bold]  (right: {question.answer})")
+    console.print(as_table(table, console.width))
+    by = {(r.system, r.frames): r for r in table}
+    teacher, student = by[TEACHER, AT[TEACHER]], by[LMA, AT[LMA]]
+    console.print(
+        f"At {AT[LMA] // AT[TEACHER]}x the frames ({AT[LMA]} against {AT[TEACHER]}) the aligned student takes "
+        f"{student.total_ms / teacher.total_ms:.2f}x the teacher's time ({student.total_ms:.1f} against "
+        f"{teacher.total_ms:.1f} ms, timed in turns) and is right on {100 * student.accuracy:.1f} % against "
+        f"{100 * teacher.accuracy:.1f} %: {100 * gain.difference:+.1f} points, with a standard error of "
+        f"{100 * gain.standard_error:.1f}, question by question on the same videos."
+    )
+    if len(gain.by_seed) > 1:
+        console.print(f"By seed: {', '.join(f'{100 * difference:+.1f}' for difference in gain.by_seed)} points.")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from liteframe.bench.stages import Latency, measure
+from liteframe.bench.stages import measure_in_turns
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
-from liteframe.demo.report import CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult
+from liteframe.demo.report import BENCHMARK, CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult
 from liteframe.evaluate.asking import Asking, ask_all
 from liteframe.evaluate.benchmarks.base import Question, Result, by_group, share_of
-from liteframe.evaluate.benchmarks.own_questions import FreeForm
 from liteframe.evaluate.intervals import Share
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student
@@ -26,7 +28,7 @@ from liteframe.models.vlm.load import load_video_llm
 from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
 from liteframe.toyworld.model import CHECKPOINT
 
-BENCHMARK = FreeForm()
+FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (32, 64)}
 LONGEST_ANSWER = 3  # tokens; toyworld's answers are single words
 DEADLINE = 120.0  # seconds for one video
 
@@ -125,38 +127,42 @@ def prompt_inputs(model: Any, processor: Any, frames: np.ndarray, question: str)
     return dict(processor(text=[prompt], videos=[frames], return_tensors="pt").to(model.device))
 
 
-def latency_of(model: Any, processor: Any, question: Question, frames: int, runs: int) -> tuple[Latency, float]:
-    """Median encoder and prefill time of a question, and image tokens a frame."""
-    clip = read_evenly([question.video], frames)[question.video]
-    inputs = prompt_inputs(model, processor, clip, question.text)
-    tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    return measure(model, inputs, warmup=max(3, runs // 4), runs=runs), tokens / len(clip)
+def name_of(system: str, frames: int) -> str:
+    """A system at a number of frames, as report and answers call it."""
+    return f"{system}, {frames} frames"
 
 
-def evaluate(
-    system: str,
-    built: tuple[Any, Any],
-    questions: Sequence[Question],
-    *,
-    frames: int,
-    runs: int,
-    progress: Callable[[int], None] = lambda _: None,
-) -> tuple[SystemResult, list[Result]]:
-    """Score and time one system at one number of frames; also its answers."""
-    model, processor = built
-    torch.manual_seed(0)
-    results = answer_questions(model, processor, questions, frames, progress)
-    scores = score(results)
-    latency, tokens = latency_of(model, processor, questions[0], frames, runs)
-    row = SystemResult(
-        system,
-        frames,
-        tokens,
-        latency.encoder_ms,
-        latency.prefill_ms,
-        scores.whole.accuracy,
-        scores.whole.standard_error,
-        scores.whole.count,
-        {kind: part.accuracy for kind, part in scores.types.items()},
-    )
-    return row, results
+def compare_systems(
+    questions: Sequence[Question], encoder: Path, adapter: Path, runs: int, console: Console
+) -> tuple[list[SystemResult], dict[str, list[Result]]]:
+    """Score every system at its numbers of frames, then time them all in turns; also the answers by `name_of`."""
+    points = [(system, frames) for system, counts in FRAMES.items() for frames in counts]
+    torch.manual_seed(0)  # of what weight selection leaves to chance
+    built = {system: build(system, encoder, adapter) for system in FRAMES}
+    answers, passes = dict[str, list[Result]](), dict[str, tuple[Any, dict[str, Any]]]()
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        for system, frames in points:
+            name, (model, processor) = name_of(system, frames), built[system]
+            task = progress.add_task(name, total=len(questions))
+            answers[name] = answer_questions(model, processor, questions, frames, partial(progress.advance, task))
+            clip = read_evenly([questions[0].video], frames)[questions[0].video]
+            passes[name] = (model, prompt_inputs(model, processor, clip, questions[0].text))
+    latencies = measure_in_turns(passes, warmup=max(3, runs // 4), runs=runs)
+    rows = []
+    for system, frames in points:
+        model, inputs = passes[name_of(system, frames)]
+        latency, scores = latencies[name_of(system, frames)], score(answers[name_of(system, frames)])
+        row = SystemResult(
+            system,
+            frames,
+            int((inputs["input_ids"] == model.config.image_token_id).sum()) / frames,
+            latency.encoder_ms,
+            latency.prefill_ms,
+            scores.whole.accuracy,
+            scores.whole.standard_error,
+            scores.whole.count,
+            {kind: part.accuracy for kind, part in scores.types.items()},
+        )
+        rows.append(row)
+    return rows, answers

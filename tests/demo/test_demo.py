@@ -9,14 +9,15 @@ import torch
 import yaml
 from rich.console import Console
 
-from liteframe.demo.demo import FRAMES, Settings, prepare_folder, run_demo
-from liteframe.demo.report import SYSTEMS, TEACHER
-from liteframe.demo.systems import BENCHMARK, answer_questions, score
+from liteframe.demo.demo import Settings, prepare_folder, run_demo
+from liteframe.demo.report import BENCHMARK, SYSTEMS, TEACHER, SystemResult, advantage, mean_results
+from liteframe.demo.systems import FRAMES, answer_questions, score
+from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.toyworld.model import CHECKPOINT
 from liteframe.toyworld.questions import CHANCE, QUESTION_TYPES, write_toyworld
 
-SMALLEST = Settings(train_videos=6, test_videos=4, ctd_steps=2, lma_steps=2, timing_runs=2)
+SMALLEST = Settings(train_videos=6, test_videos=4, views=1, ctd_steps=2, lma_steps=2, timing_runs=2)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,25 @@ def test_the_teacher_sees_and_the_export_agrees(demo):
     accuracy = {(r["system"], r["frames"]): r["types"] for r in report["results"]}
     for kind in ("shape", "direction", "order"):
         assert accuracy[TEACHER, 16][kind] >= 0.75  # of four videos; chance is at most a half
-    assert report["export"]["same answers"] == report["export"]["questions"] == 20
-    assert report["export"]["largest logit difference"] <= 1e-4
+    (export,) = report["export"]
+    assert export["same answers"] == export["questions"] == 20
+    assert export["largest logit difference"] <= 1e-4
 
 
 def test_what_is_timed_on_the_cpu_was_trained_there(demo):
     folder, _, _ = demo
     for run in ("ctd", "lma"):
         assert yaml.safe_load((folder / run / "config.yaml").read_text())["trainer"]["accelerator"] == "cpu"
+
+
+def test_the_student_learns_from_the_cache_by_muon(demo):
+    folder, _, _ = demo
+    report = json.loads((folder / "ctd" / "report.json").read_text())
+    assert report["data"]["cache"]
+    assert report["steps"] == 2
+    settings = yaml.safe_load((folder / "ctd" / "config.yaml").read_text())
+    assert settings["model"]["optimizer"]["kind"] == "muon"
+    assert Path(settings["data"]["cache"]) == folder / "cache"
 
 
 def test_it_ends_with_a_table_a_picture_and_answers(demo):
@@ -61,6 +73,33 @@ def test_it_ends_with_a_table_a_picture_and_answers(demo):
     assert "Ask about a video" in printed
     for system in SYSTEMS:
         assert system in printed
+
+
+def results_of(*right):
+    """Results of two questions a video; right answers are "red"."""
+    questions = [Question(str(n), f"video{n // 2}", "?", "red") for n in range(len(right))]
+    return [Result(question, "red" if good else "blue") for question, good in zip(questions, right, strict=True)]
+
+
+def test_the_difference_is_of_the_same_questions_and_its_error_of_videos():
+    student, teacher = results_of(1, 1, 1, 1, 0, 1), results_of(1, 0, 0, 0, 1, 1)
+    alone = advantage([(student, teacher)])
+    # By video: 1/2, 1, -1/2; mean 1/3, deviations 1/6, 2/3, -5/6.
+    assert alone.difference == pytest.approx(1 / 3)
+    assert alone.standard_error == pytest.approx(math.sqrt((1 + 16 + 25) / 36 / 2 / 3))
+    both = advantage([(student, teacher), (teacher, teacher)])
+    assert both.by_seed == pytest.approx((1 / 3, 0))
+    assert both.difference == pytest.approx(1 / 6)
+
+
+def test_a_table_of_several_seeds_is_their_mean():
+    rows = [SystemResult(TEACHER, 8, 16, ms, 2.0, share, 0.03, 300, {"colour": share})
+            for ms, share in ((10.0, 0.8), (14.0, 0.9))]  # fmt: skip
+    (mean,) = mean_results([[row] for row in rows])
+    assert (mean.total_ms, mean.questions) == (14.0, 600)
+    assert (mean.accuracy, mean.types["colour"]) == pytest.approx((0.85, 0.85))
+    assert mean.error == pytest.approx(0.03 / math.sqrt(2))
+    assert mean_results([[rows[0]]]) == [rows[0]]
 
 
 def test_an_earlier_demo_is_replaced_and_anything_else_refused(tmp_path):
