@@ -68,7 +68,8 @@ def backend_report() -> dict[str, str]:
     elif not torch.cuda.is_available():
         reason = "no CUDA device: every tensor takes the PyTorch reference"
     else:
-        reason = f"CUDA tensors take the Triton kernels ({torch.cuda.get_device_name()}), others the reference"
+        cards = sorted({torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())})
+        reason = f"CUDA tensors take the Triton kernels ({', '.join(cards)}), others the reference"
     if INTERPRETING:
         reason += "; TRITON_INTERPRET=1: backend='triton' runs in the interpreter"
     return {

@@ -12,33 +12,73 @@ from torch import Tensor
 from liteframe_kernels.backend import INTERPRETING
 from liteframe_kernels.precision import accumulator
 
+# Numbers of frames, tokens, windows and programs: a kernel compiled for one of them serves all, sizes of 1 too.
+COUNTS = (
+    "T", "N", "TO", "HO", "WO", "rows", "cls_rows", "parts", "n_span", "blocks_per_program",
+)  # fmt: skip
 # Contracting a*b+c into one instruction is the default of Triton 3.6 to 3.9 and no longer that of 3.10.
 FIXED_OPTIONS = {"enable_fp_fusion": True}
 
 
 class TunedKernel:
-    """A kernel with its configurations, timed once for each value of `key` on a GPU; the choice is kept on disk.
+    """A kernel with its configurations; of several, the one that is fastest at the sizes at hand.
 
-    Only kernels whose results do not depend on the configuration are tuned. One that sums across threads keeps one
-    configuration, so that two runs agree to the last bit whatever the tuning found.
+    On a GPU they are timed on the first call of a process for a device, a dtype, the values of `key` and sizes up to
+    the same powers of two. Nothing is kept on disk: there a first small call, or another card of one architecture,
+    would decide for a training run. Only kernels whose results do not depend on the configuration are tuned. One that
+    sums across threads keeps one configuration, so that two runs agree to the last bit whatever the tuning found.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[triton.Config], key: Sequence[str] = ()) -> None:
         self.kernel = kernel
         self.configs = list(configs)
-        tuned = len(self.configs) > 1 and not INTERPRETING
-        self._tuned = triton.autotune(self.configs, list(key), cache_results=True)(kernel) if tuned else None
+        self.key = tuple(key)
+        self.chosen: dict[tuple, triton.Config] = {}
 
-    def launch(self, programs: Callable[[dict], int], device: torch.device, **arguments: Any) -> None:
-        """Run `programs(meta)` programs on the device of the tensors."""
-        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    def launch(self, programs: Callable[[dict], int], tokens: Tensor, **arguments: Any) -> None:
+        """Run `programs(meta)` programs on the device of `tokens`, the tensor that takes the time.
+
+        Raises:
+            RuntimeError: a first call, which compiles and times the kernel, within the capture of a CUDA graph.
+        """
+
+        def run(config: triton.Config) -> None:
+            meta = {**arguments, **config.all_kwargs()}
+            self.kernel[(programs(meta),)](**meta, **FIXED_OPTIONS)
+
+        guard = torch.cuda.device(tokens.device) if tokens.is_cuda else contextlib.nullcontext()
         with guard:
-            if self._tuned is not None:
-                self._tuned[lambda meta: (programs(meta),)](**arguments, **FIXED_OPTIONS)
-            else:
+            if len(self.configs) == 1 or INTERPRETING:
                 config = self.configs[0]
-                meta = {**arguments, **config.all_kwargs()}
-                self.kernel[(programs(meta),)](**meta, **FIXED_OPTIONS)
+            else:
+                sizes = tuple(size.bit_length() for size in tokens.shape)
+                case = (tokens.device, tokens.dtype, *sizes, *(arguments[name] for name in self.key))
+                if case not in self.chosen:
+                    self.chosen[case] = self._fastest(run)
+                config = self.chosen[case]
+            try:
+                run(config)
+            except RuntimeError as error:
+                if _capturing():
+                    raise RuntimeError(self._first_call()) from error
+                raise
+
+    def _fastest(self, run: Callable[[triton.Config], None]) -> triton.Config:
+        if _capturing():
+            raise RuntimeError(self._first_call())
+        timed = triton.runtime.driver.active.get_benchmarker()
+        times = [timed(lambda c=c: run(c), warmup=5, rep=20, quantiles=(0.5, 0.2, 0.8))[0] for c in self.configs]
+        return self.configs[times.index(min(times))]
+
+    def _first_call(self) -> str:
+        return (
+            f"{self.kernel.__name__}: its first call at these sizes compiles and times it, which cannot be captured in "
+            "a CUDA graph; run the model once on the same sizes before the capture"
+        )
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def channel_block(channels: int, limit: int = 256) -> int:

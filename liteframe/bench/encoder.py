@@ -41,10 +41,13 @@ class Setup:
 def measure_encoders(setup: Setup, device: torch.device, progress: Callable[[str], None]) -> dict[str, Any]:
     """A record: one row for each encoder and number of frames, and the student's time by part.
 
-    The student takes clips of clip_frames as a batch, the teacher frames as a batch; random weights.
+    The student takes clips of clip_frames as a batch, the teacher frames as a batch; random weights. The matmul rate is
+    the better of two measurements, before and after the encoders.
+
+    Raises:
+        ValueError: an encoder ran faster than the matmul rate, so one of both was measured wrongly.
     """
-    matmul = 8192 if device.type == "cuda" else 256
-    peak = matmul_rate(device, setup.dtype, matmul, warmup=setup.warmup, runs=setup.runs)
+    peak = matmul_rate(device, setup.dtype, warmup=setup.warmup, runs=setup.runs)
     bandwidth = copy_bandwidth(device, 2**29 if device.type == "cuda" else 2**22, warmup=setup.warmup, runs=setup.runs)
     rows: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
@@ -59,17 +62,19 @@ def measure_encoders(setup: Setup, device: torch.device, progress: Callable[[str
                 row: dict[str, Any] = {"encoder": name, "variant": variant, "frames": frames, "status": status}
                 if status == "ok":
                     row |= _measure(model, video, backend, compiled, setup)
-                    row |= _rates(row["median_ms"], price, fused_bytes(shape, frames, setup), peak)
+                    row |= _rates(row["median_ms"], price, fused_bytes(shape, frames, setup))
                 rows.append(row)
             if name == "student":
                 progress(f"student by part, {frames} frames")
                 parts += [{"frames": frames, **part} for part in _time_by_part(model, video, setup)]
         del model
+    peak = max(peak, matmul_rate(device, setup.dtype, warmup=setup.warmup, runs=setup.runs))
     teacher = {(r["frames"], r["variant"]): r["median_ms"] for r in rows if r["encoder"] == "teacher"}
     for row in rows:
         if "median_ms" in row:
             like = "compiled" if "compiled" in row["variant"] else "eager"
             row["times_faster_than_teacher"] = teacher[row["frames"], like] / row["median_ms"]
+            row["matmul_share"] = _share_of_matmul(row, peak)
     return {
         "machine": machine(device),
         "setup": _described(setup),
@@ -135,13 +140,23 @@ def _measure(model: nn.Module, video: Tensor, backend: str, compiled: bool, setu
     }
 
 
-def _rates(milliseconds: float, price: Cost, nbytes: int, peak: float) -> dict[str, float]:
+def _share_of_matmul(row: dict[str, Any], peak: float) -> float:
+    share = row["flop_per_s"] / peak
+    if share > 1:
+        raise ValueError(
+            f"{row['encoder']}, {row['variant']}, {row['frames']} frames: {row['flop_per_s'] / 1e12:.3f} TFLOP/s is "
+            f"{share:.0%} of the matmul rate measured in this run ({peak / 1e12:.3f} TFLOP/s), which cannot be; "
+            "nothing is written. Something else used the machine: measure again when it is idle, with more --runs"
+        )
+    return share
+
+
+def _rates(milliseconds: float, price: Cost, nbytes: int) -> dict[str, float]:
     """FLOP rates, with the attention products and, as the paper counts, without."""
     flops, seconds = price.flops + price.attention_flops, milliseconds / 1000
     return {
         "flop_per_s": flops / seconds,
         "flop_per_s_paper": price.flops / seconds,
-        "matmul_share": flops / seconds / peak,
         "intensity": flops / nbytes,
     }
 

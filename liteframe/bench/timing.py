@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from liteframe_kernels.backend import backend_report
 
 
@@ -52,7 +53,7 @@ def _mark(device: torch.device) -> Any:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))  # not the current device's, where nothing runs
     return event
 
 
@@ -66,21 +67,34 @@ def _summary(milliseconds: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
 
 
+# Fewest calls before a rate is measured, and fewest that are: the first ones choose an algorithm and touch the memory.
+WARM = 10
+LONGEST_S = 5.0
+
+
 def copy_bandwidth(device: torch.device, nbytes: int, *, warmup: int, runs: int) -> float:
-    """Bytes per second, read plus written, of copying `nbytes` from one tensor to another."""
+    """Bytes per second, read plus written, of copying `nbytes` from one tensor to another, warm."""
     source = torch.ones(max(1, nbytes // 4), device=device)
     targets = [torch.empty_like(source) for _ in range(2)]
     copy = Contender(lambda run: targets[run % 2], lambda target: target.copy_(source))
-    timing = time_side_by_side({"copy": copy}, device, warmup=warmup, runs=runs)["copy"]
+    timing = time_side_by_side({"copy": copy}, device, warmup=max(warmup, WARM), runs=max(runs, WARM))["copy"]
     return 2 * source.nbytes / (timing.median_ms / 1000)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int, *, warmup: int, runs: int) -> float:
-    """FLOP per second of a square matrix product."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = Contender(lambda run: None, lambda _: a @ b)
-    timing = time_side_by_side({"matmul": product}, device, warmup=warmup, runs=runs)["matmul"]
-    return 2 * size**3 / (timing.median_ms / 1000)
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, warmup: int, runs: int) -> float:
+    """FLOP per second of a square matrix product, warm; of several sizes the fastest, with this process's threads.
+
+    A size is left out where it would take more than LONGEST_S at the rate of the smaller ones.
+    """
+    protocol, best = {"warmup": max(warmup, WARM), "runs": max(runs, WARM)}, 0.0
+    for size in (4096, 8192) if device.type == "cuda" else (256, 512, 1024, 2048):
+        if best and sum(protocol.values()) * 2 * size**3 / best > LONGEST_S:
+            break
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        product = Contender(lambda run: None, lambda _, a=a, b=b: F.linear(a, b))
+        timing = time_side_by_side({"matmul": product}, device, **protocol)["matmul"]
+        best = max(best, 2 * size**3 / (timing.median_ms / 1000))
+    return best
 
 
 def rotation(nbytes: int, device: torch.device) -> int:
@@ -96,7 +110,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
         "measured_on_gpu": on_gpu,
-        "driver": _driver() if on_gpu else None,
+        "driver": _driver(device) if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -105,8 +119,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
+def _driver(device: torch.device) -> str:
+    """Driver, clock and power limit of the card, which nvidia-smi numbers in its own way and finds by its place."""
+    card = torch.cuda.get_device_properties(device)
+    place = f"{card.pci_domain_id:08x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
+    query = ["nvidia-smi", f"--id={place}", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:

@@ -145,7 +145,7 @@ def _kernels(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "machine": machine(device),
         "setup": {"dtype": args.dtype, "frames": frames, "size": args.size, "tiny": args.tiny, **protocol},
         "copy_bytes_per_s": bandwidth,
-        "matmul_flop_per_s": matmul_rate(device, dtype, 8192 if device.type == "cuda" else 256, **protocol),
+        "matmul_flop_per_s": matmul_rate(device, dtype, **protocol),
         "rows": rows,
     }
 

@@ -1,12 +1,15 @@
 """`liteframe bench` at a small size on the CPU: right first, then timed, and said not to be of a GPU."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from liteframe.bench.comparison import Comparison, compare
-from liteframe.bench.timing import Contender, rotation, time_side_by_side
+from liteframe.bench.report import heading
+from liteframe.bench.timing import Contender, copy_bandwidth, machine, matmul_rate, rotation, time_side_by_side
 from liteframe.cli.main import main
 
 SMALL = ["--device", "cpu", "--tiny", "--frames", "8", "--size", "56", "--warmup", "0", "--runs", "2", "--no-compile"]
@@ -36,7 +39,9 @@ def test_bench_encoder(tmp_path):
     by_name = {(row["encoder"], row["variant"]): row for row in record["rows"]}
     assert by_name["student", "kernels"]["status"] == "not measured on a GPU"
     assert by_name["teacher", "eager"]["times_faster_than_teacher"] == 1
-    assert by_name["student", "eager"]["matmul_share"] > 0
+    for row in record["rows"]:
+        if row["status"] == "ok":
+            assert row["matmul_share"] == row["flop_per_s"] / record["matmul_flop_per_s"] <= 1
     assert {part["part"] for part in record["parts"]} >= {
         "attn",
         "mlp",
@@ -94,3 +99,84 @@ def test_contenders_take_turns_and_warm_up_is_not_counted():
     assert timings["a"].runs == 3
     assert timings["a"].p10_ms <= timings["a"].median_ms <= timings["a"].p90_ms
     assert rotation(1, CPU) == 2
+
+
+def test_another_card_than_the_current_one_is_timed(monkeypatch):
+    """Each card's stream has a clock of its own; an event that names no stream is put on the current card's, cuda:0."""
+    clocks, waited = {0: 0.0, 1: 0.0}, []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream=0):
+            self.at = clocks[stream]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: torch.device(device or "cuda:0").index)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+
+    def work(prepared):
+        clocks[0] += 1
+        clocks[1] += 7
+
+    card = torch.device("cuda:1")
+    timing = time_side_by_side({"": Contender(lambda run: run, work)}, card, warmup=1, runs=3)[""]
+    assert (timing.median_ms, timing.p10_ms, timing.p90_ms) == (7, 7, 7)
+    assert waited == [card]
+
+
+SMI = """#!/bin/sh
+case "$*" in
+  *--id=0000000a:3b:00.0*) echo "550.1, 1980 MHz, 700.00 W";;
+  *--id=*) echo "another card" >&2; exit 6;;
+  *) echo "550.1, 210 MHz, 300.00 W"; echo "550.1, 1980 MHz, 700.00 W";;
+esac
+"""
+
+
+def test_the_heading_names_the_measured_card_alone(monkeypatch, tmp_path):
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    place = SimpleNamespace(pci_domain_id=10, pci_bus_id=0x3B, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: place)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some Card")
+    record = {"machine": machine(torch.device("cuda:1"))}
+    assert record["machine"]["driver"] == "550.1, 1980 MHz, 700.00 W"
+    title, nothing, line, *rest = heading(record, "Kernels").splitlines()
+    assert (title, nothing, rest) == ("# Kernels", "", [""])
+    assert line.startswith("Some Card, driver 550.1, 1980 MHz, 700.00 W, torch ")
+
+
+def test_rates_are_measured_warm_in_the_dtype_of_the_run(monkeypatch):
+    """The first calls of each kind take a thousand times as long as the later ones, as oneDNN's do."""
+    calls = {}
+
+    def slow_at_first(a, b):
+        assert a.dtype == b.dtype == torch.bfloat16
+        calls[a.shape] = calls.get(a.shape, 0) + 1
+        time.sleep(0.05 if calls[a.shape] <= 5 else 0.00005)
+
+    monkeypatch.setattr("liteframe.bench.timing.F.linear", slow_at_first)
+    rate = matmul_rate(CPU, torch.bfloat16, warmup=0, runs=1)
+    assert rate > 2 * 2048**3 / 0.01
+    copy_, copies = torch.Tensor.copy_, []
+
+    def slow_copy(self, other):
+        copies.append(self)
+        time.sleep(0.05 if len(copies) <= 5 else 0)
+        return copy_(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", slow_copy)
+    assert copy_bandwidth(CPU, 4096, warmup=0, runs=1) > 2 * 4096 / 0.01
+
+
+def test_an_encoder_faster_than_a_matmul_is_an_error_of_the_measurement(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("liteframe.bench.encoder.matmul_rate", lambda *args, **protocol: 1e6)
+    assert main(["bench", "encoder", "-o", str(tmp_path), *SMALL]) == 2
+    assert "which cannot be; nothing is written. Something else used the machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

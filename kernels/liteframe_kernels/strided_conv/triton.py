@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
 from liteframe_kernels.precision import accumulator
 
 
@@ -43,7 +43,7 @@ def load_taps(p_w, i, o_c, C, ACC: tl.constexpr, KH: tl.constexpr, KW: tl.conste
     return taps, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def strided_conv_forward_kernel(
     p_x, p_cls, p_w, p_b, p_y, p_cls_y,
     rows, cls_rows, TO, HO, WO, C, stride_b, stride_t, stride_h, stride_w, cls_stride_b, cls_stride_t,
@@ -86,7 +86,7 @@ def strided_conv_forward_kernel(
         tl.store(p_cls_y + o_y, b_y.to(p_cls_y.dtype.element_ty), mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def strided_conv_backward_kernel(
     p_g, p_g_cls, p_x, p_cls, p_w, p_dx, p_dcls, p_part,
     rows, cls_rows, TO, HO, WO, C, parts, stride_b, stride_t, stride_h, stride_w, cls_stride_b, cls_stride_t,
@@ -164,7 +164,8 @@ FORWARD = TunedKernel(
 BACKWARD = TunedKernel(
     strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4, maxnreg=128)]
 )
-BACKWARD_WIDE = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4)])
+# Up to nine of them, where a thread holds two channels instead of eight.
+BACKWARD_WIDE = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 512, "BLOCKS": 32}, num_warps=8)])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) 
             triton.cdiv(channels, block)
             * (triton.cdiv(rows, meta["TILE"] // block) + triton.cdiv(cls_rows, meta["TILE"] // block))
         ),
-        x.device,
+        x,
         p_x=x, p_cls=cls, p_w=weight.flatten(1).t().contiguous(), p_b=bias, p_y=y, p_cls_y=cls_y,
         rows=rows, cls_rows=cls_rows, TO=out[0], HO=out[1], WO=out[2], C=channels, **strides(x, cls),
         KT=kernel[0], KH=kernel[1], KW=kernel[2], BIAS=bias is not None, CLS=cls_rows > 0, ACC=wide(x), BC=block,
@@ -218,7 +219,7 @@ def backward(
         partial = sums.new_empty((parts + cls_parts, *sums.shape))
         kernel_function.launch(
             lambda meta: (parts + cls_parts) * kernel[0] * triton.cdiv(channels, block),
-            x.device,
+            x,
             p_g=grad, p_g_cls=grad_cls, p_x=x, p_cls=cls, p_w=weight.flatten(1).t().contiguous(),
             p_dx=dx, p_dcls=dcls, p_part=partial,
             rows=rows, cls_rows=cls_rows, TO=out[0], HO=out[1], WO=out[2], C=channels, parts=parts, **strides(x, cls),

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
 from liteframe_kernels.precision import accumulator
 
 
@@ -29,7 +29,7 @@ def load_frame(p_x, o_frame, i_t, T, N, stride_t, o_n, m_c):
     return tl.load(p_frame, mask=(o_n[:, None] < inside) & m_c, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def temporal_conv_forward_kernel(
     p_x, p_w, p_b, p_y,
     T, N, C, stride_b, stride_t, stride_n,
@@ -70,7 +70,7 @@ def temporal_conv_forward_kernel(
         window = window[1:]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def temporal_conv_backward_kernel(
     p_g, p_x, p_w, p_dx, p_part,
     T, N, C, n_span, blocks_per_program,
@@ -144,13 +144,14 @@ FORWARD = TunedKernel(
     ],
     key=("C", "K", "RESIDUAL"),
 )
-# SPAN: frames x token blocks that a program walks, which fixes the order of the sums. Three taps fit in 128 registers.
+# SPAN: frames x token blocks that a program walks, which fixes the order of the sums. Three taps fit in 128 registers,
+# five where a thread holds four channels instead of eight.
 BACKWARD = TunedKernel(
     temporal_conv_backward_kernel,
     [triton.Config({"TILE": 1024, "BT": 2, "SPAN": 128}, num_warps=4, maxnreg=128)],
 )
 BACKWARD_WIDE = TunedKernel(
-    temporal_conv_backward_kernel, [triton.Config({"TILE": 1024, "BT": 1, "SPAN": 128}, num_warps=4)]
+    temporal_conv_backward_kernel, [triton.Config({"TILE": 1024, "BT": 1, "SPAN": 128}, num_warps=8)]
 )
 
 
@@ -170,7 +171,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> T
             * triton.cdiv(frames, meta["BT"])
             * triton.cdiv(tokens, meta["TILE"] // block)
         ),
-        x.device,
+        x,
         p_x=x, p_w=weight.t().contiguous(), p_b=bias, p_y=y,
         T=frames, N=tokens, C=channels, stride_b=x.stride(0), stride_t=x.stride(1), stride_n=x.stride(2),
         K=taps, LEFT=taps // 2, BIAS=bias is not None, RESIDUAL=residual, ACC=wide(x), BC=block,
@@ -199,7 +200,7 @@ def backward(
     partial = sums.new_empty((parts, *sums.shape) if need_dw else (0,))
     kernel.launch(
         lambda meta: parts * triton.cdiv(channels, block),
-        x.device,
+        x,
         p_g=grad, p_x=x, p_w=weight.t().contiguous(), p_dx=dx, p_part=partial,
         T=frames, N=tokens, C=channels, n_span=spans, blocks_per_program=per_program,
         g_stride_b=grad.stride(0), g_stride_t=grad.stride(1), g_stride_n=grad.stride(2),

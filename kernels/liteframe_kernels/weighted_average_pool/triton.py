@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from liteframe_kernels.launch import TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def block_members(
     return o_m < M, (i // (WO * HO * TO)).to(tl.int64), i_t, i_h, i_w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def weighted_average_pool_forward_kernel(
     p_p, p_q, p_l, p_mask, p_y,
     TO, HO, WO, C, stride_b, stride_t, stride_h, stride_w, q_stride_b, q_stride_t,
@@ -102,7 +102,7 @@ def forward(
     strides = dict(zip(("stride_b", "stride_t", "stride_h", "stride_w"), patches.stride(), strict=False))
     FORWARD.launch(
         lambda meta: patches.numel() // (channels * members),
-        patches.device,
+        patches,
         p_p=patches, p_q=query, p_l=None if logits is None else logits.contiguous(),
         p_mask=None if frame_mask is None else frame_mask.contiguous().view(torch.uint8), p_y=y,
         TO=grid[0], HO=grid[1], WO=grid[2], C=channels, **strides, q_stride_b=q_strides[0], q_stride_t=q_strides[1],
