@@ -79,12 +79,18 @@ def run_stages(arguments: Sequence[str]) -> None:
     adapter: Path | None = None
     for number, stage in enumerate(plan["stages"], 1):
         folder = RunFolder(run / f"{number}_{stage['name']}")
+        overrides = run / f"{folder.path.name}.yaml"
+        settings = yaml.safe_dump({key: value for key, value in stage.items() if key != "name"}).encode()
         if folder.report.is_file():
+            if overrides.is_file() and overrides.read_bytes() != settings:
+                parser.error(
+                    f"stage {folder.path.name} is finished, with {overrides} and not with what {args.config} says "
+                    f"of it now: restore that, or delete {folder.path} and the stages after it to train them again"
+                )
             tell(f"stage {folder.path.name} is finished")
         else:
             tell(f"stage {folder.path.name}")
-            overrides = run / f"{number}_{stage['name']}.yaml"
-            write_atomically(overrides, yaml.safe_dump({k: v for k, v in stage.items() if k != "name"}).encode())
+            write_atomically(overrides, settings)
             before = [] if adapter is None else [f"--model.init_adapter={adapter}"]
             configs = [f"--config={plan['config']}", f"--config={overrides}"]
             LMACommand(["fit", *configs, *shared, *before, f"--run={folder.path}", "--resume=auto"])

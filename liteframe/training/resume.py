@@ -202,6 +202,7 @@ class RunSettings(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, *, resumed: bool):
         super().__init__(parser, config)
         self.resumed = resumed
+        self.settings = plain_settings(parser, config)
         self._before: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -231,7 +232,7 @@ class RunSettings(SaveConfigCallback):
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
         # Left open, the precision is what the machine has.
-        return plain_settings(self.parser, self.config) | {"trainer.precision": str(trainer.precision)}
+        return self.settings | {"trainer.precision": str(trainer.precision)}
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:

@@ -152,6 +152,12 @@ def test_stages_chain_and_finished_ones_are_not_repeated(lma_world, run, tmp_pat
     run("stages", "--config", file)
     assert "stage 1_projector is finished" in capsys.readouterr().err
     assert (tmp_path / "run" / "2_all" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == made
+    changed = [{**stages[0], "trainer": {"max_steps": 3}}, stages[1]]
+    other = lma_world / "longer.yaml"
+    other.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "config": "lma.yaml", "stages": changed}))
+    with pytest.raises(SystemExit):
+        run("stages", "--config", other)
+    assert "stage 1_projector is finished, with" in capsys.readouterr().err
     # One adapter on the original parts gives what the exported folder gives.
     assert main(["export", "hf-vlm", str(tmp_path / "run" / "2_all"), str(tmp_path / "out")]) == 0
     model, processor = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder")

@@ -1,5 +1,8 @@
 """LoRA touches the language model and nothing else."""
 
+import copy
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -70,3 +73,25 @@ def test_the_digest_sees_one_bit_of_a_frozen_weight_and_no_trained_one(model):
         weight = adapted.get_base_model().model.multi_modal_projector.linear_2.bias
         weight[-1] = torch.nextafter(weight[-1], torch.tensor(9.0))
     assert frozen_digest(adapted) != before
+
+
+def test_an_adapter_to_start_from_must_make_its_update_in_the_same_way(model, tmp_path):
+    first = add_lora(copy.deepcopy(model), LoraSettings(rank=2, alpha=4, dropout=0.1))
+    first.save_pretrained(tmp_path, save_embedding_layers=False)
+    config, held = tmp_path / "adapter_config.json", json.loads((tmp_path / "adapter_config.json").read_text())
+    # Dropout is no part of the update, where it came from is no matter, and what is empty is not in use.
+    config.write_text(json.dumps(held | {"peft_version": "0.1", "of_tomorrow": None, "rank_pattern": None}))
+    again = add_lora(copy.deepcopy(model), LoraSettings(rank=2, alpha=4, dropout=0.3), start_from=tmp_path)
+    assert {m.p for name, m in again.named_modules() if name.endswith("lora_dropout.default")} == {0.3}
+    for change, words in (
+        ({"lora_alpha": 32}, r"lora\.alpha is 32 there and 4 here"),
+        ({"r": 8}, r"lora\.rank is 8 there and 2 here"),
+        ({"use_rslora": True}, "use_rslora is True there and False here"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"alpha_pattern": {"q_proj": 16}}, "alpha_pattern is .'q_proj': 16. there"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa' there"),
+        ({"of_tomorrow": "on"}, "of_tomorrow is 'on' there and None here"),
+    ):
+        config.write_text(json.dumps(held | change))
+        with pytest.raises(ValueError, match=words):
+            add_lora(copy.deepcopy(model), LoraSettings(rank=2, alpha=4), start_from=tmp_path)

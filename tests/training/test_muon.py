@@ -11,7 +11,7 @@ from worlds.students import student_config
 
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.training.muon import Muon, orthogonalize
-from liteframe.training.schedule import OptimizerSettings, configure_optimizer
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer, go_on
 
 CONFIG = student_config(dim=16, depth=2, image_size=32, teacher_dim=24, clip_frames=4)
 
@@ -147,3 +147,29 @@ def test_what_muon_cannot_train_is_refused():
         OptimizerSettings(muon_lr=0.1)
     with pytest.raises(ValueError, match=r"optimizer\.kind=muon: nothing here"):
         configure_optimizer(torch.nn.Linear(2, 2), OptimizerSettings(kind="muon"), total_steps=3)
+
+
+def test_continued_with_another_rate_it_takes_it_and_keeps_its_momentum():
+    torch.manual_seed(0)
+    student = LiteFrameEncoder(CONFIG)
+
+    def made(**changes):
+        return configure_optimizer(student, OptimizerSettings(kind="muon", **{"lr": 0.01, **changes}), total_steps=100)
+
+    before = made()
+    trained(student, before["optimizer"], 2)
+    now = made()
+    now["optimizer"].load_state_dict(before["optimizer"].state_dict())
+    now["lr_scheduler"]["scheduler"].load_state_dict(before["lr_scheduler"]["scheduler"].state_dict())
+    go_on(now["optimizer"], now["lr_scheduler"]["scheduler"], made(lr=0.02, muon_lr=0.05, weight_decay=0.0))
+    warm = 1 / 11  # of the peak, in the first step
+    for group, old in zip(now["optimizer"].param_groups, before["optimizer"].param_groups, strict=True):
+        assert group["lr"] == pytest.approx((0.05 if "pieces" in group else 0.02) * warm)
+        assert group["weight_decay"] == 0
+        for parameter, other in zip(group["params"], old["params"], strict=True):
+            kept, was = now["optimizer"].state[parameter], before["optimizer"].state[other]
+            assert kept.keys() == was.keys()
+            assert all(torch.equal(kept[name], was[name]) for name in was)
+    start = student.blocks[0].mlp.fc1.weight.detach().clone()
+    trained(student, now["optimizer"], 1, first=2)
+    assert not torch.equal(student.blocks[0].mlp.fc1.weight, start)
