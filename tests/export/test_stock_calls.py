@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from liteframe_export.hf_vlm import save_vlm
+from packaging.version import Version
 from PIL import Image
 from torch.nn.functional import cosine_similarity, pad
 from transformers import AutoProcessor, BitsAndBytesConfig, LogitsProcessorList
@@ -28,6 +30,8 @@ FIRST = VIDEO.transpose(0, 3, 1, 2)
 CONSTANT = {"total_num_frames": 8, "fps": 4.0}
 SAMPLE = {"do_sample_frames": True}
 NEW = 5
+# Earlier ones check less, mark answers beside their place, and hand all features to each chunk of a prompt.
+CHECKS = Version(transformers.__version__) >= Version("5.23")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -218,7 +222,7 @@ def test_what_transformers_refuses_is_refused(pair, name):
     text, call = REFUSED[name]
     if text is None and pair.family != "internvl":
         text = [7]
-    for processor in (pair.stock, pair.ours):
+    for processor in (pair.stock, pair.ours) if CHECKS else (pair.ours,):
         with pytest.raises((ValueError, TypeError)):
             processor(text=text, return_tensors="pt", **call)
 
@@ -245,8 +249,15 @@ def test_answers_of_a_chat_are_marked_behind_longer_videos(pair):
     inputs = pair.ours.apply_chat_template(
         turns, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
+    assert [
+        where["type"]
+        for where in pair.ours(text="a <video> b", videos=[VIDEO], return_text_replacement_offsets=True)[
+            "text_replacement_offsets"
+        ][0]
+    ] == ["video"]
     marked = [int(i) for i, on in zip(inputs["input_ids"][0], inputs["assistant_masks"][0], strict=True) if on]
-    assert pair.ours.tokenizer.decode(marked).split() in (["red", "square"], ["redsquare"])
+    if CHECKS:
+        assert pair.ours.tokenizer.decode(marked) == "redsquare"
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +284,7 @@ def test_every_way_to_decode_gives_the_greedy_answer(pair, exported):
         "prompt lookup of placeholders": {"prompt_lookup_num_tokens": 20, "max_matching_ngram_size": 1},
         "itself as assistant": {"assistant_model": exported},
         "static cache": {"cache_implementation": "static"},
-        "in chunks": {"prefill_chunk_size": 7},
+        "in chunks": {"prefill_chunk_size": 7} if CHECKS else {},
     }
     for way, settings in ways.items():
         found = exported.generate(**inputs, do_sample=False, max_new_tokens=NEW, **settings)
