@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from liteframe.answer.generate import check_length, check_text, generate_text, greedy
+from liteframe.answer.generate import check_length, check_text, generate_text
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
@@ -188,7 +188,7 @@ class LiteFrameChat(lmms):
         inputs = self.processor(text=[prompt], images=images, return_tensors="pt").to(self.device)
         check_length(len(images), inputs["input_ids"].shape[1], longest, self.model)
         tokenizer = self.processor.tokenizer
-        return generate_text(self.model, tokenizer, {**inputs, **greedy(tokenizer, longest)})
+        return generate_text(self.model, tokenizer, {**inputs, "max_new_tokens": longest})
 
 
 def check_request(request: ChatRequest, settings: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Videos and images in whatever form transformers' own processors take them -> RGB frames.
 
-This file travels inside exported models: it imports torch, transformers, numpy and PIL, nothing else.
+This file travels inside exported models: it imports torch, transformers, numpy and Pillow, nothing else.
 """
 
 import os
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers.image_utils import load_image
 from transformers.utils import is_av_available, is_torchcodec_available
 from transformers.video_utils import load_video
+
+from liteframe.pictures import PictureError, read_picture, rgb
 
 
 def listed_videos(value: Any) -> list[Any]:
@@ -105,42 +107,31 @@ def rgb_video(frames: Any, layout: str | None = None, floating: bool = False) ->
 
 
 def rgb_image(image: Any, layout: str | None = None, floating: bool = False) -> Tensor:
-    """A name, an image of PIL, or an array [H,W], [H,W,C] or [C,H,W] -> [3,H,W]; see rgb_picture and rgb_frames."""
+    """A name, an image of PIL, or an array [H,W], [H,W,C] or [C,H,W] -> [3,H,W]; see rgb_frames.
+
+    Raises:
+        ValueError: a file that is no picture or does not say which of its numbers is white, or not such pixels.
+    """
     if isinstance(image, str | os.PathLike):
         name = os.fspath(image)
-        image = Image.open(name) if os.path.isfile(name) else load_image(name)
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(rgb_picture(image)).permute(2, 0, 1)
+        try:
+            image = read_picture(name) if os.path.isfile(name) else rgb(load_image(name))
+        except PictureError as error:
+            raise ValueError(f"{name} {error}") from error
+    elif isinstance(image, Image.Image):
+        image = rgb(image)
     if getattr(image, "ndim", 0) == 2:
         image = image[None]  # [1,H,W]
     return rgb_frames(image, layout, floating)
-
-
-def rgb_picture(image: Image.Image) -> np.ndarray:
-    """As it is meant to be seen, uint8 [H,W,3]: upright, 16 bits of grey scaled, what is transparent on white.
-
-    Raises:
-        ValueError: a mode whose white is not defined (32-bit integers, floating point).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL itself would clip it
-        grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)  # [H,W]
-        return np.stack([grey] * 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"an image of mode {image.mode!r} does not say what is white; scale it to 8 bits (mode 'L')")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
 
 
 def rgb_frames(frames: Any, layout: str | None = None, floating: bool = False) -> Tensor:
     """Arrays [...,H,W,C] or [...,C,H,W] of 1 (grey), 3 or 4 (alpha) channels -> [...,3,H,W]; alpha is put on white.
 
     Args:
-        frames: an array or a tensor.
+        frames: an array or a tensor; 16-bit pixels (uint16) are scaled, others are numbers from 0 to 255.
         layout: "channels_first" or "channels_last"; None finds out.
-        floating: whether pixels may be floating, on the scale that normalization takes; else integers of 0 to 255.
+        floating: whether pixels may be floating, on the scale that normalization takes; else integers only.
 
     Raises:
         ValueError: other channels, or pixels that are no such numbers.
@@ -155,7 +146,10 @@ def rgb_frames(frames: Any, layout: str | None = None, floating: bool = False) -
         raise ValueError(f"expected pixels [...,H,W,3] uint8 or [...,3,H,W], {found}; input_data_format says which")
     if layouts == ["channels_last"]:
         pixels = pixels.movedim(-1, -3)
-    if not pixels.is_floating_point() and pixels.dtype not in (torch.uint8, torch.bool):
+    if pixels.dtype in (torch.bool, torch.uint16):
+        wide = pixels.to(torch.int64)
+        pixels = (wide * 255 if pixels.dtype == torch.bool else (wide + 128) // 257).to(torch.uint8)
+    elif not pixels.is_floating_point() and pixels.dtype != torch.uint8:
         pixels = pixels.to(torch.int64)
         if pixels.numel() and (pixels.min() < 0 or pixels.max() > 255):
             raise ValueError(f"expected pixels from 0 to 255, uint8, {found} up to {int(pixels.max())}; scale them")
