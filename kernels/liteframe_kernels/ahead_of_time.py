@@ -13,6 +13,7 @@ Runs in a process without TRITON_INTERPRET: kernels decorated for the interprete
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -128,9 +129,6 @@ class Row:
         return found
 
 
-NEEDS = {"": (True, True), ", of x only": (True, False), ", of parameters only": (False, True)}
-
-
 def launches() -> Iterator[Launch]:
     """The launches of the student and of WAP at the paper's sizes, and those at the edges: sizes of 1, views, None.
 
@@ -178,10 +176,10 @@ def _temporal_conv(dtype: torch.dtype) -> Iterator[Launch]:
     for name, x in views.items():
         yield forward(name, x, block.new_empty(768))
     yield forward(", without bias", block, None)
-    for name, needs in NEEDS.items():
-        yield backward(name, block, *needs)
     for name, x in views.items():
         yield backward(name, x, True, True)
+    yield backward(", of x only", block, True, False)
+    yield backward(", of parameters only", block, False, True)
     yield backward(", 5 taps", block, True, True, taps=5)
 
 
@@ -192,24 +190,33 @@ def _strided_conv(dtype: torch.dtype) -> Iterator[Launch]:
         weight, bias = tokens.new_empty(768, *kernel), tokens.new_empty(768)
         grad, grad_cls = strided_conv_reference(x, weight, bias, cls=cls)
         space = kernel[1] * kernel[2]
-        for what, given in (("", (bias, cls)), (", without cls and bias", (None, None)))[: 2 if name == "2x2x2" else 1]:
-            yield Launch(
+
+        def forward(what: str, bias: Tensor | None, cls: Tensor | None) -> Launch:
+            return Launch(
                 f"strided_conv forward {name}{what}",
                 strided.FORWARD,
-                lambda given=given: strided.forward(x, weight, *given),
+                lambda: strided.forward(x, weight, bias, cls),
                 dtype,
                 lambda meta: (kernel[0] * space, 1),
                 edge=edge or bool(what),
             )
-        for what, (need_dx, need_dw) in list(NEEDS.items())[: 3 if name == "2x2x2" else 1]:
-            yield Launch(
+
+        def backward(what: str, need_dx: bool, need_dw: bool) -> Launch:
+            return Launch(
                 f"strided_conv backward {name}{what}",
                 strided.BACKWARD if space <= 4 else strided.BACKWARD_WIDE,
-                lambda needs=(need_dx, need_dw): strided.backward(grad, grad_cls, x, weight, cls, *needs),
+                lambda: strided.backward(grad, grad_cls, x, weight, cls, need_dx, need_dw),
                 dtype,
-                lambda meta, dx=need_dx, dw=need_dw: (1 + dw * space, dx * space),
+                lambda meta: (1 + need_dw * space, need_dx * space),
                 edge=edge,
             )
+
+        yield forward("", bias, cls)
+        yield backward("", True, True)
+        if name == "2x2x2":
+            yield forward(", without cls and bias", None, None)
+            yield backward(", of x only", True, False)
+            yield backward(", of parameters only", False, True)
 
     yield from stage("2x2x2", (2, 2, 2), _tokens(dtype, 2, 16, 1025, 768))
     yield from stage("2x1x1", (2, 1, 1), _tokens(dtype, 2, 8, 257, 768))
@@ -222,7 +229,7 @@ def _weighted_average_pool(dtype: torch.dtype) -> Iterator[Launch]:
     patches, query = tokens[:, :, 1:].unflatten(2, (32, 32)), tokens[:, :, 0]
     logits, mask = tokens.new_empty(2, 16, 32, 32), tokens.new_empty(2, 16, dtype=torch.bool)
     wide = _tokens(dtype, 1, 16, 257, 3200)  # of a teacher of 6 billion parameters
-    cases = {
+    cases: dict[str, tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]] = {
         "query": (patches, query, None, None),
         "logits and mask": (patches, None, logits, mask),
         "3200 channels": (wide[:, :, 1:].unflatten(2, (16, 16)), wide[:, :, 0], None, None),
@@ -235,7 +242,7 @@ def _weighted_average_pool(dtype: torch.dtype) -> Iterator[Launch]:
         yield Launch(
             f"weighted_average_pool forward, {case}",
             pool.FORWARD,
-            lambda given=given: pool.forward(*given, [4, 2, 2]),
+            functools.partial(pool.forward, *given, [4, 2, 2]),
             dtype,
             lambda meta: (1, 0),
             edge=case not in ("query", "logits and mask", "3200 channels"),

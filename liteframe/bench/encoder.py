@@ -211,7 +211,7 @@ def _time_by_part(model: nn.Module, video: Tensor, setup: Setup) -> list[dict[st
 
     contenders = {part: Contender(partial(_given, calls), run_part) for part, calls in inputs.items()}
     contenders["whole"] = Contender(lambda run: video, model)
-    timings = time_side_by_side(contenders, video.device, warmup=min(3, setup.warmup), runs=min(20, setup.runs))
+    timings = time_side_by_side(contenders, video.device, warmup=3, runs=min(20, setup.runs))
     whole = timings.pop("whole").median_ms
     parts = {part: timing.median_ms for part, timing in timings.items()}
     parts["other"] = max(0.0, whole - sum(parts.values()))

@@ -87,13 +87,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, warmup: int, runs: 
     A size is left out where it would take more than LONGEST_S at the rate of the smaller ones.
     """
     protocol, best = {"warmup": max(warmup, WARM), "runs": max(runs, WARM)}, 0.0
+
+    def rate(size: int) -> float:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        product = Contender(lambda run: None, lambda _: F.linear(a, b))
+        timing = time_side_by_side({"matmul": product}, device, **protocol)["matmul"]
+        return 2 * size**3 / (timing.median_ms / 1000)
+
     for size in (4096, 8192) if device.type == "cuda" else (256, 512, 1024, 2048):
         if best and sum(protocol.values()) * 2 * size**3 / best > LONGEST_S:
             break
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        product = Contender(lambda run: None, lambda _, a=a, b=b: F.linear(a, b))
-        timing = time_side_by_side({"matmul": product}, device, **protocol)["matmul"]
-        best = max(best, 2 * size**3 / (timing.median_ms / 1000))
+        best = max(best, rate(size))
     return best
 
 
@@ -121,7 +125,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def _driver(device: torch.device) -> str:
     """Driver, clock and power limit of the card, which nvidia-smi numbers in its own way and finds by its place."""
-    card = torch.cuda.get_device_properties(device)
+    card: Any = torch.cuda.get_device_properties(device)
     place = f"{card.pci_domain_id:08x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
     query = ["nvidia-smi", f"--id={place}", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
     try:
