@@ -69,7 +69,8 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         conversations: what to learn.
         processor: of the Video LLM.
         budgets: numbers of frames, one of which is drawn as the most a sample may have; several videos share it.
-        fps: range of the frame rate that is drawn; a video too long for it gets its budget, spread evenly.
+        fps: range of the frame rate that is drawn; a video too long for it gets its budget, spread evenly over its
+            time, and a list of pictures, which has no times, spread evenly by number.
         seed: of the draws.
         deadline: seconds that reading one file may take.
         cached: keys of frames whose features need not be computed again; their files are not read.

@@ -53,6 +53,7 @@ def encode_video(
     features = []
     with DecodeProcess(deadline) as decoder:
         info = decoder.probe(path)
+        reader = reader if info.video_tracks == 1 else None  # decord would choose among them by rules of its own
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
             pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)

@@ -112,7 +112,8 @@ class StreamSession:
 
         Args:
             frames: uint8 [n,H,W,3].
-            times: seconds of each, ascending, from any start; the first is taken, then `fps` a second. None: take all.
+            times: seconds of each, ascending over all calls, from any start; the first is taken, then `fps` a second.
+                None takes all.
 
         Raises:
             ValueError: not such frames or times, or (with prefill) more than the language model reads.
@@ -235,6 +236,8 @@ class StreamSession:
         """Which of the frames are taken, bool [n]."""
         if len(times) != count or not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
             raise ValueError(f"{count} frames need {count} times in ascending order, all finite, got {list(times)}")
+        if count and self._next_time is not None and times[0] < (last := self._next_time - 1 / self.fps) - SLACK:
+            raise ValueError(f"times fall back to {times[0]} s after {last:.3f} s; a new video begins with reset()")
         taken = np.zeros(count, bool)
         for number, time in enumerate(times):
             due = time if self._next_time is None else self._next_time

@@ -109,6 +109,13 @@ def test_what_cannot_be_is_refused(liteframe_vlm, video, tmp_path):
             session.add(frames)
     with pytest.raises(ValueError, match="2 times in ascending order"):
         session.add(video[:2], [1.0, 0.5])
+    with pytest.raises(ValueError, match="all finite"):
+        session.add(video[:2], [1.0, float("nan")])
+    session.add(video[:2], [5.0, 5.2])
+    with pytest.raises(ValueError, match=r"fall back to 0.0 s after 5.000 s; .*reset\(\)"):
+        session.add(video[:1], [0.0])
+    session.reset()
+    session.add(video[:1], [0.0])
     with pytest.raises(ValueError, match="fps=0"):
         StreamSession(*liteframe_vlm, fps=0)
     with pytest.raises(ValueError, match=r"the system message holds '<\|im_end\|>'"):

@@ -120,11 +120,11 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         ({"video": "a.mp4", "video_track": -1}, "video_track is -1"),
         (
             {"video": "a.mp4", "frames": 4, "fps": 2, "breaks": [[0, 0], [3, 2]]},
-            "does not rise from frame 0 to frame 4",
+            "not rise from frame 0.*to frame 4",
         ),
         (
             {"video": "a.mp4", "frames": 4, "fps": 2, "breaks": [[0, 1], [4, 0]]},
-            "does not rise from frame 0 to frame 4",
+            "not rise from frame 0.*to frame 4",
         ),
         ({"video": "a.mp4", "frames": 4, "fps": 2, "breaks": "0-4"}, "breaks is '0-4'.*liteframe scan"),
         ({"video": "a.mp4", "breaks": [[0, 0], [4, 2]]}, "beside frames and fps"),

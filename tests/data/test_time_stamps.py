@@ -203,7 +203,8 @@ def test_a_frame_that_stays_belongs_to_the_span(corpus):
     timeline = probe(corpus.path("slides.mp4")).timeline  # at 0, 10.02, 20.02, 30.04 s
     assert choose_frames(timeline, frames=9, start=5.0, end=12.0) == [0, 1]
     assert choose_frames(timeline, frames=9, start=12.0, end=14.0) == [1]
-    assert choose_frames(timeline, frames=9, start=9.5, end=12.0) == [1]  # half a second of the one before
+    assert choose_frames(timeline, frames=9, start=9.5, end=12.0) == [1]  # of the one before half a second, a fifth
+    assert choose_frames(timeline, frames=9, start=9.5, end=10.2) == [0, 1]  # and here most of the span
     # and the last one stays for its own time
     assert choose_frames(Timeline.constant_rate(40, 8), frames=9, start=4.97) == [39]
     assert choose_frames(timeline, frames=9, start=timeline.end - 0.01) == [3]

@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -77,7 +78,7 @@ class DecodeProcess:
         header, _ = self._call({"op": "probe", "path": os.fspath(path)})
         info = VideoInfo(**header["info"])
         if info.broken_stamps:
-            _log.warning("%s: %s", os.fspath(path), info.broken_stamps)
+            _warn_once(os.fspath(path), info.broken_stamps)
         return info
 
     def read(
@@ -248,6 +249,11 @@ class DecodeProcess:
             if pipe:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+@cache
+def _warn_once(path: str, found: str) -> None:
+    _log.warning("%s: %s", path, found)
 
 
 def _seconds_without_processor(pid: int) -> float:

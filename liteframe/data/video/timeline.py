@@ -20,7 +20,7 @@ import numpy as np
 EPS = 1e-6
 # Seconds by which time stamps may miss a straight line: files that count in milliseconds round by one.
 _ROUNDING, _LARGEST_ROUNDING = 0.001, 0.002
-_STILL = 1.0  # seconds that a frame from before a span must stay in it to belong to it
+_STILL = 1.0  # seconds that a frame from before a span must stay in it to belong to it, if not for half of the span
 _LONGEST = 24 * 3600.0  # seconds that a frame may be shown; more is a broken time stamp
 _RATES = (1 / _LONGEST, 1000.0)  # frames per second that are believed
 
@@ -62,7 +62,7 @@ class Timeline:
         rising = all(a < b for values in (numbers, seconds) for a, b in pairwise(values))
         ends = len(numbers) > 1 and (numbers[0], numbers[-1]) == (0, self.frames)
         if not (rising and ends and all(map(math.isfinite, seconds)) and seconds[0] >= 0):
-            raise ValueError(f"the timeline {self.breaks} does not rise from frame 0 to frame {self.frames}")
+            raise ValueError(f"the breaks do not rise from frame 0, at 0 or more seconds, to frame {self.frames}")
 
     @classmethod
     def constant_rate(cls, frames: int, fps: float, start: float = 0.0) -> Timeline:
@@ -103,7 +103,8 @@ class Timeline:
     def span(self, start: float | None, end: float | None) -> Span:
         """The frames whose time stamps lie in `[start, end)` seconds; where none does, the one on the screen meanwhile.
 
-        Where the rate varies, a frame from before `start` belongs to the span if it stays in it for a second or more.
+        Where the rate varies, a frame from before `start` belongs to the span if it stays in it for a second or for
+        half of the span.
 
         Args:
             start: None is the beginning.
@@ -123,7 +124,7 @@ class Timeline:
             raise ValueError(f"the span from {begin} s to {end} s holds no frame; the video's are shown from {shown}")
         first, stop = self._following(begin), self.frames if end is None else self._following(end)
         following = self.time(first) if first < stop else until
-        if not self.is_constant and first > 0 and following - begin >= _STILL:
+        if not self.is_constant and first > 0 and following - begin >= min(_STILL, (until - begin) / 2):
             first -= 1
         if first >= stop:  # between two time stamps
             first = max(0, stop - 1)
