@@ -28,6 +28,11 @@ from liteframe.models.vlm.load import load_video_llm
 from liteframe.pictures import PictureError, rgb
 
 LONGEST = 1024  # new tokens, where a task says nothing (lmms-eval's custom)
+# What greedy decoding has of the settings that change answers; nothing (None, 0, no list) is the same.
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "temperature": 0, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1,
+    "no_repeat_ngram_size": 0, "min_new_tokens": 0, "min_length": 0, "suppress_tokens": [], "bad_words_ids": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,12 +200,16 @@ def check_request(request: ChatRequest, settings: dict[str, Any]) -> None:
     """Refuse what is not greedy decoding of plain words.
 
     Raises:
-        ValueError: the task asks for sampling or beams, or its text holds control tokens.
+        ValueError: the task asks for sampling, beams, penalties or bans, or its text holds control tokens.
     """
     check_text(request.text)
     check_text(request.system or "", "system message")
-    if settings.get("do_sample") or (settings.get("temperature") or 0) > 0 or (settings.get("num_beams") or 1) != 1:
-        raise ValueError(f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam")
+    changed = [name for name, value in GREEDY.items() if (settings.get(name) or value) != value]
+    if changed:
+        raise ValueError(
+            f"generation_kwargs {settings}: LiteFrame answers greedily; use temperature 0 and 1 beam, and leave out "
+            f"what changes answers ({', '.join(changed)})"
+        )
 
 
 def read_chat(messages: Sequence[dict[str, Any]], need_visual: bool = True) -> ChatRequest:

@@ -158,6 +158,11 @@ def test_rounds_go_on_until_the_task_ends_them(model, video, reply):
         (chat({"type": "video", "url": "v.mp4"}, words("<image>")), GREEDY, "control token"),
         (chat({"type": "video", "url": "v.mp4"}, words(TEXT)), {"temperature": 0.7}, "answers greedily"),
         (chat({"type": "video", "url": "v.mp4"}, words(TEXT)), {"num_beams": 3}, "answers greedily"),
+        (
+            chat({"type": "video", "url": "v.mp4"}, words(TEXT)),
+            {"repetition_penalty": 1.2},
+            "leave out .*repetition_penalty",
+        ),
     ],
 )
 def test_refusals(model, messages, settings, message):

@@ -96,6 +96,9 @@ VIDEOS = {
     "named channels": ([FIRST], {"input_data_format": "channels_first"}),
     "common": ([VIDEO], {"common_kwargs": {"return_tensors": "pt"}}),
     "told": ([VIDEO], {"return_metadata": True, "num_frames": 4, **SAMPLE}),
+    "told of a rate": ([VIDEO], {"return_metadata": True, "fps": 2, "video_metadata": CONSTANT, **SAMPLE}),
+    "told of all": ([VIDEO], {"return_metadata": True}),
+    "padded": ([VIDEO], {"text_kwargs": {"padding": "max_length", "max_length": 64}}),
 }
 
 
@@ -107,6 +110,7 @@ def test_videos_that_transformers_takes_are_the_same_frames(pair, name):
     expected = frames_of(theirs)
     torch.testing.assert_close(frames_of(ours), expected, atol=1e-6, rtol=0)
     assert ours["video_frames"].tolist() == [len(expected) // len(call["text"])] * len(call["text"])
+    assert ours["input_ids"].shape[1] == 64 or name != "padded"
     slots = [pair.ours.slots(n, *expected.shape[-2:]) for n in ours["video_frames"].tolist()]
     tokens = sum(pair.ours.video_text(video).count(pair.ours.image_token) for video in slots)
     assert int((ours["input_ids"] == pair.ours.image_token_id).sum()) == tokens

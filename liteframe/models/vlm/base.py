@@ -238,7 +238,7 @@ class VlmForGeneration:
         features = [] if ready is None or not (begins or is_first_iteration) else list(ready.pooler_output)
         if ids is not None and (begins or not is_first_iteration):
             placeholder = self.config.image_token_id
-            plain = self.get_input_embeddings()(torch.tensor([placeholder], device=self.device))  # [1,D]
+            plain = self.get_input_embeddings()(torch.tensor([placeholder], device=ids.device))  # [1,D]
             features = with_written_placeholders(features, ids, placeholder, plain)
         if features:
             inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}

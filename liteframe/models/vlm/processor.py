@@ -127,15 +127,15 @@ class LiteFrameProcessor(ProcessorMixin):
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"{name}: text must be a string or a list of strings")
         words, of_videos, of_images = self._by_modality(kwargs)
+        words = {"padding": padding, "padding_side": padding_side, **words}
+        marks = words.pop("return_text_replacement_offsets", return_text_replacement_offsets)
         clips, metadata = self._clips(listed_videos(videos), of_videos)
         stills, _ = self._clips([[image] for image in listed_images(images)], of_images)
         prompts, ordered, replaced = self._expand(prompts, clips, stills)
-        data = dict(self.tokenizer(prompts, return_tensors="pt", padding=padding, padding_side=padding_side, **words))
+        data = dict(self.tokenizer(prompts, return_tensors="pt", **words))
         data.pop("token_type_ids", None)
-        found, needed = (
-            (data["input_ids"] == self.image_token_id).sum(),
-            sum(p.count(self.image_token) for p in prompts),
-        )
+        needed = sum(prompt.count(self.image_token) for prompt in prompts)
+        found = int((data["input_ids"] == self.image_token_id).sum())
         if found != needed:
             raise ValueError(f"{found} of {needed} image tokens are left: do not truncate the prompt, or show less")
         if ordered:
@@ -143,7 +143,7 @@ class LiteFrameProcessor(ProcessorMixin):
             data["video_frames"] = torch.tensor([len(v) for v in ordered])
         if of_videos.get("return_metadata"):
             data["video_metadata"] = metadata
-        if return_text_replacement_offsets:
+        if marks:
             data["text_replacement_offsets"] = replaced
         return BatchFeature(data)
 
@@ -183,17 +183,20 @@ class LiteFrameProcessor(ProcessorMixin):
         told = _flat(told) if told is not None else [None] * len(videos)
         if len(told) != len(videos):
             raise ValueError(f"got {len(videos)} videos, but {len(told)} video_metadata; give one a video")
-        clips, metadata = [], []
+        clips: list[torch.Tensor] = []
+        metadata: list[Any] = []
         for video, facts in zip(videos, told, strict=True):
-            changes = {} if facts is None else {"video_metadata": [facts]}
-            if isinstance(video, str):
+            given: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first", **steps}
+            named = isinstance(video, str)
+            if named:
                 video, facts = read_video(video, self._sampling(steps) if steps["do_sample_frames"] else None)
-                changes = {"do_sample_frames": False}
+                given["do_sample_frames"] = False
+            elif facts is not None:
+                given["video_metadata"] = [facts]
             frames = rgb_video(video, layout, floating=steps.get("do_rescale") is False)  # [T,3,H,W]
-            given = {"return_tensors": "pt", "input_data_format": "channels_first", **steps, **changes}
             processed = self.video_processor(videos=[frames], **given)
             clips.append(processed["pixel_values_videos"][0])  # [T',3,h,w]
-            metadata.append(processed.get("video_metadata", [None])[0] if facts is None else facts)
+            metadata.append(facts if named else processed.get("video_metadata", [None])[0])
         return clips, metadata
 
     def _sampling(self, options: dict[str, Any]) -> Callable[..., Any]:

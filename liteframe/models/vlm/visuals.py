@@ -18,12 +18,13 @@ from transformers.video_utils import load_video
 from liteframe.pictures import PictureError, read_picture, rgb
 
 
-def listed_videos(value: Any) -> list[Any]:
+def listed_videos(value: Any, depth: int = 0) -> list[Any]:
     """Videos in order, each the name of a file, a list of frames (or of their names), or an array [T,...].
 
     Args:
         value: a video or any nesting of lists of them. As in transformers, frames in one list are one video; names
-            are a video each, but where chat templates put them, three lists deep.
+            are a video each, but where chat templates put those of frames, three lists deep.
+        depth: of the lists around it.
     """
     if value is None:
         return []
@@ -33,16 +34,10 @@ def listed_videos(value: Any) -> list[Any]:
         return [[value]]
     if not isinstance(value, list | tuple):
         return [value] if getattr(value, "ndim", 4) == 4 else list(value)
-    if value and all(map(_is_frame, value)):
+    names = depth == 2 and all(isinstance(frame, str | os.PathLike) for frame in value)
+    if value and (names or all(map(_is_frame, value))):
         return [list(value)]
-    names = [
-        video
-        for videos in value
-        if isinstance(videos, list | tuple)
-        for video in videos
-        if isinstance(video, list | tuple) and video and all(isinstance(frame, str) for frame in video)
-    ]
-    return names or [video for item in value for video in listed_videos(item)]
+    return [video for item in value for video in listed_videos(item, depth + 1)]
 
 
 def listed_images(value: Any) -> list[Any]:
