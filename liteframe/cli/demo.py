@@ -28,4 +28,6 @@ def run(args: argparse.Namespace) -> int:
         "accuracy_against_time.png hold the figures; hf-vlm/README.md says how to load the exported model; "
         f"tensorboard --logdir {args.run} shows the training curves."
     )
+    if not args.full:
+        console.print("`liteframe demo --full` goes the same road with three seeds, more videos and more steps.")
     return 0

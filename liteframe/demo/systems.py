@@ -148,6 +148,7 @@ def compare_systems(
             answers[name] = answer_questions(model, processor, questions, frames, partial(progress.advance, task))
             clip = read_evenly([questions[0].video], frames)[questions[0].video]
             passes[name] = (model, prompt_inputs(model, processor, clip, questions[0].text))
+    console.print(f"timing them in turns, {runs} passes of each", highlight=False)
     latencies = measure_in_turns(passes, warmup=max(3, runs // 4), runs=runs)
     rows = []
     for system, frames in points:

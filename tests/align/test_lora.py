@@ -2,15 +2,17 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from liteframe.align.lora import LoraSettings, adapted_layers, add_lora, describe, language_model_layers
+from liteframe.align.lora import ENCODER, LoraSettings, adapted_layers, add_lora, describe, language_model_layers
 from liteframe.models.vlm.adapter import frozen_digest
 from liteframe.models.vlm.family import INTERNVL
+from liteframe.training.schedule import OptimizerSettings, configure_optimizer, parameter_groups
 
 
 def test_every_layer_of_the_language_model_and_no_other(model):
@@ -43,6 +45,20 @@ def test_projector_and_encoder_are_trained_when_asked(model):
         assert any(part in name for name in trained)
     assert "projector: trained; encoder: trained" in describe(adapted)
     assert not any("original_module" in name for name in trained)
+
+
+def test_muon_takes_the_blocks_of_a_trained_encoder_and_nothing_of_lora(model):
+    adapted = add_lora(model, LoraSettings(), train_projector=True, train_encoder=True)
+    names = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    settings = OptimizerSettings(kind="muon", lr=1e-3, muon_lr=4e-3)
+    groups = parameter_groups(adapted, settings, {ENCODER: 0.2})
+    blocks = re.compile(r"vision_tower\.modules_to_save\.default\..*blocks\.\d+\..*(qkv|proj|fc1|fc2)\.weight")
+    for group in groups:
+        muon = [bool(blocks.fullmatch(names[id(p)].removeprefix("base_model.model.model."))) for p in group["params"]]
+        assert set(muon) == {"pieces" in group}
+        assert group["lr"] in ([pytest.approx(8e-4)] if muon[0] else [1e-3, pytest.approx(2e-4)])
+    with pytest.raises(ValueError, match="kind=muon: nothing here is for Muon"):
+        configure_optimizer(nn.ModuleDict({"lora_A": nn.Linear(8, 2, bias=False)}), settings, 10)
 
 
 def test_what_is_trained_is_float32_in_a_bfloat16_model(model):

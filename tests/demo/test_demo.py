@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from liteframe.demo.demo import Settings, prepare_folder, run_demo
-from liteframe.demo.report import BENCHMARK, SYSTEMS, TEACHER, SystemResult, advantage, mean_results
-from liteframe.demo.systems import FRAMES, answer_questions, score
+from liteframe.demo.demo import Journey, Settings, prepare_folder, run_demo
+from liteframe.demo.report import AT, BENCHMARK, LMA, SYSTEMS, TEACHER, SystemResult, advantage, mean_results
+from liteframe.demo.systems import FRAMES, answer_questions, name_of, score
 from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.toyworld.model import CHECKPOINT
@@ -100,6 +101,29 @@ def test_a_table_of_several_seeds_is_their_mean():
     assert (mean.accuracy, mean.types["colour"]) == pytest.approx((0.85, 0.85))
     assert mean.error == pytest.approx(0.03 / math.sqrt(2))
     assert mean_results([[rows[0]]]) == [rows[0]]
+
+
+def test_several_seeds_go_the_road_one_after_the_other(tmp_path, monkeypatch):
+    student, teacher = results_of(1, 1, 1, 1), results_of(1, 0, 1, 1)
+    gone = []
+
+    def travel(folder, settings, seed, watch, stage):
+        gone.append((folder.name, seed, stage))
+        types = dict.fromkeys(QUESTION_TYPES, 0.5)
+        rows = [SystemResult(name, AT[name], 1, 5.0 + seed, 1.0, 0.5, 0.1, 4, types) for name in AT]
+        return Journey(rows, {name_of(LMA, 64): student, name_of(TEACHER, 8): teacher}, {"questions": 4})
+
+    monkeypatch.setattr("liteframe.demo.demo.travel", travel)
+    with (tmp_path / "printed").open("w") as out:
+        report = run_demo(tmp_path / "run", replace(SMALLEST, seeds=3), 5, Console(file=out, width=160))
+    assert gone == [(f"seed_{seed}", seed, f" (seed {seed})") for seed in (5, 6, 7)]
+    assert report["seeds"] == [5, 6, 7]
+    assert [row["encoder_ms"] for row in report["results"]] == [11.0, 11.0]
+    assert report["student_over_teacher"] == {
+        "difference": 0.25, "standard_error": pytest.approx(0.25 / math.sqrt(5)), "by_seed": (0.25, 0.25, 0.25)
+    }  # fmt: skip
+    assert len(report["export"]) == len(report["by_seed"]) == 3
+    assert "By seed: +25.0, +25.0, +25.0 points." in (tmp_path / "printed").read_text()
 
 
 def test_an_earlier_demo_is_replaced_and_anything_else_refused(tmp_path):
