@@ -22,6 +22,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,60 +43,17 @@ DTYPES = (torch.float32, torch.bfloat16)
 DISASSEMBLERS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-class NamedDriver:
-    """A driver of Triton that names an architecture and runs nothing: a launch ends with the compiled kernel."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-        self.utils = self
-
-    def get_current_device(self) -> int:
-        """The architecture: Triton keeps the compiled kernels of two devices apart."""
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        """The default stream."""
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        """What Triton compiles for."""
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        """What Triton asks before it loads a kernel."""
-        return {"max_shared_mem": SHARED_MEMORY[self.arch]}
-
-    def get_benchmarker(self) -> Callable[..., list[float]]:
-        """Runs what is to be timed once, so that every configuration is compiled; all are equally fast."""
-        return lambda call, **_: [0.0] * 3 if call() is None else []
-
-    def load_binary(self, *_: Any) -> tuple[None, None, int, int, int]:
-        """Module, function, registers, spills and most threads of a loaded kernel."""
-        return None, None, 0, 0, 1024
-
-    def launcher_cls(self, *_: Any) -> Callable[..., None]:
-        """What runs a loaded kernel."""
-        return lambda *_: None
-
-
 @dataclass(frozen=True)
 class Launch:
-    """A call of a launcher.
-
-    Attributes:
-        name: what is called, and how.
-        kernel: what it launches.
-        call: the call.
-        dtype: of the tokens.
-        wide: blocks of tokens that are loaded, and stored, 128 bits at a time, by the kernel's constants.
-        edge: not a call of the paper's model; compiled for the newest architecture only.
-    """
+    """A call of a launcher: what is called and how, and what it should come to."""
 
     name: str
     kernel: TunedKernel
     call: Callable[[], object]
     dtype: torch.dtype
+    # Blocks of tokens that are loaded, and stored, 128 bits at a time, by the kernel's constants.
     wide: Callable[[dict[str, int]], tuple[int, int]]
+    # Not a call of the paper's model: compiled for the newest architecture only.
     edge: bool = False
 
 
@@ -267,11 +225,27 @@ def compile_launches(chosen: Iterable[Launch], arch: int) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def pretend(arch: int, listener: Callable[..., None] | None = None) -> Iterator[None]:
-    """Within the block Triton has a GPU of this architecture, on which launches compile and do nothing."""
+def pretend(arch: int, listener: Callable[..., None]) -> Iterator[None]:
+    """Within the block Triton has a GPU of this architecture, on which a launch compiles and runs nothing."""
+
+    def run_once(call: Callable[[], object], **_: Any) -> list[float]:
+        call()  # so every configuration is compiled
+        return [0.0, 0.0, 0.0]
+
+    named = SimpleNamespace(
+        get_current_device=lambda: arch,  # Triton keeps the compiled kernels of two devices apart
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", arch, 32),
+        get_benchmarker=lambda: run_once,
+        launcher_cls=lambda source, metadata: lambda *arguments: None,
+        utils=SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": SHARED_MEMORY[arch]},
+            load_binary=lambda *_: (None, None, 0, 0, 1024),  # module, function, registers, spills, most threads
+        ),
+    )
     config, knob = triton.runtime.driver, triton.knobs.compilation
     before = config._active, knob.listener
-    config._active, knob.listener = NamedDriver(arch), listener
+    config._active, knob.listener = named, listener
     try:
         yield
     finally:
