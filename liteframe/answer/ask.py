@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -11,13 +11,16 @@ from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+import torch
 
+from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_text
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 
-PART = 32  # frames that are read at once where nothing overlaps: bounds memory
+PART = 32  # frames that are read at once, if they are small
+PART_BYTES = 256 << 20  # of frames at the file's own size that are held at once: ten of 4K
 AHEAD = 8  # clips that may be read before they are encoded
 
 
@@ -99,19 +102,43 @@ class VideoQuestion:
         """Read the frames and stream the answer; arguments and errors as of ask."""
         session = StreamSession(model, processor, system=self.system, prefill=overlap)
         with DecodeProcess(self.deadline) as decoder:
-            if session.prefill:
-                parts = self._read(decoder, session.clip_frames)
-                with closing(read_ahead(parts, AHEAD)) as ready:
-                    for frames in ready:
-                        session.add(frames)
-            else:
-                for frames in self._read(decoder, PART):
+            most = session.clip_frames if session.prefill else PART
+            parts = read_resized(frame_encoder(model, processor), decoder, self.path, self.indices, most)
+            with closing(read_ahead(parts, AHEAD) if session.prefill else parts) as ready:
+                for frames in ready:
                     session.add(frames)
         yield from session.stream(self.question, max_new_tokens=max_new_tokens)
 
-    def _read(self, decoder: DecodeProcess, size: int) -> Iterator[np.ndarray]:
-        for first in range(0, len(self.indices), size):
-            yield decoder.read(self.path, list(self.indices[first : first + size]))
+
+def read_resized(
+    encoder: FrameEncoder,
+    decoder: DecodeProcess,
+    path: str | os.PathLike[str],
+    indices: Sequence[int],
+    most: int = PART,
+) -> Generator[np.ndarray]:
+    """Frames of a file at the model's size, uint8 [n,h,w,3], part by part: few are held at the file's own size.
+
+    They are the pixels that the model's own processor makes of whole frames.
+
+    Args:
+        encoder: says how the model wants its frames.
+        decoder: reads them.
+        path: a local video file.
+        indices: of the frames.
+        most: frames of a part.
+
+    Raises:
+        VideoError: the file or a frame of it cannot be decoded.
+    """
+    info = decoder.probe(path)
+    held = max(1, PART_BYTES // (info.height * info.width * 3))
+    few = max(1, held // 8)  # resizing makes copies
+    for first in range(0, len(indices), min(most, held)):
+        frames = decoder.read(path, indices[first : first + min(most, held)])
+        small = [encoder.resized(frames[i : i + few]) for i in range(0, len(frames), few)]
+        del frames  # before the next ones are there
+        yield torch.cat(small).permute(0, 2, 3, 1).numpy()  # [n,h,w,3]
 
 
 def read_ahead(parts: Iterator[np.ndarray], most: int) -> Generator[np.ndarray]:

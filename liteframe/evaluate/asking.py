@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from liteframe.answer.ask import PART
+from liteframe.answer.ask import read_resized
 from liteframe.answer.frame_encoder import frame_encoder
 from liteframe.answer.generate import check_text
 from liteframe.answer.session import StreamSession
@@ -119,10 +119,7 @@ def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Que
         )
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
-    # Part by part, since hundreds of 4K frames do not fit into memory.
-    encoder = frame_encoder(model, processor)
-    parts = [encoder.resized(decoder.read(path, indices[i : i + PART])) for i in range(0, len(indices), PART)]
-    frames = np.concatenate([part.permute(0, 2, 3, 1).numpy() for part in parts])  # [T,h,w,3]
+    frames = np.concatenate(list(read_resized(frame_encoder(model, processor), decoder, path, indices)))  # [T,h,w,3]
     return VideoFrames(frames, tuple(timeline.time(i) for i in indices), timeline.end)
 
 

@@ -2,14 +2,18 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from worlds import ROOT
 from worlds.ctd import write_video
 
-from liteframe.answer.ask import ask
+from liteframe.answer import ask as ask_module
+from liteframe.answer.ask import ask, read_resized
+from liteframe.answer.frame_encoder import frame_encoder
 from liteframe.answer.generate import stream_text
+from liteframe.answer.session import StreamSession
 from liteframe.cli.main import main
 from liteframe.data.video.process import DecodeProcess
 from liteframe.models.vlm.chat import question_prompt
@@ -57,6 +61,32 @@ def test_span_and_rate(loaded, video, independent):
     # seconds 2 to 4 at 2 frames a second: four spans of 4 frames from frame 16 on, their middles
     found = "".join(ask(*loaded, video, QUESTION, frames=64, fps=2.0, start=2.0, end=4.0))
     assert found.strip() == independent([18, 22, 26, 30])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_few_frames_are_held_at_the_size_of_the_file(loaded, tmp_path, monkeypatch, overlap):
+    """A session that was shown all frames at once says the same; each reading keeps to the bytes that are allowed."""
+    large = write_video(tmp_path / "large.mp4", frames=24, fps=8, size=256, seed=3)
+    with DecodeProcess() as decoder:
+        whole = decoder.read(large, list(range(24)))
+        session = StreamSession(*loaded)
+        session.add(whole)
+        expected = session.ask(QUESTION, max_new_tokens=16).text
+        monkeypatch.setattr(ask_module, "PART_BYTES", 5 * 256 * 256 * 3 + 100)
+        sizes, read = [], DecodeProcess.read
+
+        def counted(self, *args, **options):
+            frames = read(self, *args, **options)
+            sizes.append(frames.nbytes)
+            return frames
+
+        monkeypatch.setattr(DecodeProcess, "read", counted)
+        encoder = frame_encoder(*loaded)
+        parts = list(read_resized(encoder, decoder, large, list(range(24))))
+        assert [len(part) for part in parts] == [5, 5, 5, 5, 4]
+        assert torch.equal(torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), encoder.resized(whole))
+    assert "".join(ask(*loaded, large, QUESTION, frames=24, max_new_tokens=16, overlap=overlap)).strip() == expected
+    assert max(sizes) <= ask_module.PART_BYTES
 
 
 def test_command_prints_the_answer(video, independent, capsys):

@@ -2,6 +2,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -195,3 +196,18 @@ def test_the_child_dies_with_its_parent(corpus):
 def _alive(pid):
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_pictures_that_were_handed_over_are_let_go(corpus):
+    """A frame of 4K takes 12 MB in the decoder; a child that keeps them grows by that much a call."""
+
+    def held():
+        text = Path(f"/proc/{decoder._child.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) >> 10
+
+    with DecodeProcess() as decoder:
+        for count in range(14):
+            decoder.read(corpus.path("4k.mp4"), [count % 3])
+            if count == 3:
+                before = held()
+        assert held() - before < 60

@@ -10,6 +10,7 @@ from worlds.ctd import write_video
 from worlds.lettered import write_lettered_questions
 from worlds.vlms import answer_about
 
+from liteframe.answer import ask
 from liteframe.answer.session import StreamSession
 from liteframe.cli.main import main
 from liteframe.data.video.errors import VideoError
@@ -169,13 +170,10 @@ def test_videos_that_were_too_slow_are_read_with_a_longer_deadline(tmp_path, mon
     assert [session["deadline"] for session in sessions] == [1, 600]
 
 
-def test_frames_are_prepared_in_parts_as_in_one(questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "PART", 3)
+def test_frames_are_prepared_in_parts_as_in_one(questions, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "PART_BYTES", 3 * 64 * 64 * 3)
     assert run(questions, tmp_path / "parts") == 0
-    parts = lines(tmp_path / "parts")
-    monkeypatch.setattr(asking, "PART", 100)
-    assert run(questions, tmp_path / "one") == 0
-    assert parts == lines(tmp_path / "one")
+    assert lines(tmp_path / "parts") == lines(whole)
 
 
 @pytest.mark.parametrize("name", ["video-mme", "mlvu", "longvideobench", "hlvid"])

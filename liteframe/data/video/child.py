@@ -5,6 +5,7 @@ It reads requests from stdin and writes answers to stdout, in the messages that 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -30,12 +31,17 @@ def main() -> None:
 
 
 def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
+    gc.freeze()  # what was imported stays, and need not be looked through below
     while size := source.read(LENGTH.size):
         header, frames = _answer(json.loads(source.read(LENGTH.unpack(size)[0])))
         body = json.dumps(header).encode()
         _write(sink, LENGTH.pack(len(body)) + body)
         if frames is not None:
             _write(sink, np.ascontiguousarray(frames).data.cast("B"))
+        del frames
+        # A decoded frame and its side data hold each other, and Python, which sees a few small objects, would keep
+        # hundreds of pictures.
+        gc.collect()
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
