@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -209,8 +210,12 @@ def _check_scope(model: PeftModel, expected: list[str], trained_whole: list[str]
         raise ValueError(f"parameters outside LoRA would be trained: {', '.join(stray[:5])}")
 
 
-def quantize_frozen(model: PeftModel) -> int:
+def quantize_frozen(model: PeftModel, device: torch.device) -> int:
     """Replace what LoRA is put on by its 4-bit form, in place; returns how many layers.
+
+    Args:
+        model: of which no more than one layer at a time is on `device` before it is rounded.
+        device: that rounds, and where the 4-bit layers stay.
 
     Raises:
         ValueError: bitsandbytes is not installed.
@@ -225,12 +230,12 @@ def quantize_frozen(model: PeftModel) -> int:
         if isinstance(base, nn.Linear) and hasattr(wrapper, "lora_A"):
             dtype = base.weight.dtype
             small = bnb.nn.Linear4bit(
-                base.in_features, base.out_features, bias=base.bias is not None, compute_dtype=dtype, quant_type="nf4"
+                base.in_features, base.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
             )
             small.weight = bnb.nn.Params4bit(
                 base.weight.data, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK, module=small
             )
             small.bias = base.bias
-            wrapper.base_layer = small.to("cpu")  # rounds; later moves only copy
+            wrapper.base_layer = small.to(device)  # rounds; later moves only copy
             count += 1
     return count

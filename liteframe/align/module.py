@@ -1,6 +1,7 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch
@@ -87,6 +89,23 @@ class LMAModule(GuardedModule):
         data = self.data()
         if data.cache_features and (self.train_projector or self.train_encoder):
             raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
+        # Lightning makes the device of the run the default. What is rounded waits for it in main memory: the GPU that
+        # 4 bits are for cannot hold it whole.
+        with torch.device("cpu") if self.quantize == "nf4" else nullcontext():
+            model = self._build_model()
+        limit = model.config.text_config.max_position_embeddings
+        longest = check_lengths(data.conversations, self.processor, data.frames, limit)
+        lines = [
+            describe(self.model),
+            f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
+            "reads",
+            template_warning(self.processor),
+            data.unread and f"keys of rows that are not read, and rows that have them: {describe_unread(data.unread)}",
+        ]
+        tell("\n".join(filter(None, lines)))
+
+    def _build_model(self) -> PreTrainedModel:
+        """Make `self.model` on the default device; returns the Video LLM in it."""
         model, _ = load_video_llm(self.vlm, encoder=self.encoder)
         self.origin = origin(model)
         model.config.use_cache = False
@@ -107,18 +126,9 @@ class LMAModule(GuardedModule):
         start = None if self.init_adapter is None else file_digest(Path(self.init_adapter) / ADAPTER_WEIGHTS)
         self.contents = {"model.vlm, model.encoder": self.held_digest, "model.init_adapter": start}
         if self.quantize == "nf4":
-            quantize_frozen(self.model)
+            quantize_frozen(self.model, self.trainer.strategy.root_device)
             self.held_digest = frozen_digest(self.model)
-        limit = model.config.text_config.max_position_embeddings
-        longest = check_lengths(data.conversations, self.processor, data.frames, limit)
-        lines = [
-            describe(self.model),
-            f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
-            "reads",
-            template_warning(self.processor),
-            data.unread and f"keys of rows that are not read, and rows that have them: {describe_unread(data.unread)}",
-        ]
-        tell("\n".join(filter(None, lines)))
+        return model
 
     def configure_optimizers(self) -> Any:
         """Linear warm-up, cosine; a trained encoder learns more slowly."""
