@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.fsdp import fully_shard
 from worlds.students import student_config
 
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.training.muon import Muon, orthogonalize
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, go_on
+from liteframe.training.sharded import WHOLE, full_tensor, sharded_like
 
 CONFIG = student_config(dim=16, depth=2, image_size=32, teacher_dim=24, clip_frames=4)
 
@@ -109,28 +111,45 @@ def test_without_gradients_nothing_moves():
         assert all(torch.equal(value, moments["state"][number][name]) for name, value in state.items())
 
 
-def test_divided_weights_take_the_same_steps(tmp_path):
-    """On a mesh of one process, whose tensors are those of FSDP2; two processes are in tests/distributed."""
-    torch.manual_seed(0)
-    whole = [torch.nn.Parameter(torch.randn(6, 4)), torch.nn.Parameter(torch.randn(4))]
+@pytest.fixture
+def mesh(tmp_path):
+    """A mesh of one process: tensors are divided as by FSDP2. Two processes are in tests/distributed."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        parts = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in whole]
-        runs = []
-        for matrix, vector in (whole, parts):
-            runs.append(Muon([{"params": [matrix], "lr": 0.1, "weight_decay": 0.1, "pieces": 3},
-                              {"params": [vector], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.95)))  # fmt: skip
-        for _ in range(3):
-            for a, b in zip(whole, parts, strict=True):
-                a.grad = torch.randn_like(a)
-                b.grad = distribute_tensor(a.grad.clone(), mesh, [Shard(0)])
-            for optimizer in runs:
-                optimizer.step()
-        for a, b in zip(whole, parts, strict=True):
-            assert torch.equal(a, b.full_tensor())
-    finally:
-        dist.destroy_process_group()
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_divided_weights_take_the_same_steps_and_go_on_with_whole_moments(mesh):
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 6) for _ in range(3)]
+    optimizers = []
+    for number, layer in enumerate(layers):
+        layer.load_state_dict(layers[0].state_dict())
+        if number:
+            fully_shard(layer, mesh=mesh)
+        groups = [{"params": [layer.weight], "lr": 0.1, "weight_decay": 0.1, "pieces": 3},
+                  {"params": [layer.bias], "lr": 0.1, "weight_decay": 0.0}]  # fmt: skip
+        optimizers.append(Muon(groups, (0.9, 0.95)))
+
+    def step(*numbers):
+        gradients = [torch.randn(6, 4), torch.randn(6)]
+        for number in numbers:
+            for parameter, gradient in zip(layers[number].parameters(), gradients, strict=True):
+                parameter.grad = sharded_like(parameter, gradient)
+            optimizers[number].step()
+
+    def weights(number):
+        return [full_tensor(parameter) for parameter in layers[number].parameters()]
+
+    for _ in range(3):
+        step(0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(0), weights(1), strict=True))
+    state = get_optimizer_state_dict(layers[1], optimizers[1], options=WHOLE)
+    layers[2].load_state_dict(layers[1].state_dict())
+    set_optimizer_state_dict(layers[2], optimizers[2], state, options=WHOLE)
+    step(0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(0), weights(2), strict=True))
+    assert not torch.equal(layers[0].weight, weights(1)[0])
 
 
 def test_what_muon_cannot_train_is_refused():
