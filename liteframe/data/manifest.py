@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from liteframe.data.video.errors import VideoInfo
 from liteframe.data.video.timeline import Timeline
 from liteframe.files import read_jsonl, write_jsonl
 
+_log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".xvid"}
     | {".ts", ".m2ts", ".mts", ".m2t", ".mpegts", ".insv", ".lrv", ".360"}
@@ -126,6 +128,12 @@ def load_manifest(source: str | os.PathLike[str]) -> list[VideoEntry]:
         entries.append(entry_of_row(row, local_path(row.get("video"), inside, f"{where}: 'video'"), where))
     if not entries:
         raise ValueError(f"{path}: the manifest holds no row")
+    if untimed := sum(e.frames is not None and e.breaks is None and e.video_track is None for e in entries):
+        _log.warning(
+            "%s: %d of %d rows tell how many frames there are, but not when they are shown; their files are looked "
+            "through before they are read, with PyAV. `liteframe scan %s -o NEW.jsonl` writes both down",
+            *(path, untimed, len(entries), path),
+        )
     return entries
 
 

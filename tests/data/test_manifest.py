@@ -59,7 +59,7 @@ def test_names_that_are_not_utf8_are_written_and_read(tmp_path):
         load_manifest(bad)
 
 
-def test_jsonl_rows(tmp_path):
+def test_jsonl_rows(tmp_path, caplog):
     manifest = write(
         tmp_path / "m.jsonl",
         {"video": "sub/a.mp4", "start": 1, "end": 2.5},
@@ -70,6 +70,7 @@ def test_jsonl_rows(tmp_path):
         VideoEntry(str(tmp_path / "sub/a.mp4"), start=1.0, end=2.5),
         VideoEntry("/data/b.mp4", frames=10, reader="decord"),
     ]
+    assert "1 of 2 rows tell how many frames there are, but not when they are shown" in caplog.text
 
 
 def test_written_manifests_load_again(tmp_path):
