@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that tools which need 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ __all__ = [
     "reducers",
     "weighted_average_pool",
 ]
+
+# What libraries print of themselves on a first run, by logger: an optional kernel for 4-bit layers on a CPU, which PEFT
+# brings up in every process, and attempts to reach a hub, after which an error says what is not at hand.
+_UNASKED = {
+    "bitsandbytes.backends.cpu.ops": ("from kernels-community",),
+    "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
+}
+
+
+def _asked(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in _UNASKED[record.name])
+
+
+for _name in _UNASKED:
+    logging.getLogger(_name).addFilter(_asked)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,14 @@
-"""Parameters and FLOPs, versions, and what a saved encoder is."""
+"""Parameters and FLOPs, and what a saved encoder is."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from liteframe_kernels import backend_report
-
-import liteframe
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.mixers import MIXERS
-
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "lightning", "peft", "safetensors", "av", "decord")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +30,6 @@ def run(args: argparse.Namespace) -> int:
     ]
     print("256 frames of 448x448; FLOPs are 2 per multiply-add of linear and convolution layers\n")
     print("\n".join(cost_table(rows)))
-    print()
-    print("\n".join(aligned([("liteframe", liteframe.__version__), ("python", platform.python_version())])))
-    print("\n".join(aligned([(name, _version(name)) for name in PACKAGES])))
-    print()
-    print("\n".join(aligned([("device", name) for name in devices()])))
-    print("\n".join(aligned([(f"kernels, {key}", value) for key, value in backend_report().items()])))
     return 0
 
 
@@ -90,24 +75,7 @@ def describe_encoder(folder: Path) -> list[str]:
     )  # fmt: skip
 
 
-def devices() -> list[str]:
-    """The CPU, and each CUDA device, as torch sees them."""
-    found = [f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        memory = facts.total_memory / 2**30
-        found.append(f"cuda:{index} {facts.name}, {memory:.0f} GiB, sm_{facts.major}{facts.minor}")
-    return found
-
-
 def aligned(pairs: list[tuple[str, str]]) -> list[str]:
     """Lines of names and values, the values below each other."""
     width = max(16, max(len(name) for name, _ in pairs))
     return [f"{name.ljust(width)}  {value}" for name, value in pairs]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -10,25 +10,46 @@ from collections.abc import Sequence
 from liteframe.data.video.errors import VideoError
 from liteframe.files import show_any_name
 
-COMMANDS = {
-    "distill": "train a small video encoder from an image teacher (CTD)",
-    "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
-    "config": "configurations that come along: their names, and one of them to read or to copy",
-    "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
-    "manifest": "turn a published data set into a manifest and conversations, or join lists",
-    "scan": "check a folder of videos and write a manifest of the usable ones",
-    "cache": "store a teacher's targets once, check them, describe them",
-    "plan": "what a training run will take: memory, time and disk, from a short warm-up",
-    "export": "write an encoder or a Video LLM for other software",
-    "report": "a training run as one HTML page: curves, panel, data faults, cost, parity",
-    "preview": "show a conversation as it will be learned",
-    "eval": "answer a file of questions about videos and report accuracy",
-    "ask": "ask a question about a video",
-    "bench": "measure kernels and encoders on this machine",
-    "info": "parameters and FLOPs, versions, and what a saved encoder is",
+# By what a user wants to do; each is tested by being named here.
+TASKS = {
+    "See that it works here": {
+        "demo": "the whole road on a small world: distil, align, evaluate, export, ask",
+        "doctor": "what this machine can do: devices, decoders, versions, and what is missing for which command",
+    },
+    "Prepare videos and rows": {
+        "scan": "check a folder of videos and write a manifest of the usable ones",
+        "manifest": "turn a published data set into a manifest and conversations, or join lists",
+        "preview": "show a conversation as it will be learned",
+    },
+    "Train": {
+        "config": "configurations that come along: their names, and one of them to read or to copy",
+        "plan": "what a training run will take: memory, time and disk, from a short warm-up",
+        "cache": "store a teacher's targets once, check them, describe them",
+        "distill": "train a small video encoder from an image teacher (CTD)",
+        "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
+    },
+    "Look at what came out": {
+        "report": "a training run as one HTML page: curves, panel, data faults, cost, parity",
+        "ask": "ask a question about a video",
+        "eval": "answer a file of questions about videos and report accuracy",
+        "bench": "measure kernels and encoders on this machine",
+        "info": "parameters and FLOPs, and what a saved encoder is",
+    },
+    "Take it away": {
+        "export": "write an encoder or a Video LLM for other software",
+    },
 }
+COMMANDS = {name: summary for commands in TASKS.values() for name, summary in commands.items()}
 
 TRAINING = ("distill", "align")
+
+
+def overview() -> str:
+    """All commands, by task."""
+    lines = ["liteframe COMMAND ...: small video encoders for Video LLMs. `liteframe COMMAND --help` says more."]
+    for task, commands in TASKS.items():
+        lines += ["", task, *(f"  {name.ljust(9)} {summary}" for name, summary in commands.items())]
+    return "\n".join(lines)
 
 
 def train(command: str, arguments: list[str]) -> int:
@@ -64,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 only on success)."""
     show_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in TRAINING:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] in TRAINING:
         return train(arguments[0], arguments[1:])
     command = next((word for word in arguments if word in COMMANDS), None)
     parser = build_parser(command)

@@ -1,14 +1,19 @@
 """`train_*.py fit`: LightningCLI with a run folder, resume apart from initialization, and precision by hardware."""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -16,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
+from liteframe.data.video.errors import VideoError
 from liteframe.files import OUT_OF_SPACE, OutOfSpaceError, show_any_name
 from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO
@@ -23,6 +29,7 @@ from liteframe.training.configs import with_config_files
 from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
 from liteframe.training.guard import TrainingDivergedError
 from liteframe.training.profile_run import StepProfile, shorten, write_profile
+from liteframe.training.report import tell
 from liteframe.training.resume import (
     RunSettings,
     continued_run,
@@ -34,7 +41,7 @@ from liteframe.training.resume import (
 )
 from liteframe.training.run_folder import Resume, RunFolder
 from liteframe.training.schedule import divide_batch
-from liteframe.training.sharded import check_strategy, common_end, torchrun_devices
+from liteframe.training.sharded import check_strategy, common_end, fewer_devices, torchrun_devices
 from liteframe.training.signals import STOP, slurm_plugins
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -56,6 +63,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 # What Lightning says about things that are as they should be here.
 EXPECTED_WARNINGS = (
     ".*module.s. in eval mode at the start of training",  # the teacher
+    ".*GPU available but not used",  # accelerator is the user's choice
     ".*does not have many workers",  # workers is the user's choice
     ".*checkpoint that ended before the epoch ended",  # the stream continues from the global step
     ".*is smaller than the logging interval",  # log_every_n_steps counts over epochs
@@ -78,6 +86,9 @@ OWNED = {
     "gradient_clip_algorithm": "--trainer.gradient_clip_val, which bounds the norm of all gradients together",
 }
 
+
+PACKAGE = Path(__file__).parents[1]  # liteframe
+WRONG_PATHS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 PRECISIONS = (None, "32-true", "bf16-mixed")
 
@@ -111,7 +122,8 @@ class TrainingCommand(LightningCLI):
     ):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         disable_progress_bar()  # of loading weights; the run's own line is the progress
         self.checkpoint: Path | None = None
         self.settings_as_asked: Any = None
@@ -190,6 +202,11 @@ class TrainingCommand(LightningCLI):
         for key, instead in OWNED.items():
             if config.trainer[key] not in (None, 1, "norm"):
                 self._parser(self.subcommand).error(f"--trainer.{key} has no effect here; use {instead}")
+        if config.trainer.accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+            self._parser(self.subcommand).error(
+                f"--trainer.accelerator {config.trainer.accelerator}: PyTorch finds no GPU here, of which `liteframe "
+                "doctor` says more; leave it out to train on the CPU"
+            )
         if config.trainer.precision not in PRECISIONS:
             self._parser(self.subcommand).error(
                 f"--trainer.precision {config.trainer.precision} would round targets or weights; "
@@ -225,7 +242,7 @@ class TrainingCommand(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         run = self._get(self.config_init, "run")
         config.update(
-            torchrun_devices(config),
+            torchrun_devices() or self._devices_here(config),
             default_root_dir=run,
             logger=TensorBoardLogger(run, name="", version=""),
             plugins=[*(config["plugins"] or []), AtomicCheckpointIO(), *slurm_plugins()],
@@ -244,6 +261,21 @@ class TrainingCommand(LightningCLI):
         trainer = self._instantiate_trainer(config, callbacks)
         self._divide_steps(trainer)
         return trainer
+
+    def _devices_here(self, trainer: Mapping[str, Any]) -> dict[str, int]:
+        """Fewer devices than the settings name, where there are no more; says so, since gradients are accumulated."""
+        data = self.settings.data
+        devices = fewer_devices(trainer, data.batch_size, data.micro_batch_size)
+        if devices is None:
+            return {}
+        there = torch.cuda.device_count()
+        found = f"{there} GPU{'s' if there > 1 else ''}" if there else "no GPU"
+        tell(
+            f"trainer.devices is {trainer['devices']}, and there is {found} here: "
+            f"{f'{devices} of them take' if devices > 1 else 'it takes' if there else 'the CPU takes'} the whole batch "
+            f"of {data.batch_size}, accumulated"
+        )
+        return {"devices": devices}
 
     def _divide_steps(self, trainer: Trainer) -> None:
         """Set how many micro-batches make a step; Lightning counts them, a run's intervals count steps."""
@@ -325,10 +357,26 @@ def automatic_precision(accelerator: Any) -> str:
     return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
+def say_or_trace(program: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python calls with an exception that ends a program: one line for what a user can mend.
+
+    That is what lines of ours refuse, in words of their own, what Lightning says of settings, and paths that are not
+    what they should be; anything else is shown with its traceback.
+    """
+    frames = [frame.f_code.co_filename for frame, _ in walk_tb(trace)]
+    ours = isinstance(error, (ValueError, VideoError)) and frames and Path(frames[-1]).is_relative_to(PACKAGE)
+    if ours or isinstance(error, (MisconfigurationException, *WRONG_PATHS)):
+        rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+        print(f"{program}{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Ends a program with a plain message where data or the disk are at fault, and with 128 + signal after one."""
+    """Ends a program with a plain message where its input or the disk are at fault, and with 128 + signal after one."""
     show_any_name()
+    sys.excepthook = partial(say_or_trace, program)
     try:
         with STOP.listening():
             yield

@@ -52,12 +52,27 @@ def check_strategy(strategy: Any, *, shardable: bool) -> None:
     raise ValueError(f"--trainer.strategy {name} is not supported; use ddp (whole weights on each device){sharded}")
 
 
-def torchrun_devices(trainer: dict[str, Any]) -> dict[str, int]:
-    """Devices and nodes as torchrun has started them, where the configuration leaves them open; empty without it."""
+def torchrun_devices() -> dict[str, int]:
+    """Devices and nodes as torchrun has started them, whatever a configuration says; empty without it."""
     if not TorchElasticEnvironment.detect():
         return {}
-    found = {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ["GROUP_WORLD_SIZE"])}
-    return {key: value for key, value in found.items() if trainer.get(key) in (None, "auto", 1)}
+    return {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ["GROUP_WORLD_SIZE"])}
+
+
+def fewer_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size: int | None) -> int | None:
+    """Devices to take where more are asked for than there are: the most that divide the batch among them.
+
+    None where all are there, or are processes of the CPU.
+    """
+    asked = str(trainer.get("devices"))
+    if trainer.get("accelerator") not in ("auto", "gpu", "cuda") or not asked.isdecimal():
+        return None
+    there, nodes = max(1, torch.cuda.device_count()), int(trainer.get("num_nodes") or 1)
+    if int(asked) <= there:
+        return None
+    # As many clips at a time as each would have had with all of them there.
+    micro = micro_batch_size or max(1, batch_size // (int(asked) * nodes))
+    return next((n for n in range(there, 1, -1) if batch_size % (micro * n * nodes) == 0), 1)
 
 
 @contextmanager
