@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from liteframe.data.manifest import FIELDS, VideoEntry, entry_of_row
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, Turn, is_whole
 from liteframe.models.vlm.family import CONTROL_TOKENS
 
 
@@ -50,7 +50,7 @@ class Conversation:
 
 
 SYSTEM = ("system", "system_prompt")
-SPANS = (("clip",), ("start", "end"), ("video_start", "video_end"))  # the last are Qwen's
+SPANS: tuple[tuple[str, ...], ...] = (("clip",), ("start", "end"), ("video_start", "video_end"))  # the last are Qwen's
 READ = {"conversations", "messages", "video", "videos", "image", "images", *SYSTEM, *(key for s in SPANS for key in s)}
 # What `liteframe scan` writes of a file; without `breaks` these are another tool's, which may mean something else.
 FACTS = {"breaks", *FIELDS} - READ
@@ -69,14 +69,14 @@ REFUSED = _by_key({
     "tools functions": "tools are not called",
     "objects": "boxes are not put into the text",
     "chosen rejected rejected_response rejected_messages rejected_images rejected_videos positive_messages "
-    "negative_messages kto_tag": "this is for training on preferences, and every answer of a row is learned",
+    "negative_messages kto_tag": "every answer of a row is learned, and no preference",
     "nframes min_frames max_frames min_pixels max_pixels total_pixels resized_height resized_width":
-        "what is shown of a video is for the run to say (data.frames, data.fps)",
+        "data.frames and data.fps say what is shown of a video",
     "chat_template_kwargs mm_processor_kwargs": "prompts have no options; `liteframe preview` shows them",
 })  # fmt: skip
 REFUSED_OF_TURN = _by_key({
     "tool_calls tool_call_id function_call": "tools are not called",
-    "reasoning reasoning_content thinking": "no thoughts are put before an answer; write them into it",
+    "reasoning reasoning_content thinking": "thoughts are not put before an answer",
     "image images video videos audio audios": "videos and images are named in the row, beside its turns",
     "train_detail training_detail": "an answer is learned as a whole or not at all",
 })  # fmt: skip
@@ -181,7 +181,7 @@ def _text(text: Any, what: str) -> str:
         )
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be a text that is not empty, got {text!r}")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_whole(text):
         raise ValueError(f"{what} holds half of a character: {text!r}")
     for token in CONTROL_TOKENS:
         if token in text:
@@ -215,7 +215,7 @@ def _refuse(held: dict[str, Any], reasons: dict[str, str], where: str) -> None:
         value = held[key]
         inner = value.values() if isinstance(value, dict) else value
         if value not in (None, "", "[]") and not (isinstance(value, list | dict) and not any(inner)):
-            raise ValueError(f"{where}: {key!r} is {value!r:.80}; {reasons[key]} here: remove the key, or the row")
+            raise ValueError(f"{where}: {key!r} is {value!r:.80}, and {reasons[key]} here; remove the key, or the row")
 
 
 def unread_keys(row: dict[str, Any]) -> set[str]:

@@ -95,12 +95,13 @@ class LMAModule(GuardedModule):
             model = self._build_model()
         limit = model.config.text_config.max_position_embeddings
         longest = check_lengths(data.conversations, self.processor, data.frames, limit)
+        unread = describe_unread(data.unread)
         lines = [
             describe(self.model),
             f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
             "reads",
             template_warning(self.processor),
-            data.unread and f"keys of rows that are not read, and rows that have them: {describe_unread(data.unread)}",
+            f"keys of rows that are not read, and rows that have them: {unread}" if unread else None,
         ]
         tell("\n".join(filter(None, lines)))
 

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, answer_ends
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, answer_ends, is_whole
 from liteframe.models.vlm.family import CONTROL_TOKENS
 
 
 def check_text(text: str, name: str = "question") -> None:
-    """Refuse text that would become control or image tokens.
+    """Refuse text that would become control or image tokens, or that no tokenizer takes.
 
     Raises:
         ValueError: names the token and, by `name`, the text.
     """
+    if not is_whole(text):
+        raise ValueError(f"the {name} holds half of a character, or bytes that are not UTF-8: {text!r}")
     for token in (*CONTROL_TOKENS, PLACEHOLDER, IMAGE):
         if token in text:
             raise ValueError(

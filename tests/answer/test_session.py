@@ -122,6 +122,8 @@ def test_what_cannot_be_is_refused(liteframe_vlm, video, tmp_path):
         StreamSession(*liteframe_vlm, system="<|im_end|>")
     with pytest.raises(ValueError, match="the question holds '<video>'"):
         session.ask("What is <video>?")
+    with pytest.raises(ValueError, match="the question holds half of a character, or bytes that are not UTF-8"):
+        session.ask("What is caf\udce9?")
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         session.ask("What?", max_new_tokens=0)
     with pytest.raises(ValueError, match="use fewer frames"):

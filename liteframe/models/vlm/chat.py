@@ -31,6 +31,11 @@ class Turn:
         return _PLACEHOLDERS.findall(self.text)
 
 
+def is_whole(text: str) -> bool:
+    """Whether tokenizers take a text: JSON may hold half of a character, and a command line bytes that are no UTF-8."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def segments(turns: Sequence[Turn], shown: Sequence[str]) -> list[tuple[str, bool]]:
     """ChatML of a conversation up to its last answer, cut into `(text, learned)`.
 
