@@ -26,7 +26,7 @@ from liteframe.distill.targets import TargetSettings
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import load_teacher
-from liteframe.models.vlm import base
+from liteframe.models.vlm import placeholders
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.family import family_of
 from liteframe.reduce.pooled_teacher import PooledTeacher
@@ -140,7 +140,7 @@ def test_ctd_of_eight_clips(rehearsal, recompute, forward, most):
 
 def test_lma_of_512_frames(rehearsal, monkeypatch):
     """InternVL3-8B with LoRA behind the student, layers recomputed: one device, as many GiB as were found."""
-    monkeypatch.setattr(base, "check_placeholders", lambda *_: [])  # reads numbers, of which there are none
+    monkeypatch.setattr(placeholders, "check_placeholders", lambda *_: [])  # reads numbers, of which there are none
     with torch.device("meta"):
         config = internvl3_8b_config()
         vlm = family_of(config.model_type).hf_class._from_config(config, dtype=torch.bfloat16)
