@@ -6,8 +6,10 @@ import pytest
 
 # Files that take longest go first, or the last one of them would run alone when the other processes have nothing left.
 LONGEST = (
-    *("test_demo.py", "test_two_processes.py", "test_readme.py", "test_graphs.py", "test_kill_survival.py"),
-    *("test_lma_8b_benchmark.py", "test_ctd_run.py", "test_one_rank_fails.py", "test_triton_interpreter.py"),
+    *("test_graphs.py", "test_lma_8b_benchmark.py", "test_readme.py", "test_ahead_of_time.py", "test_demo.py"),
+    *("test_exports.py", "test_two_processes.py", "test_kill_survival.py", "test_onnx_parity.py", "test_guard.py"),
+    *("test_triton_interpreter.py", "test_cache_kill.py", "test_two_families.py", "test_lma_training.py"),
+    *("test_one_rank_fails.py", "test_ctd_run.py", "test_lma_stages.py", "test_lmms_eval.py", "test_licenses.py"),
 )
 
 
