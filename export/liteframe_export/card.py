@@ -282,7 +282,7 @@ def parity_section(parity: Mapping[str, Any]) -> str:
     }
     if parity.get("rounding_to_saved_dtype"):
         rows["rounding"] = (
-            f"storing the weights as {parity['saved_dtype']} moved the logits by up to "
+            f"merging the update and storing the sum as {parity['saved_dtype']} moved the logits by up to "
             f"{parity['rounding_to_saved_dtype']:.3g}; the difference above is counted after it"
         )
     return table("Parity", rows) + "\n\nCase by case in `parity.json`."

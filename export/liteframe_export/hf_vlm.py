@@ -59,7 +59,8 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
     """Load, merge, save, reload in another process and compare: the parity report, and what the encoder is.
 
     Raises:
-        ValueError: logits differ by more than verify.TOLERANCE, or prompts, frames or greedy answers differ.
+        ValueError: logits differ by more than verify.TOLERANCE, or prompts, frames or greedy answers differ; or merging
+            in float32 changed more than rounding does.
     """
     model, processor = load_parts(parts)
     encoder = model.config.vision_config.encoder_config
@@ -77,11 +78,12 @@ def write_and_check(parts: Parts, folder: Path) -> tuple[dict[str, Any], LiteFra
         parameter.data = parameter.data.to(dtype)  # not the buffers: rotary frequencies stay float32, as when loaded
     save_vlm(model, processor, folder)
     rounded = 0.0
-    if adapted and narrow:
-        # The file holds fewer digits than the float32 sum of weight and update: compare with what it can hold.
-        exact = expected["logits"]
-        expected = ask(model, processor, frames, QUESTIONS, NEW_TOKENS)
-        rounded = (exact - expected["logits"]).abs().max().item()
+    if adapted:
+        # The sum of weight and update is rounded, and the file may hold fewer digits still: compare with what it holds.
+        exact, expected = expected, ask(model, processor, frames, QUESTIONS, NEW_TOKENS)
+        rounded = (exact["logits"] - expected["logits"]).abs().max().item()
+        if not narrow:
+            check_merge(exact, expected, rounded)
     del model  # the other process needs the memory
     reloaded = verify.reload(folder, "vlm", videos, questions=QUESTIONS, new_tokens=NEW_TOKENS)
     return compare(expected, reloaded, dtype, rounded), encoder
@@ -106,6 +108,22 @@ def save_vlm(model: Any, processor: Any, folder: Path) -> None:
 def exported_name(cls: type) -> str:
     """Where a class is in the export, as transformers' `auto_map` says it."""
     return f"{Path(file_name(cls.__module__)).stem}.{cls.__name__}"
+
+
+def check_merge(trained: dict[str, Tensor], merged: dict[str, Tensor], rounded: float) -> None:
+    """Whether merging in float32 has changed no more than float32 rounds; a 16-bit file rounds too much to tell.
+
+    Raises:
+        ValueError: a logit has moved by more than 1e-4 of the largest, or a greedy answer is another.
+    """
+    largest = trained["logits"].abs().max().item()
+    if not rounded <= verify.TOLERANCE * largest:
+        raise ValueError(
+            f"logits of the merged model differ by up to {rounded:.3g} from the trained one's (the largest is "
+            f"{largest:.3g}), more than rounding does; nothing is written"
+        )
+    if not torch.equal(trained["answers"], merged["answers"]):
+        raise ValueError("answers of the merged model differ from the trained one's; nothing is written")
 
 
 def compare(

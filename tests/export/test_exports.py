@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from liteframe_export import hf_vlm
 from liteframe_export.hf_vlm import export_vlm, save_vlm
 from liteframe_export.provenance import Parts
 from liteframe_export.reload_child import widened
@@ -22,7 +23,7 @@ from worlds.vlms import answer_about
 
 from liteframe.data.video.process import DecodeProcess
 from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.models.vlm.adapter import load_adapter
+from liteframe.models.vlm.adapter import load_adapter, merge_adapter
 from liteframe.models.vlm.chat import question_prompt
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.toyworld.model import CHECKPOINT
@@ -189,6 +190,27 @@ def test_a_model_in_bfloat16_is_merged_in_float32_and_rounded_once(world, tmp_pa
     parity = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert parity["saved_dtype"] == "bfloat16"
     assert 1e-4 < parity["rounding_to_saved_dtype"] < parity["cases"][0]["largest_logit"] / 4
+
+
+def test_a_merge_that_changes_more_than_rounding_is_refused(world, tmp_path, monkeypatch):
+    """LoRA of 1.001 times its size; that of its own size moves the logits of a float32 model by rounding alone."""
+
+    def merge(model):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 1.001
+        return merge_adapter(model)
+
+    monkeypatch.setattr(hf_vlm, "merge_adapter", merge)
+    with pytest.raises(
+        ValueError, match=r"merged model differ by up to .* more than rounding does; nothing is written"
+    ):
+        export_vlm(Parts(str(world.vlm), str(world.encoder), str(world.run / "adapter")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    trained = {"logits": torch.tensor([25.0, -3.0]), "answers": torch.tensor([[1, 2]])}
+    hf_vlm.check_merge(trained, trained, 1.4e-4)  # found where each weight is moved by one rounding of its last digit
+    with pytest.raises(ValueError, match="answers of the merged model"):
+        hf_vlm.check_merge(trained, {**trained, "answers": torch.tensor([[1, 3]])}, 1.4e-4)
 
 
 def test_layers_are_widened_one_at_a_time(world):
