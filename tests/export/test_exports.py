@@ -113,7 +113,7 @@ def test_pipelines_answer_about_a_file(world, stranger):
 def test_an_export_ends_its_answer_with_its_turn_as_ask_does(tmp_path):
     """Toyworld's checkpoint with a generation_config that names another end, as published ones do."""
     vlm = shutil.copytree(CHECKPOINT, tmp_path / "vlm")
-    settings = {"eos_token_id": 0, "temperature": 0.5, "repetition_penalty": 1.0}  # <|endoftext|>
+    settings = {"eos_token_id": 0, "do_sample": True, "temperature": 0.5, "repetition_penalty": 1.0}  # <|endoftext|>
     (vlm / "generation_config.json").write_text(json.dumps(settings))
     (tmp_path / "out").mkdir()
     save_vlm(*load_video_llm(vlm, encoder=make_student(student_config(), seed=1)), tmp_path / "out")
