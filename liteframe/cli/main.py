@@ -64,7 +64,10 @@ def train(command: str, arguments: list[str]) -> int:
         else:
             from liteframe.align.command import LMACommand, run_stages
 
-            (run_stages if arguments[:1] == ["stages"] else LMACommand)(arguments)
+            if arguments[:1] == ["stages"]:
+                run_stages(arguments[1:])
+            else:
+                LMACommand(arguments)
     return 0
 
 

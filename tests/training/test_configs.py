@@ -40,3 +40,10 @@ def test_commands_show_them_and_refuse_what_is_none(capsys):
             main([command, "fit", "--config", "none"])
         assert stop.value.code == 2
         assert "--config none: no such file, and none of" in capsys.readouterr().err
+
+
+def test_stages_get_the_words_after_their_name(monkeypatch):
+    called = []
+    monkeypatch.setattr("liteframe.align.command.run_stages", called.append)
+    assert main(["align", "stages", "--config", "internvl3_8b"]) == 0
+    assert called == [["--config", "internvl3_8b"]]
