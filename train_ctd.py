@@ -3,14 +3,14 @@
 python train_ctd.py fit --config configs/ctd/<run>.yaml [--data.videos DIR|manifest.jsonl] [--run DIR] [...]
 """
 
-from liteframe.distill.command import CTDCommand
-from liteframe.training.command import exit_codes
+import sys
+
+from liteframe.cli.main import train
 
 
 def main() -> None:
     """Entry point."""
-    with exit_codes("train_ctd.py"):
-        CTDCommand()
+    train("distill", sys.argv[1:], "train_ctd.py")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,12 @@ python train_lma.py stages --config configs/lma/stages/<stages>.yaml [...]
 
 import sys
 
-from liteframe.align.command import LMACommand, run_stages
-from liteframe.training.command import exit_codes
+from liteframe.cli.main import train
 
 
 def main() -> None:
     """Entry point."""
-    with exit_codes("train_lma.py"):
-        if sys.argv[1:2] == ["stages"]:
-            run_stages(sys.argv[2:])
-        else:
-            LMACommand()
+    train("align", sys.argv[1:], "train_lma.py")
 
 
 if __name__ == "__main__":

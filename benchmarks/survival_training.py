@@ -22,7 +22,7 @@ from lightning.pytorch import Callback
 from liteframe.distill.command import CTDCommand
 from liteframe.toyworld.scenes import render, scene_for, write_video
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO, CheckpointFolder
-from liteframe.training.command import exit_codes
+from liteframe.training.exit_codes import exit_codes
 
 ROOT = Path(__file__).resolve().parents[1]
 VIDEOS, STEPS = 7, 20

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from liteframe.files import json_bytes, read_jsonl
+from liteframe.files import json_bytes
+from liteframe.texts import read_jsonl
 
 
 class Journal:

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from liteframe.cli.main import main
-from liteframe.files import check_output, parse_json, read_json, read_jsonl, read_yaml, replacing
+from liteframe.files import check_output, replacing
+from liteframe.texts import parse_json, read_json, read_jsonl, read_yaml
 
 
 def test_rows_come_with_their_places(tmp_path):

@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from liteframe.files import check_output, read_json, write_json
+from liteframe.files import check_output, write_json
+from liteframe.texts import read_json
 
 
 @contextmanager

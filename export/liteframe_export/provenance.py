@@ -8,9 +8,10 @@ from typing import Any
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
-from liteframe.files import checkpoint_source, read_json
+from liteframe.models.checkpoints import checkpoint_source
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
+from liteframe.texts import read_json
 
 
 def run_report(run: Path) -> dict[str, Any]:

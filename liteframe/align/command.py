@@ -14,8 +14,9 @@ from typing_extensions import override
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
-from liteframe.files import read_yaml, write_atomically
+from liteframe.files import write_atomically
 from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.texts import read_yaml
 from liteframe.training.command import TrainingCommand
 from liteframe.training.configs import config_file
 from liteframe.training.report import tell

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from liteframe.align.conversation_rows import Conversation, parse_conversation, unread_keys
 from liteframe.data.paths import Containment, local_path
-from liteframe.files import jsonl_lines, parse_json, read_json, read_yaml
+from liteframe.texts import jsonl_lines, parse_json, read_json, read_yaml
 
 FORMS = (
     "a .jsonl or .json file of rows, an InternVL meta .json {name: {root, annotation}}, "

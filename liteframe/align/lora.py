@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from liteframe.files import read_json
 from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
 from liteframe.models.vlm.family import family_of
+from liteframe.texts import read_json
 
 # As our models of every family name them (see VlmBackbone).
 PROJECTOR, ENCODER = "multi_modal_projector", "vision_tower"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from liteframe.training.configs import packaged_configs, summary
+from liteframe.training.configs import packaged_configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         width = max(map(len, configs))
         for name, path in configs.items():
-            print(f"{name:{width}}  {summary(path)}")
+            print(f"{name:{width}}  {_summary(path)}")
         return 0
     named = [name for name in configs if name == args.name] or [n for n in configs if n.endswith(f"/{args.name}")]
     if len(named) != 1:
@@ -29,3 +30,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.name} {what}")
     print(configs[named[0]].read_text(encoding="utf-8"), end="")
     return 0
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of a configuration's header."""
+    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return " ".join(lines).partition(". ")[0].rstrip(".")

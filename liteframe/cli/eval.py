@@ -90,7 +90,7 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the YAML file is missing, broken or has unknown keys, or --vlm is nowhere.
     """
-    from liteframe.files import read_yaml
+    from liteframe.texts import read_yaml
 
     given: dict[str, Any] = {}
     if args.config is not None:

@@ -52,11 +52,11 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def train(command: str, arguments: list[str]) -> int:
-    """`distill` or `align`, whose command line Lightning reads: the same as train_ctd.py and train_lma.py."""
-    from liteframe.training.command import exit_codes
+def train(command: str, arguments: list[str], program: str | None = None) -> int:
+    """`distill` or `align`, whose command line Lightning reads; train_ctd.py and train_lma.py are these, too."""
+    from liteframe.training.exit_codes import exit_codes
 
-    with exit_codes(f"liteframe {command}"):
+    with exit_codes(program or f"liteframe {command}"):
         if command == "distill":
             from liteframe.distill.command import CTDCommand
 

@@ -17,7 +17,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from liteframe.data.importers import ADAPTERS, Adapter, Problem, Record, Source
 from liteframe.data.manifest import entry_of_row, load_manifest
 from liteframe.data.paths import Containment, in_order, local_path
-from liteframe.files import check_output, json_bytes, read_jsonl, write_jsonl, write_lines
+from liteframe.files import check_output, json_bytes, write_jsonl, write_lines
+from liteframe.texts import read_jsonl
 
 _SHOWN = 10
 _REFRESH = 200  # records

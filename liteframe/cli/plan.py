@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(config: str, words: list[str], views: int) -> dict[str, Any]:
     """The plan of the kind of run that the file describes: a language model to align, or a teacher to learn from."""
-    from liteframe.files import read_yaml
+    from liteframe.texts import read_yaml
 
     values = read_yaml(Path(config))
     model = values.get("model") if isinstance(values, dict) else None

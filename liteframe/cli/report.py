@@ -83,7 +83,7 @@ def facts(run: Path, exports: list[Path]) -> dict[str, Any]:
     Raises:
         ValueError: `run` has no config.yaml, an export no parity.json, or a file of theirs is damaged.
     """
-    from liteframe.files import read_json, read_jsonl
+    from liteframe.texts import read_json, read_jsonl
 
     config = run / "config.yaml"
     if not config.is_file():
@@ -159,7 +159,7 @@ def _cost(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parity(folder: Path) -> dict[str, Any]:
-    from liteframe.files import read_json
+    from liteframe.texts import read_json
 
     if not (folder / "parity.json").is_file():
         raise ValueError(f"{folder} is no folder that `liteframe export` wrote: it has no parity.json")

@@ -16,7 +16,8 @@ from typing import Any
 from liteframe.data.paths import Containment, Listing, list_folder, local_path
 from liteframe.data.video.errors import VideoInfo
 from liteframe.data.video.timeline import Timeline
-from liteframe.files import read_jsonl, write_jsonl
+from liteframe.files import write_jsonl
+from liteframe.texts import read_jsonl
 
 _log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(

@@ -32,7 +32,8 @@ from liteframe.distill.command import CTDCommand
 from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.files import write_json
 from liteframe.toyworld.questions import CHANCE, write_toyworld
-from liteframe.training.command import exit_codes, load_run
+from liteframe.training.command import load_run
+from liteframe.training.exit_codes import exit_codes
 
 TRAINING = {"distill": CTDCommand, "align": LMACommand}
 CONFIG = "--config=toy"

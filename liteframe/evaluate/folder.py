@@ -18,8 +18,9 @@ from rich.table import Table
 
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import METHOD, Share
-from liteframe.files import check_output, read_json, write_json
+from liteframe.files import check_output, write_json
 from liteframe.journal import Journal
+from liteframe.texts import read_json
 
 
 def score_report(

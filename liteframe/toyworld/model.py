@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from liteframe.files import SHIPPED
+from liteframe.models.checkpoints import SHIPPED
 from liteframe.toyworld.questions import vocabulary_texts
 from liteframe.toyworld.scenes import SIZE
 

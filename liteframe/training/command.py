@@ -1,33 +1,23 @@
 """`train_*.py fit`: LightningCLI with a run folder, resume apart from initialization, and precision by hardware."""
 
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from traceback import walk_tb
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from liteframe.data.video.errors import VideoError
-from liteframe.files import OUT_OF_SPACE, OutOfSpaceError, show_any_name
-from liteframe.training.checkpoint import CheckpointError, LastCheckpoint
+from liteframe.training.checkpoint import LastCheckpoint
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO
 from liteframe.training.configs import with_config_files
-from liteframe.training.failures import BadConversationsError, FailureWatch, TooManyBadVideosError
-from liteframe.training.guard import TrainingDivergedError
+from liteframe.training.failures import FailureWatch
 from liteframe.training.profile_run import StepProfile, shorten, write_profile
 from liteframe.training.report import tell
 from liteframe.training.resume import (
@@ -86,9 +76,6 @@ OWNED = {
     "gradient_clip_algorithm": "--trainer.gradient_clip_val, which bounds the norm of all gradients together",
 }
 
-
-PACKAGE = Path(__file__).parents[1]  # liteframe
-WRONG_PATHS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 PRECISIONS = (None, "32-true", "bf16-mixed")
 
@@ -355,48 +342,3 @@ def automatic_precision(accelerator: Any) -> str:
     """bf16 mixed precision on CUDA devices that have bf16, float32 elsewhere."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-
-
-def say_or_trace(program: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python calls with an exception that ends a program: one line for what a user can mend.
-
-    That is what lines of ours refuse, in words of their own, what Lightning says of settings, and paths that are not
-    what they should be; anything else is shown with its traceback.
-    """
-    frames = [frame.f_code.co_filename for frame, _ in walk_tb(trace)]
-    ours = isinstance(error, (ValueError, VideoError)) and frames and Path(frames[-1]).is_relative_to(PACKAGE)
-    if ours or isinstance(error, (MisconfigurationException, *WRONG_PATHS)):
-        rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
-        print(f"{program}{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-@contextmanager
-def exit_codes(program: str) -> Iterator[None]:
-    """Ends a program with a plain message where its input or the disk are at fault, and with 128 + signal after one."""
-    show_any_name()
-    sys.excepthook = partial(say_or_trace, program)
-    try:
-        with STOP.listening():
-            yield
-    except (BadConversationsError, TooManyBadVideosError, CheckpointError) as error:
-        sys.exit(f"{program}: {error}")
-    except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
-            raise
-        sys.exit(f"{program}: {error.strerror if isinstance(error, OutOfSpaceError) else error}")
-    except SafetensorError as error:
-        # Its writer puts what the system said into words.
-        if not any(f"(os error {number})" in str(error) for number in OUT_OF_SPACE):
-            raise
-        sys.exit(f"{program}: the trained weights do not fit on the disk ({error}); make room and add --resume")
-    except TrainingDivergedError as error:
-        sys.exit(f"{program}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as error:
-        # Lightning turns a KeyboardInterrupt into exit code 1.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            sys.exit(130)
-        raise

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from liteframe.files import read_yaml
+from liteframe.texts import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -56,9 +56,3 @@ def with_config_files(arguments: Sequence[str], kind: str) -> list[str]:
 def _checked(path: Path) -> Path:
     read_yaml(path)
     return path
-
-
-def summary(path: Path) -> str:
-    """The first sentence of a configuration's header."""
-    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return " ".join(lines).partition(". ")[0].rstrip(".")

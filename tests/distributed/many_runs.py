@@ -16,7 +16,7 @@ import liteframe.distill.command
 from liteframe.align.command import LMACommand
 from liteframe.distill.command import CTDCommand
 from liteframe.distill.module import CTDModule
-from liteframe.training.command import exit_codes
+from liteframe.training.exit_codes import exit_codes
 
 
 class InterferedModule(CTDModule):

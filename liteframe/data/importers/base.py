@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from liteframe.files import read_json
+from liteframe.texts import read_json
 
 DAMAGED = "the download is damaged or incomplete: fetch the file again"
 

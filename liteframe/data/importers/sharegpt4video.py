@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liteframe.data.importers.base import DAMAGED, Adapter, License, Problem, Record, Source, layout_error, locate
-from liteframe.files import read_jsonl
+from liteframe.texts import read_jsonl
 
 ANNOTATIONS = "sharegpt4video_40k.jsonl"
 WHOLE_VIDEO = "-1"  # `idx` of the caption of the whole video; the others are of moments

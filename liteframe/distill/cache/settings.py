@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from liteframe.files import parse_json
 from liteframe.reduce.wap import SoftmaxOver
+from liteframe.texts import parse_json
 
 Codec = Literal["bf16", "int8"]
 Split = Literal["train", "val"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from liteframe.data.importers.base import DAMAGED, read_list
 from liteframe.evaluate.benchmarks.base import LETTERS, Question
-from liteframe.files import read_jsonl
+from liteframe.texts import read_jsonl
 
 Row = dict[str, Any]
 _CARRIED = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])(?:\s+|$)(.*)", re.DOTALL)  # "A. red", "(A) red"

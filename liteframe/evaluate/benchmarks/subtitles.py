@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liteframe.files import parse_json
+from liteframe.texts import parse_json
 
 _TIME = r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})"
 _RANGE = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liteframe.files import read_json, write_atomically, write_json
+from liteframe.files import write_atomically, write_json
 from liteframe.models.student.config import MODEL_TYPE, LiteFrameConfig
+from liteframe.texts import read_json
 
 WEIGHTS = "model.safetensors"
 

@@ -16,10 +16,11 @@ from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionP
 from transformers.utils import cached_file
 from typing_extensions import override
 
-from liteframe.files import check_weight_index, checkpoint_source, read_json
+from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, probe_logits
 from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
 from liteframe.models.vlm.family import FAMILIES, Family
+from liteframe.texts import read_json
 
 
 @dataclass(frozen=True)

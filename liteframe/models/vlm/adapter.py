@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from liteframe.files import read_json
 from liteframe.models.student.io import weight_misfits
+from liteframe.texts import read_json
 
 # In the names of the weights that PEFT saves with an adapter.
 ADAPTER_MARKS = (".lora_", ".modules_to_save.")

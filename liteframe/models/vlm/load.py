@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from liteframe.files import check_weight_index, checkpoint_source
+from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import read_config
 from liteframe.models.vlm.adapter import load_adapter, merge_adapter
