@@ -53,6 +53,7 @@ from liteframe.models.vlm.internvl import (
 )
 from liteframe.reduce import Reduced
 from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.reduce.reducer import Reducer
 from liteframe.toyworld.model import CHECKPOINT, build_model, build_processor, build_tokenizer
 
 TOP_LEVEL = ("liteframe/", "kernels/", "export/", "tests/", "configs/", "benchmarks/", "docs/", "train_")
@@ -85,21 +86,15 @@ def test_a_kernel_is_a_folder_of_three_files():
     assert all({path.name for path in folder.glob("*.py")} == names for folder in folders)
 
 
-class EveryNth:
+class EveryNth(Reducer):
     """A reducer: tokens at even distances."""
 
-    needs: frozenset[str] = frozenset()
-    space = "patch"
     exact = True
 
-    def __call__(self, signals, budget):
-        frames, n, _ = signals.tokens.shape
-        if not 1 <= budget <= frames * n:
-            raise ValueError(f"{budget} tokens of {frames * n}")
-        chosen = torch.arange(budget) * (frames * n) // budget  # [M]
-        frame = chosen // n
-        slots = [(f, f, count) for f, count in enumerate(frame.bincount(minlength=frames).tolist())]
-        return Reduced(signals.tokens.flatten(0, 1)[chosen], frame, chosen % n, torch.ones(budget), slots)
+    def reduce(self, signals, budget):
+        keep = torch.zeros(signals.tokens.shape[:2], dtype=torch.bool)  # [F,n]
+        keep.view(-1)[torch.arange(budget) * signals.count // budget] = True
+        return Reduced.kept(signals, keep)
 
 
 def test_add_a_reducer(monkeypatch):
@@ -117,6 +112,9 @@ def test_add_a_reducer(monkeypatch):
         reducer_properties.test_equal_frames_give_equal_choices,
         reducer_properties.test_zeros_give_no_nan,
         reducer_properties.test_what_is_missing_is_named,
+        reducer_properties.test_raster_order_is_the_same_tokens_by_frame_and_place,
+        reducer_properties.test_fit_comes_within_a_percent_below_or_says_what_it_got,
+        reducer_properties.test_half_precision_stays_it,
     ):
         holds(reducer)
     reducer_properties.test_a_whole_budget_changes_nothing(reducer, request)

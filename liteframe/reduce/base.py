@@ -6,13 +6,13 @@ Shapes: F frames, n = h * w tokens a frame, M tokens of a video, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Window = tuple[int, int, int]
+Window: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,28 @@ class Tokens:
             [(begin, end, n) for begin, end in lines],
         )
 
+    @classmethod
+    def by_frame(cls, tokens: Tensor, frame: Tensor, place: Tensor, size: Tensor) -> Tokens:
+        """Tokens with a line of the prompt for each frame that some are filed under; shapes as the attributes'."""
+        counts = enumerate(frame.bincount().tolist())
+        return cls(tokens, frame, place, size.float(), [(number, number, count) for number, count in counts if count])
+
+    @classmethod
+    def kept(cls, signals: Signals, keep: Tensor) -> Tokens:
+        """A video's own tokens, untouched and in raster order, where keep bool [F,n] says so."""
+        frame, place = keep.nonzero(as_tuple=True)
+        tokens = signals.tokens[frame, place]
+        return cls.by_frame(tokens, frame, place, torch.ones_like(frame))
+
+    def in_raster_order(self) -> Tokens:
+        """The same tokens by frame and place, those without a place last in their frame."""
+        last = self.place.amax() + 1 if len(self.place) else 0
+        place = torch.where(self.place < 0, last, self.place)
+        order = (self.frame * (last + 1) + place).argsort(stable=True)
+        return replace(
+            self, tokens=self.tokens[order], frame=self.frame[order], place=self.place[order], size=self.size[order]
+        )
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -84,6 +106,7 @@ class Signals:
         saliency: [F,n], sums to 1 in each frame.
         keys: [F,n,d], mean over heads of the keys of the tower's last block.
         glob: [F,C'], one vector a frame: the cls token where there is one.
+        notes: what a reader of results should know of them, such as what stands in for a cls token.
     """
 
     tokens: Tensor
@@ -91,6 +114,7 @@ class Signals:
     saliency: Tensor | None = None
     keys: Tensor | None = None
     glob: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse signals that are not those of the tokens."""
@@ -116,39 +140,36 @@ class Signals:
         """Tokens as a grid, [F,h,w,C]."""
         return self.tokens.unflatten(1, self.grid)
 
-
-class Reducer(Protocol):
-    """A pure function from a video's signals to fewer tokens; float32 inside, without any randomness."""
-
     @property
-    def needs(self) -> frozenset[str]:
-        """Of "saliency", "keys" and "glob", those that it goes by."""
+    def count(self) -> int:
+        """Tokens of the video, F * n."""
+        return self.tokens.shape[0] * self.tokens.shape[1]
 
-    @property
-    def space(self) -> str:
-        """Where its authors let it act, see Signals.tokens."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether as many tokens come out as the budget says."""
-
-    def __call__(self, signals: Signals, budget: int) -> Tokens:
-        """Reduce a video to about `budget` tokens.
+    def budget(self, ratio: float) -> int:
+        """Tokens that a ratio leaves of the video, floor(F * n * ratio).
 
         Raises:
-            ValueError: a signal is missing, or so few tokens cannot be had from so many.
+            ValueError: the ratio is not in (0,1], or leaves nothing.
         """
+        if not 0 < ratio <= 1:
+            raise ValueError(f"a ratio of tokens to keep is above 0 and at most 1, got {ratio}")
+        # 100 * 0.29 is 28.999999999999996.
+        if (budget := int(self.count * ratio + 1e-9)) < 1:
+            raise ValueError(f"a ratio of {ratio} leaves none of {self.count} tokens")
+        return budget
 
+    def tokens_per_frame(self, budget: int) -> int:
+        """What a budget for the video is for each frame, floor(budget / F).
 
-def check_window(signals: Signals, window: Window, budget: int) -> None:
-    """Make sure that pooling windows reaches a budget; the last window of a video need not be full.
+        Raises:
+            ValueError: it is less than one token.
+        """
+        if budget < (frames := len(self.tokens)):
+            raise ValueError(f"a budget of {budget} tokens is less than one for each of {frames} frames")
+        return budget // frames
 
-    Raises:
-        ValueError: the window does not divide the grid, or leaves more tokens than the budget allows.
-    """
-    frames, (t, h, w) = len(signals.tokens), window
-    if signals.grid[0] % h or signals.grid[1] % w:
-        raise ValueError(f"windows of {h}x{w} do not divide a grid of {signals.grid[0]}x{signals.grid[1]}")
-    whole = frames * signals.tokens.shape[1] // (t * h * w)
-    if budget < whole:
-        raise ValueError(f"pooling in windows of {t}x{h}x{w} leaves {whole} tokens, more than the budget of {budget}")
+    def in_float32(self) -> Signals:
+        """The same with every tensor in float32; float64 stays."""
+        names = ("tokens", "saliency", "keys", "glob")
+        given = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: x if x.dtype == torch.float64 else x.float() for name, x in given.items()})

@@ -9,8 +9,10 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from liteframe_kernels import weighted_average_pool as pool_whole_windows
 from torch import Tensor
+from typing_extensions import override
 
-from liteframe.reduce.base import Signals, Tokens, Window, check_window
+from liteframe.reduce.base import Signals, Tokens, Window
+from liteframe.reduce.reducer import Reducer, check_window
 
 # What competes for a window's weight: its members, or all patches of their own frame.
 SoftmaxOver: TypeAlias = Literal["block", "frame"]
@@ -74,18 +76,17 @@ def _repeat_last(x: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WeightedAverage:
+class WeightedAverage(Reducer):
     """WAP as a reducer: the query of a frame is its global vector, the cls token of InternVL."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"glob"})
     space: ClassVar[str] = "patch"
-    exact: ClassVar[bool] = False
     window: Window = (4, 2, 2)
     softmax_over: SoftmaxOver = "block"
 
-    def __call__(self, signals: Signals, budget: int) -> Tokens:
+    @override
+    def reduce(self, signals: Signals, budget: int) -> Tokens:
         """ceil(F/t) * h/kh * w/kw tokens."""
-        signals.require(*self.needs)
         check_window(signals, self.window, budget)
         query = None if signals.glob is None else signals.glob[None]  # [1,F,C]
         pooled = weighted_average_pool(

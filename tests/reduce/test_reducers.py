@@ -3,32 +3,17 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
+from worlds.toy_video import SIDE, C, F, N, toy_queries
+from worlds.toy_video import toy_video as toy
 
 from liteframe import reducers
 from liteframe.reduce import Reduced, Signals
+from liteframe.reduce.reducer import fitted
 from liteframe.reduce.wap import WeightedAverage
 
-F, SIDE, C = 8, 4, 6
-N = SIDE * SIDE
-POOLING = {"average", "wap"}  # their windows lie on a grid of their own: a budget is a bound, and 1x cannot be had
-
-
-def toy(dtype=torch.float64, frames=F):
-    """The toy video of the specification."""
-    f, i, c = np.ogrid[:frames, :N, :C]
-    wobble = 0.1 * (1 + i % 3) * np.sin(2 * f + 0.9 * i + 1.7 * c)
-    early = np.sin(1 + 1.3 * i + 2.1 * c + 0.37 * i * c)
-    late = np.cos(2 + 0.8 * i + 1.9 * c + 0.29 * i * c)
-    x = torch.from_numpy(np.where(f < 5, early, late) + wobble)
-    saliency = torch.from_numpy(2 * np.sin(0.5 + 1.1 * i + 0.3 * f)[..., 0]).softmax(1)
-    k = np.arange(4)
-    keys = torch.from_numpy(np.cos(0.4 + 0.6 * i + 1.5 * k + 0.2 * f + 0.23 * i * k))
-    query = torch.from_numpy(np.cos(0.3 + 0.7 * f + 1.1 * c)[:, 0])
-    assert query.shape == (frames, C)
-    return Signals(x.to(dtype), (SIDE, SIDE), saliency.to(dtype), keys.to(dtype), query.to(dtype))
+POOLING = {name for name, reducer in reducers.items() if reducer.space == "patch"}  # a budget is a bound, 1x cannot be
 
 
 def choices(reduced):
@@ -40,29 +25,48 @@ def reducer(request):
     return reducers[request.param]
 
 
-def budget(signals, ratio=16):
-    return signals.tokens.shape[0] * signals.tokens.shape[1] // ratio
+def budget(signals, reducer):
+    return signals.count // (16 if reducer.space == "patch" else 4)
+
+
+def assert_or_refused(holds, limit):
+    """It holds, or the budget that cannot be met is named."""
+    try:
+        held = holds()
+    except ValueError as error:
+        held = str(limit) in str(error)
+    assert held
 
 
 def test_the_video_is_that_of_the_specification():
     signals = toy()
     first = [0.841471, 0.140747, -0.909009, 0.757855, 0.074187, -0.795603]
     assert signals.tokens[0, 0].tolist() == pytest.approx(first, abs=1e-6)
-    totals = [signals.tokens.sum(), signals.saliency.sum(), signals.keys.sum(), signals.glob.sum()]
+    last = [0.206661, 0.089627, 0.152801, 0.327133, 0.292111, 0.199296]
+    assert signals.tokens[-1, -1].tolist() == pytest.approx(last, abs=1e-6)
+    assert signals.saliency[0, :4].tolist() == pytest.approx([0.067383, 0.190698, 0.060722, 0.007598], abs=1e-6)
+    assert signals.keys[3, 5].tolist() == pytest.approx([-0.653644, 0.933474, -0.992225, 0.815982], abs=1e-6)
+    query = [-0.128844, -0.942222, -0.725932, 0.283662, 0.983268, 0.608351]
+    assert toy_queries()[2].tolist() == pytest.approx(query, abs=1e-6)
+    totals = [signals.tokens.sum(), signals.saliency.sum(), signals.keys.sum(), toy_queries().sum()]
     assert totals == pytest.approx([16.036074, 8, -5.441232, -0.208941], abs=1e-6)
+    likeness = torch.cosine_similarity(signals.glob[:-1], signals.glob[1:])
+    expected = [0.886082, 0.899254, 0.915210, 0.881161, -0.575607, 0.928777, 0.926738]
+    assert likeness.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("frames", [F, 5, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_result_is_whole(reducer, frames, dtype):
     signals = toy(dtype, frames)
-    reduced = reducer(signals, budget(signals))
+    reduced = reducer(signals, budget(signals, reducer))
     count = len(reduced.tokens)
     assert reduced.tokens.isfinite().all()
     assert reduced.tokens.shape == (count, C)
     assert reduced.tokens.dtype == dtype
-    assert count == budget(signals) or not reducer.exact
-    assert 0 < count <= math.ceil(frames / 4) * 4
+    asked = budget(signals, reducer)
+    assert count == asked or not reducer.exact
+    assert 0 < count <= (math.ceil(frames / 4) * 4 if reducer.space == "patch" else asked + frames)
     assert (reduced.frame.diff() >= 0).all()
     assert ((reduced.place >= -1) & (reduced.place < N)).all()
     assert 0 < reduced.size.sum() <= frames * N
@@ -73,7 +77,7 @@ def test_the_result_is_whole(reducer, frames, dtype):
 
 def test_two_calls_agree_to_the_bit_and_change_nothing(reducer):
     signals, before = toy(), toy()
-    once, twice = (reducer(signals, budget(signals)) for _ in range(2))
+    once, twice = (reducer(signals, budget(signals, reducer)) for _ in range(2))
     assert torch.equal(once.tokens, twice.tokens)
     assert choices(once) == choices(twice)
     for field in dataclasses.fields(Signals):
@@ -82,7 +86,7 @@ def test_two_calls_agree_to_the_bit_and_change_nothing(reducer):
 
 
 def test_single_and_double_precision_choose_the_same_tokens(reducer):
-    double, single = (reducer(toy(dtype), budget(toy())) for dtype in (torch.float64, torch.float32))
+    double, single = (reducer(toy(dtype), budget(toy(), reducer)) for dtype in (torch.float64, torch.float32))
     assert choices(double) == choices(single)
     assert torch.allclose(double.tokens.float(), single.tokens, atol=1e-5)
 
@@ -90,7 +94,7 @@ def test_single_and_double_precision_choose_the_same_tokens(reducer):
 def test_a_permutation_of_channels_permutes_the_tokens(reducer):
     signals, order = toy(), torch.randperm(C, generator=torch.Generator().manual_seed(0))
     turned = dataclasses.replace(signals, tokens=signals.tokens[..., order], glob=signals.glob[..., order])
-    plain, other = reducer(signals, budget(signals)), reducer(turned, budget(signals))
+    plain, other = reducer(signals, budget(signals, reducer)), reducer(turned, budget(signals, reducer))
     assert choices(plain) == choices(other)
     assert torch.allclose(plain.tokens[:, order], other.tokens, atol=1e-12)
 
@@ -100,9 +104,10 @@ def test_equal_frames_give_equal_choices(reducer):
     still = Signals(*(x.repeat(8, *[1] * (x.ndim - 1)) if isinstance(x, torch.Tensor) else x for x in (
         one.tokens, one.grid, one.saliency, one.keys, one.glob
     )))  # fmt: skip
-    reduced = reducer(still, budget(still))
-    by_frame = {frame: reduced.place[reduced.frame == frame].tolist() for frame in reduced.frame.unique().tolist()}
-    assert len({tuple(places) for places in by_frame.values()}) == 1
+    reduced = reducer(still, budget(still, reducer))
+    places = {tuple(reduced.place[reduced.frame == frame].tolist()) for frame in reduced.frame.unique().tolist()}
+    # A method that merges over time files more under some frames than under others.
+    assert len(places) == len({len(chosen) for chosen in places})
 
 
 def test_zeros_give_no_nan(reducer):
@@ -112,7 +117,7 @@ def test_zeros_give_no_nan(reducer):
             signals.tokens, signals.grid, signals.saliency, signals.keys, signals.glob
         )
     ))  # fmt: skip
-    assert reducer(nothing, budget(nothing)).tokens.isfinite().all()
+    assert reducer(nothing, budget(nothing, reducer)).tokens.isfinite().all()
 
 
 def test_a_whole_budget_changes_nothing(reducer, request):
@@ -133,28 +138,60 @@ def test_one_token_a_frame_works_or_says_why_not(reducer, request):
             reducer(single, F)
         return
     assert len(reducer(single, F).tokens) == F
+    assert_or_refused(lambda: 0 < len(reducer(single, F // 2).tokens) <= F, F // 2)
+
+
+def test_raster_order_is_the_same_tokens_by_frame_and_place(reducer):
+    signals = toy()
+    own, raster = (reducer(signals, budget(signals, reducer), order=order) for order in ("method", "raster"))
+    rows = zip(own.frame.tolist(), own.place.tolist(), own.tokens.tolist(), own.size.tolist(), strict=True)
+    expected = sorted(rows, key=lambda row: (row[0], N if row[1] < 0 else row[1]))
+    found = zip(raster.frame.tolist(), raster.place.tolist(), raster.tokens.tolist(), raster.size.tolist(), strict=True)
+    assert list(found) == expected
+    assert raster.slots == own.slots
+
+
+def test_fit_comes_within_a_percent_below_or_says_what_it_got(reducer):
+    signals, limit = toy(), budget(toy(), reducer)
+    assert_or_refused(lambda: 0.99 * limit <= len(reducer(signals, limit, fit=True).tokens) <= limit, limit)
+
+
+def test_half_precision_stays_it(reducer):
+    half = Signals(*(x.bfloat16() if isinstance(x, torch.Tensor) else x for x in (
+        toy().tokens, (SIDE, SIDE), toy().saliency, toy().keys, toy().glob
+    )))  # fmt: skip
+    single = Signals(*(x.float() if isinstance(x, torch.Tensor) else x for x in (
+        half.tokens, half.grid, half.saliency, half.keys, half.glob
+    )))  # fmt: skip
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = reducer(half, budget(half, reducer))
+    expected = reducer(single, budget(half, reducer))
+    assert torch.equal(reduced.tokens, expected.tokens.bfloat16())
+    assert choices(reduced) == choices(expected)
 
 
 def test_what_is_missing_is_named(reducer):
     signals = Signals(toy().tokens, (SIDE, SIDE))
     if not reducer.needs:
-        reducer(signals, budget(signals))
+        reducer(signals, budget(signals, reducer))
         return
     with pytest.raises(ValueError, match=sorted(reducer.needs)[0]):
-        reducer(signals, budget(signals))
+        reducer(signals, budget(signals, reducer))
 
 
 @pytest.mark.parametrize(
     ("name", "total", "squares", "first", "last"),
     [
         ("average", 1.002255, 5.289553, [0.598140, -0.551952, 0.250168], [0.148398, 0.059898, 0.319123]),
+        ("max", 47.153982, 50.864936, None, None),
+        ("subsample", -1.549097, 23.175545, None, None),
         ("wap", 1.581503, 5.754177, [0.641548, -0.578504, 0.248203], [0.021724, 0.085752, 0.517540]),
         ("wap over frames", 1.609975, 5.752867, None, None),
     ],
 )
 def test_against_the_specification(name, total, squares, first, last):
     reducer = WeightedAverage(softmax_over="frame") if name == "wap over frames" else reducers[name]
-    tokens = reducer(toy(), 8).tokens
+    tokens = reducer(dataclasses.replace(toy(), glob=toy_queries()), 8).tokens
     assert tokens.sum().item() == pytest.approx(total, abs=2e-6)
     assert tokens.square().sum().item() == pytest.approx(squares, abs=2e-6)
     if first is not None:
@@ -187,3 +224,54 @@ def test_what_does_not_fit_together_is_refused():
         dataclasses.replace(reduced, frame=torch.zeros(3))
     with pytest.raises(ValueError, match="leaves 8 tokens, more than the budget of 7"):
         reducers["average"](signals, 7)
+    with pytest.raises(ValueError, match="there is no reducer 'fast_vid'; there are average, max, "):
+        reducers["fast_vid"]
+    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+        reducers["average"](signals, 0)
+    with pytest.raises(ValueError, match='"method" or "raster", got \'time\''):
+        reducers["average"](signals, 8, order="time")
+
+
+@pytest.mark.parametrize(
+    ("frames", "n", "ratio", "budget"), [(100, 1, 0.29, 29), (32, 196, 1 / 16, 392), (3, 7, 1, 21)]
+)
+def test_a_ratio_is_rounded_down(frames, n, ratio, budget):
+    assert Signals(torch.zeros(frames, n, 1), (n, 1)).budget(ratio) == budget
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.01, math.nan, 0.001])
+def test_a_ratio_that_leaves_nothing_or_more_is_refused(ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        toy().budget(ratio)
+
+
+def first_tokens(count_of):
+    """A method out of which another number of tokens comes than it is asked for, and what it was asked for."""
+    asked = []
+
+    def reduce(signals, budget):
+        asked.append(budget)
+        keep = torch.zeros(signals.tokens.shape[:2], dtype=torch.bool)
+        keep.view(-1)[: count_of(budget)] = True
+        return Reduced.kept(signals, keep)
+
+    return reduce, asked
+
+
+@pytest.mark.parametrize("count_of", [
+    lambda b: b, lambda b: 0.7 * b, lambda b: 1.3 * b, lambda b: 6 * b, lambda b: 0.04 * b**1.5, lambda b: b // 4 * 4,
+    lambda b: 200 + 0.3 * b,
+])  # fmt: skip
+def test_fit_in_eight_calls(count_of):
+    signals = Signals(torch.zeros(32, 256, 1), (16, 16))
+    reduce, asked = first_tokens(lambda b: min(8192, int(count_of(b))))
+    assert 507 <= len(fitted(reduce, signals, 512).tokens) <= 512
+    assert len(asked) <= 8
+
+
+def test_a_fit_that_is_out_of_reach_is_an_error():
+    signals = Signals(torch.zeros(32, 256, 1), (16, 16))
+    reduce, asked = first_tokens(lambda b: b // 40 * 40)  # 480 or 520, not 507 to 512
+    with pytest.raises(ValueError, match=r"480, 520 .*within 1 % below the budget of 512"):
+        fitted(reduce, signals, 512)
+    assert len(asked) <= 8
