@@ -15,6 +15,7 @@ import torch
 
 from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_text
+from liteframe.answer.memory import StreamMemory
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
@@ -38,6 +39,7 @@ def ask(
     system: str | None = None,
     deadline: float = 120.0,
     overlap: bool | None = None,
+    memory: StreamMemory | None = None,
 ) -> Iterator[str]:
     """Stream a greedy answer, piece by piece; `"".join(ask(...))` is the whole.
 
@@ -55,6 +57,7 @@ def ask(
         deadline: seconds that reading the frames may take.
         overlap: read, encode and prefill at the same time, clip by clip; None does so on a GPU. On a CPU the three
             compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
+        memory: what of the frames the language model is shown, such as `memories["window"](4096)`; None shows all.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded.
@@ -64,7 +67,7 @@ def ask(
     asked = VideoQuestion.prepare(
         path, question, frames=frames, fps=fps, start=start, end=end, system=system, deadline=deadline
     )
-    yield from asked.answer(model, processor, max_new_tokens=max_new_tokens, overlap=overlap)
+    yield from asked.answer(model, processor, max_new_tokens=max_new_tokens, overlap=overlap, memory=memory)
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,17 @@ class VideoQuestion:
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         return cls(os.fspath(path), question, system, tuple(indices), deadline)
 
-    def answer(self, model: Any, processor: Any, *, max_new_tokens: int, overlap: bool | None = None) -> Iterator[str]:
+    def answer(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_new_tokens: int,
+        overlap: bool | None = None,
+        memory: StreamMemory | None = None,
+    ) -> Iterator[str]:
         """Read the frames and stream the answer; arguments and errors as of ask."""
-        session = StreamSession(model, processor, system=self.system, prefill=overlap)
+        session = StreamSession(model, processor, memory, system=self.system, prefill=overlap)
         with DecodeProcess(self.deadline) as decoder:
             most = session.clip_frames if session.prefill else PART
             parts = read_resized(frame_encoder(model, processor), decoder, self.path, self.indices, most)

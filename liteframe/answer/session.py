@@ -30,7 +30,7 @@ from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
-FORMAT = 1
+FORMAT = 2
 SLACK = 1e-6  # seconds by which a frame may come before its time
 
 
@@ -68,7 +68,8 @@ class StreamSession:
         clip_frames: how many are encoded together.
 
     Raises:
-        ValueError: fps is not positive, the system message holds a control token, or the memory does not only append.
+        ValueError: fps is not positive, the system message holds a control token, the memory does not only append, or
+            its budget is below one slot.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class StreamSession:
         self._cache_name = cache_name(model.model.language_model)
         on_side = self.prefill and model.device.type == "cuda"  # there it overlaps with prefill
         self._stream = torch.cuda.Stream(model.device) if on_side else None
+        if self.memory.budget is not None:
+            self.memory.check(self._slot_tokens())
         self.reset()
 
     def reset(self) -> None:
@@ -229,6 +232,7 @@ class StreamSession:
             "width": config.text_config.hidden_size,
             "clip_frames": self.clip_frames,
             "memory": self.memory.name,
+            "memory_settings": self.memory.settings(),
             "fps": self.fps,
         }
 
@@ -246,6 +250,11 @@ class StreamSession:
                     due += 1 / self.fps
             taken[number], self._next_time = taken_now, due
         return taken
+
+    @torch.inference_mode()
+    def _slot_tokens(self) -> int:
+        blank = np.zeros((1, 64, 64, 3), np.uint8)
+        return self._encode(self._resized(blank), 0).slots[0][2]
 
     def _remember(self, clips: Tokens) -> None:
         self.memory.add(clips)

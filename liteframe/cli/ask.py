@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=float, help="start of the part to look at, in seconds")
     parser.add_argument("--end", type=float, help="end of the part to look at, in seconds")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
+    parser.add_argument("--memory", help="NAME:BUDGET of what forgets, budget in tokens, as window:4096; default: all")
     parser.add_argument("--system", help="system message; default: none")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
 
@@ -27,10 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from liteframe.answer.ask import VideoQuestion
+    from liteframe.answer.memory import parse_memory
     from liteframe.models.vlm.load import find_device, load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
+    memory = parse_memory(args.memory) if args.memory else None
     device = find_device(args.device)
     asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
         args.video,
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
     model.to(device)
-    for piece in asked.answer(model, processor, max_new_tokens=args.max_new_tokens):
+    for piece in asked.answer(model, processor, max_new_tokens=args.max_new_tokens, memory=memory):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

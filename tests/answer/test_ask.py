@@ -104,6 +104,7 @@ def test_command_prints_the_answer(video, independent, capsys):
         (["--start", "nan"], "start is nan"),
         (["--end", "inf"], "end is inf"),
         (["--end", "nan"], "end is nan"),
+        (["--memory", "window:8"], "a budget of 8 tokens is below one slot of this model, which has 16; give at least"),
         (["--frames", "40", "--max-new-tokens", "100000"], "use fewer frames or a shorter answer"),
     ],
 )
@@ -119,6 +120,7 @@ def test_what_cannot_be_asked_is_told_before_a_model_is_loaded(video, capsys, tm
 
     assert "none.mp4" in ask_nobody(tmp_path / "none.mp4", QUESTION)
     assert "the span from 3.0 s to 2.0 s holds no frame" in ask_nobody(video, QUESTION, "--start", 3, "--end", 2)
+    assert "there is no memory 'windows'" in ask_nobody(video, QUESTION, "--memory", "windows:64")
     assert "the question holds '<video>'" in ask_nobody(video, "What is in <video>?")
 
 

@@ -1,5 +1,7 @@
 """What every memory keeps to, whatever it forgets: a memory is tested here by being registered."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,8 +11,8 @@ from liteframe.models.vlm.chat import question_prompt
 QUESTION = "Which way does the red object move?"
 WORDS = ["red", "left", "circle", "square"]
 # Settings with a budget that the stream exceeds, and with one that it does not.
-SMALL = {"all": {}}
-ROOMY = {"all": {}}
+SMALL = {"all": {}, "window": {"budget": 12}, "halving": {"budget": 12}, "random": {"budget": 12}}
+ROOMY = {"all": {}, "window": {"budget": 4096}, "halving": {"budget": 4096}, "random": {"budget": 4096}}
 
 
 @pytest.fixture(params=sorted(memories))
@@ -49,6 +51,48 @@ def test_bounded(start, video, name):
         assert session.size().tokens <= (4 * slots if budget is None else budget)
     if budget is None:
         assert session.size().tokens == 4 * slots
+
+
+@pytest.mark.parametrize("name", sorted(set(memories) - {"all"}))
+def test_a_budget_below_one_slot_is_refused(name, loaded):
+    with pytest.raises(ValueError, match="a budget of 0 tokens keeps nothing; give"):
+        memories[name](0)
+    for pair in loaded.values():
+        with pytest.raises(ValueError, match=r"a budget of 3 tokens .* one slot of this model, which has \d+; give"):
+            StreamSession(*pair, memories[name](3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision"])
+def test_other_families_and_bfloat16(name, loaded, video, tmp_path, family, dtype):
+    """In short: bounded, read-only, causal, saved and forked without a trace, exact where all fits."""
+    model, processor = loaded[f"liteframe_{family}"]
+    model = copy.deepcopy(model).to(dtype)
+    slot = processor.tokens_per_slot(*processor.frame_size)
+
+    def session(settings):
+        budget = {"budget": settings["budget"] * slot // 4} if "budget" in settings else {}
+        return StreamSession(model, processor, memories[name](**{**settings, **budget}))
+
+    small = session(SMALL[name])
+    small.add(video[:21])
+    before, scores = state(small), small.score(QUESTION, WORDS)
+    small.fork().add(video[21:])
+    small.ask(QUESTION, max_new_tokens=2)
+    assert_same(state(small), before, **EXACTLY)
+    assert small.memory.budget is None or small.size().tokens <= small.memory.budget
+    small.save(tmp_path / "saved")
+    other = session(SMALL[name])
+    other.load(tmp_path / "saved")
+    assert torch.equal(other.score(QUESTION, WORDS), scores)
+    for one in (small, other):
+        one.add(video[21:])
+    assert_same(state(small), state(other), **EXACTLY)
+    roomy, whole = session(ROOMY[name]), StreamSession(model, processor)
+    for one in (roomy, whole):
+        one.add(video)
+    near = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0}
+    torch.testing.assert_close(roomy.score(QUESTION, WORDS), whole.score(QUESTION, WORDS), **near)
 
 
 def test_asking_changes_nothing(start, video):

@@ -1,4 +1,4 @@
-"""Memories of a streaming session by name: `memories["all"]()`."""
+"""Memories of a streaming session by name: `memories["window"](budget)`, or `parse_memory("window:4096")`."""
 
 from __future__ import annotations
 
@@ -6,5 +6,26 @@ from collections.abc import Callable
 
 from liteframe.answer.memory.base import StreamMemory
 from liteframe.answer.memory.everything import Everything
+from liteframe.answer.memory.slots import Halving, Random, Window
 
-memories: dict[str, Callable[..., StreamMemory]] = {memory.name: memory for memory in (Everything,)}
+memories: dict[str, Callable[..., StreamMemory]] = {
+    memory.name: memory for memory in (Everything, Window, Halving, Random)
+}
+
+
+def parse_memory(text: str) -> StreamMemory:
+    """The memory that a command line names: `NAME:BUDGET`, the budget in tokens of the language model, or `all`.
+
+    Raises:
+        ValueError: there is no such memory, or no budget where one is needed.
+    """
+    name, colon, budget = text.partition(":")
+    if name not in memories:
+        raise ValueError(f"--memory {text}: there is no memory {name!r}; expected one of {', '.join(memories)}")
+    if name == Everything.name:
+        if colon:
+            raise ValueError(f"--memory {text}: {name!r} keeps everything and takes no budget; give --memory {name}")
+        return memories[name]()
+    if not (budget.isascii() and budget.isdigit()):
+        raise ValueError(f"--memory {text}: {name!r} needs a budget in tokens, such as --memory {name}:4096")
+    return memories[name](int(budget))

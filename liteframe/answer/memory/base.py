@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +18,44 @@ class StreamMemory(ABC):
 
     A new one is a file here and an entry in `memories`; tests/answer/test_memories.py then holds it to what all keep.
 
+    Args:
+        budget: tokens of the video that are kept at most; None has no bound.
+
     Attributes:
         name: in `memories`.
         append_only: whether what is shown grows at its end only, whatever is asked: then the language model can read it
             as it comes.
+
+    Raises:
+        ValueError: the budget is below 1.
     """
 
     name: str
     append_only: bool = False
+    budget: int | None = None
+
+    def __init__(self, budget: int | None = None) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(
+                f"memory {self.name!r}: a budget of {budget} tokens keeps nothing; give one slot's at least"
+            )
+        self.budget = budget
+
+    def check(self, slot_tokens: int) -> None:
+        """Make sure that the budget suffices for slots of so many tokens; a session asks before the first.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.budget is not None and self.budget < slot_tokens:
+            raise ValueError(
+                f"memory {self.name!r}: a budget of {self.budget} tokens is below one slot of this model, which has "
+                f"{slot_tokens}; give at least that"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What a memory must have been made with to take over the state of this one; JSON can hold it."""
+        return {"budget": self.budget}
 
     @abstractmethod
     def add(self, clip: Tokens) -> None:
@@ -55,6 +87,17 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
     names = ("tokens", "frame", "place", "size")
     tokens, frame, place, size = (torch.cat([getattr(part, name) for part in parts]) for name in names)
     return Tokens(tokens, frame, place, size, [slot for part in parts for slot in part.slots])
+
+
+def split_slots(tokens: Tokens) -> list[Tokens]:
+    """Slot by slot, as copies, so that one can be kept without the memory of all."""
+    counts = [count for _, _, count in tokens.slots]
+    names = ("tokens", "frame", "place", "size")
+    parts = zip(*(getattr(tokens, name).split(counts) for name in names), tokens.slots, strict=True)
+    return [
+        replace(tokens, **{name: field.clone() for name, field in zip(names, own, strict=True)}, slots=[slot])
+        for *own, slot in parts
+    ]
 
 
 def tokens_state(tokens: Tokens) -> dict[str, Tensor]:

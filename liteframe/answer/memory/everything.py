@@ -16,6 +16,7 @@ class Everything(StreamMemory):
     append_only = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._clips: list[Tokens] = []
 
     @override
