@@ -17,10 +17,15 @@ from liteframe.models.vlm.chat import IGNORE
 class ChatBatch(NamedTuple):
     """Conversations whose videos and images could be read, and a record of each of which one could not.
 
+    What a step needs to know of the tokens is counted while they are on the host: to read it from a device is to wait
+    for it.
+
     Attributes:
         input_ids: [B,L], padded on the right; B may be 0 (then L is 0 too).
         attention_mask: [B,L].
         labels: [B,L], -100 where nothing is learned.
+        answers: [K], positions whose next token is an answer token in any row.
+        placeholders: of each of the B conversations, tokens that stand for a feature.
         pixels: [sum of T,3,H,W] of the media whose features are not cached: uint8 from the loader, normalized float32
             on the device.
         video_frames: T of each of these.
@@ -34,6 +39,8 @@ class ChatBatch(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    answers: Tensor
+    placeholders: list[int]
     pixels: Tensor
     video_frames: list[int]
     media_counts: list[int]
@@ -43,7 +50,7 @@ class ChatBatch(NamedTuple):
     failures: list[dict[str, str]]
 
 
-def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> ChatBatch:
+def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, image_token_id: int) -> ChatBatch:
     """A batch of the conversations that could be read; failures travel beside them."""
     samples = [item for item in items if isinstance(item, Sample)]
     length = max((len(sample.input_ids) for sample in samples), default=0)
@@ -61,6 +68,8 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> 
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
+        answers=answer_positions(labels),
+        placeholders=(ids == image_token_id).sum(1).tolist(),
         pixels=torch.cat(videos) if videos else torch.empty(0, dtype=torch.uint8),  # [sum of T,3,H,W]
         video_frames=[len(video) for video in videos],
         media_counts=[len(sample.media) for sample in samples],
@@ -69,6 +78,14 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int) -> 
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
     )
+
+
+def answer_positions(labels: Tensor) -> Tensor:
+    """Positions [K] whose next token is an answer token in any row of labels [B,L].
+
+    Logits are needed there only; elsewhere they would fill the memory (vocabulary x sequence length).
+    """
+    return (labels[:, 1:] != IGNORE).any(0).nonzero().squeeze(1)
 
 
 class FeatureCache:

@@ -131,7 +131,11 @@ class ChatDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=stream,
-            collate_fn=partial(collate_samples, pad_token_id=self.processor.tokenizer.pad_token_id),
+            collate_fn=partial(
+                collate_samples,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                image_token_id=self.processor.image_token_id,
+            ),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

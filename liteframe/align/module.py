@@ -28,6 +28,8 @@ from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
+# Language models that take a dictionary of masks, by the kind of their layers.
+MASKS_BY_LAYER = ("qwen2", "qwen3")
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
@@ -146,7 +148,12 @@ class LMAModule(GuardedModule):
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not batch.keys:
             return zero_of(p for _, p in named), {}
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": self._attention_mask(batch),
+            "placeholders": batch.placeholders,
+            "use_cache": False,
+        }
         loss, logits = self.objective.loss(self.model, inputs | self._videos(batch), batch)
         if not batch.media_keys and (self.train_projector or self.train_encoder):
             loss = loss + zero_of(p for name, p in named if ".lora_" not in name)
@@ -171,6 +178,19 @@ class LMAModule(GuardedModule):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load the trained weights; `on_load_checkpoint` has compared them."""
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def _attention_mask(self, batch: ChatBatch) -> Tensor | dict[str, None]:
+        """What the language model may attend to.
+
+        Rows are padded on the right, so causal attention alone keeps padding from all that is learned. Given a mask,
+        transformers reads from the device whether it hides anything, and if so makes one of L x L, which flash
+        attention and grouped queries do without; given a mask for each kind of layer, it takes these.
+        """
+        config = self.model.get_base_model().model.language_model.config
+        by_layer = config.model_type in MASKS_BY_LAYER and set(config.layer_types) == {"full_attention"}
+        # Only torch's attention is causal where there is no mask.
+        causal = by_layer and config._attn_implementation == "sdpa"
+        return {"full_attention": None} if causal else batch.attention_mask
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
         """What the Video LLM reads of the batch's videos: pixels, or features where they are cached."""

@@ -93,7 +93,11 @@ class FrameTransform:
 
     def normalized(self, video: torch.Tensor) -> torch.Tensor:
         """Scales uint8 `[...,3,h,w]` to [0, 1] and normalizes it, float32."""
-        mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in (self.mean, self.std))
+        # Filled on the device: torch.tensor would copy them there, and a GPU's host would wait for it to catch up.
+        mean, std = (
+            torch.stack([torch.full((), value, device=video.device) for value in values]).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return video.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
 
     def _squash(self, video: torch.Tensor) -> torch.Tensor:

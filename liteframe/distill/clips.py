@@ -183,5 +183,5 @@ def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
 def dress(batch: RawBatch, transform: FrameTransform) -> ClipBatch:
     """Resize and normalize the frames of a batch on the device that they are on."""
     parts = batch.frames.split([math.prod(shape) for shape in batch.shapes])
-    videos = [transform(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
-    return ClipBatch(torch.stack(videos) if videos else torch.empty(0), *batch[2:])
+    videos = [transform.resized(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
+    return ClipBatch(transform.normalized(torch.stack(videos)) if videos else torch.empty(0), *batch[2:])

@@ -93,11 +93,12 @@ class GuardedModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; what the guard needs to know is noted without waiting for the device."""
-        self.log("data/failed_rate", self.data().tally.rate)
+        # A number would be copied to the device, and the host would wait; a tensor stays where it is.
+        self.log("data/failed_rate", torch.tensor(self.data().tally.rate))
         loss, watched = self.step_loss(batch)
         with torch.no_grad():
             watched, true = {**watched, "loss": loss}, torch.ones((), dtype=torch.bool, device=loss.device)
-            finite = torch.stack([watched[n].isfinite().all() if n in watched else true for n in WATCHED])
+            finite = torch.stack([all_finite(watched[n]) if n in watched else true for n in WATCHED])
         # Batches of accumulated steps would fill the memory; should a dump want them, they are decoded again.
         kept = batch if self.trainer.accumulate_grad_batches == 1 else None
         self.micro_batches.append(MicroBatch(kept, self.clips(batch), loss.detach(), finite))
@@ -253,6 +254,14 @@ class GuardedModule(LightningModule):
 
     def _run(self) -> Path:
         return Path(self.trainer.default_root_dir)
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether no value is NaN or infinite: a bool scalar, from one pass that writes nothing (isfinite takes five)."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    low, high = tensor.aminmax()  # NaN if there is one
+    return low.isfinite() & high.isfinite()
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:

@@ -163,7 +163,7 @@ class StepMeans:
     def add(self, count: int, means: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: the number of its items and scalar means over them."""
         values = torch.stack([means[name].detach().float() for name in self.names])
-        self._sums.append(torch.cat([values * count, values.new_tensor([count])]))
+        self._sums.append(torch.cat([values * count, values.new_full((1,), count)]))
 
     def reduce(self, trainer: Trainer) -> dict[str, Tensor]:
         """Means over all items since the last call; empty without items. Every rank must call it."""

@@ -210,7 +210,7 @@ def test_mixed_media_are_what_the_processor_makes_of_them(files, processor, tmp_
     data = dataset(files, processor, *rows, tmp_path=tmp_path)
     samples = [data[(0, i)] for i in range(4)]
     assert [[len(m.pixels) for m in sample.media] for sample in samples] == [[8], [], [1, 1], [1, 2]]
-    batch = collate_samples(samples, processor.tokenizer.pad_token_id)
+    batch = collate_samples(samples, processor.tokenizer.pad_token_id, processor.image_token_id)
     assert (batch.media_counts, batch.video_frames) == ([1, 0, 2, 2], [8, 1, 1, 1, 2])
     assert batch.pixels.dtype == torch.uint8
     # The processor itself, given the decoded pictures, writes the same tokens and pixels.

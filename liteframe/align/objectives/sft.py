@@ -34,9 +34,8 @@ class SupervisedFineTuning:
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of the answers, and their logits [B,K,vocabulary]; see Objective."""
-        positions = answer_positions(batch.labels)
-        logits = model(**inputs, logits_to_keep=positions).logits  # [B,L] -> [B,K,vocabulary]
-        loss = answer_loss(logits, batch.labels, positions)
+        logits = model(**inputs, logits_to_keep=batch.answers).logits  # [B,L] -> [B,K,vocabulary]
+        loss = answer_loss(logits, batch.labels, batch.answers)
         self._losses.append(loss._replace(total=loss.total.detach()))
         return loss.total, logits
 
@@ -54,21 +53,13 @@ class SupervisedFineTuning:
         return {"train/loss": total / tokens, "train/answer_accuracy": correct / tokens}
 
 
-def answer_positions(labels: Tensor) -> Tensor:
-    """Positions [K] whose next token is an answer token in any row of labels [B,L].
-
-    Logits are needed there only; elsewhere they would fill the memory (vocabulary x sequence length).
-    """
-    return (labels[:, 1:] != IGNORE).any(0).nonzero().squeeze(1)
-
-
 def answer_loss(logits: Tensor, labels: Tensor, positions: Tensor) -> AnswerLoss:
     """Cross-entropy of the next tokens.
 
     Args:
         logits: [B,K,vocabulary] at `positions`.
         labels: [B,L], -100 where nothing is learned.
-        positions: [K] from answer_positions.
+        positions: [K], see ChatBatch.answers.
     """
     targets = labels[:, 1:][:, positions]  # [B,L] -> [B,K]
     learned = targets != IGNORE

@@ -29,7 +29,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[M,N,C] -> [M,N,C], M sets."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [M,N,3,heads,C/heads]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [M,heads,N,C/heads]
+        # Taken apart as they lie: backward then puts the three gradients together by one copy, not by two.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # each [M,heads,N,C/heads]
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))  # [M,N,C]
 

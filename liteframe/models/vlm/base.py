@@ -114,12 +114,15 @@ class VlmBackbone:
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        placeholders: list[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As transformers' own model, with videos instead of images; see get_video_features for their shapes.
 
-        `mm_encoder_outputs={"video": output of get_video_features}` takes features that are ready. What is not named
-        goes to the language model: the KV cache too, which is `past_key_values` before transformers 5.24, then `cache`.
+        `mm_encoder_outputs={"video": output of get_video_features}` takes features that are ready. `placeholders` are
+        the image tokens of each row, where the caller has counted them; else the device is waited for. What is not
+        named goes to the language model: the KV cache too, which is `past_key_values` before transformers 5.24, then
+        `cache`.
 
         Raises:
             ValueError: image tokens in the prompt and features of the videos do not match, or inputs contradict.
@@ -137,7 +140,8 @@ class VlmBackbone:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [B,L,D]
         if input_ids is not None and (ready is not None or input_ids.shape[1] > 1):
             features = [] if ready is None else ready.pooler_output
-            inputs_embeds = place_features(inputs_embeds, input_ids, self.config.image_token_id, features)
+            placeholder = self.config.image_token_id
+            inputs_embeds = place_features(inputs_embeds, input_ids, placeholder, features, placeholders)
         outputs = self.language_model(
             attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 
-def place_features(embeddings: Tensor, input_ids: Tensor, placeholder_id: int, features: Sequence[Tensor]) -> Tensor:
+def place_features(
+    embeddings: Tensor,
+    input_ids: Tensor,
+    placeholder_id: int,
+    features: Sequence[Tensor],
+    per_row: Sequence[int] | None = None,
+) -> Tensor:
     """Put the features of videos where a prompt, or a part of one, has their placeholders.
 
     Args:
@@ -18,6 +24,7 @@ def place_features(embeddings: Tensor, input_ids: Tensor, placeholder_id: int, f
         input_ids: [B,L], on any device; on the CPU, no device has to be waited for.
         placeholder_id: token that stands for one feature.
         features: [tokens,D] of each video, row after row in the order of the prompt; in any floating type.
+        per_row: placeholders in each row of `input_ids`, where they have been counted; None counts them.
 
     Returns:
         [B,L,D]: the embeddings, with features in place of the placeholders.
@@ -26,20 +33,25 @@ def place_features(embeddings: Tensor, input_ids: Tensor, placeholder_id: int, f
         ValueError: the numbers of placeholders and of features differ, in all or within a row.
     """
     if not torch.compiler.is_compiling():
-        check_placeholders(input_ids, placeholder_id, [len(video) for video in features])
+        check_placeholders(input_ids, placeholder_id, [len(video) for video in features], per_row)
     if not features:
         return embeddings
     mask = (input_ids == placeholder_id).unsqueeze(-1).to(embeddings.device)  # [B,L,1]
     return embeddings.masked_scatter(mask, torch.cat(list(features)).to(embeddings))
 
 
-def check_placeholders(input_ids: Tensor, image_token_id: int, video_tokens: list[int]) -> list[int]:
+def check_placeholders(
+    input_ids: Tensor, image_token_id: int, video_tokens: list[int], per_row: Sequence[int] | None = None
+) -> list[int]:
     """Number of videos in each row of the prompt [B,L], given the tokens that each video yields.
+
+    `per_row` are the image tokens of the rows, where they are known: counting them waits for the device of `input_ids`.
 
     Raises:
         ValueError: the numbers of image tokens and of features differ, in all or within a row.
     """
-    per_row = (input_ids == image_token_id).sum(-1).tolist()
+    if per_row is None:
+        per_row = (input_ids == image_token_id).sum(-1).tolist()
     if sum(per_row) != sum(video_tokens):
         raise ValueError(
             f"the prompt holds {sum(per_row)} image tokens, but the videos give {sum(video_tokens)} features; "
