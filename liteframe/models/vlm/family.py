@@ -29,6 +29,7 @@ from liteframe.models.vlm.llava_onevision import (
     LiteFrameLlavaOnevisionModel,
     LiteFrameLlavaOnevisionProcessor,
 )
+from liteframe.models.vlm.tower_steps import INTERNVL_STEPS, LLAVA_ONEVISION_STEPS, TowerSteps
 
 OURS = "liteframe_"  # what our model types begin with
 QWEN2_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,7 +66,7 @@ class Family:
         parts: of a transformers model.
         merge_factor: patches per side that a config's projector merges into one token.
         encode_frames: (transformers' model, pixels [T,3,H,W]) -> [T,N,text hidden size], each frame on its own.
-        video_text: (transformers' processor, slots of one frame) -> what stands for the video in its prompts.
+        video_text: (transformers' processor, slots) -> what stands for the video in its prompts; empty slots do not.
         end_embedding: what ends a video in transformers' model [1, text hidden size], if anything does.
         video_token_id: of transformers' config: the placeholder of one feature in its prompts.
         image_token: the placeholder of one feature in our prompts.
@@ -77,6 +78,7 @@ class Family:
         teacher_half: transformers' model without language model: `model.vision_tower`, `model.multi_modal_projector`.
         feature_layer: hidden state of the tower that the projector reads; None is its output, normalized at last.
         feature_strategy: the `vision_feature_select_strategy` that this amounts to.
+        steps: from pixels to tokens, between which reducers act; None where they cannot.
     """
 
     model_type: str
@@ -99,6 +101,7 @@ class Family:
     teacher_half: Any
     feature_layer: int | None
     feature_strategy: str
+    steps: TowerSteps | None = None
 
 
 def family_of(model_type: str) -> Family:
@@ -145,7 +148,12 @@ def _internvl_frames(model: Any, pixels: Tensor) -> Tensor:
 
 def _internvl_text(processor: Any, slots: Sequence[tuple[int, int, int]]) -> str:
     start, token, end = processor.start_image_token, processor.image_token, processor.end_image_token
-    return "\n".join(f"Frame{frame + 1}: {start}{token * tokens}{end}" for frame, _, tokens in slots)
+    lines = []
+    for first, last, tokens in slots:
+        frames = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
+        if tokens:
+            lines.append(f"Frame{frames}: {start}{token * tokens}{end}")
+    return "\n".join(lines)
 
 
 def _llava_onevision_parts(vlm: Any) -> VlmParts:
@@ -188,6 +196,7 @@ INTERNVL = Family(
     teacher_half=vision_half(InternVLPreTrainedModel, LiteFrameInternVLModel),
     feature_layer=None,
     feature_strategy="default",
+    steps=INTERNVL_STEPS,
 )
 
 LLAVA_ONEVISION = Family(
@@ -211,6 +220,7 @@ LLAVA_ONEVISION = Family(
     teacher_half=vision_half(LlavaOnevisionPreTrainedModel, LiteFrameLlavaOnevisionModel),
     feature_layer=-1,
     feature_strategy="full",
+    steps=LLAVA_ONEVISION_STEPS,
 )
 
 FAMILIES = {family.model_type: family for family in (INTERNVL, LLAVA_ONEVISION)}

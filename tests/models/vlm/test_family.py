@@ -64,6 +64,16 @@ def test_prompts_hold_the_tokens_of_their_slots(family, checkpoint):
     assert processor.image_text(4).count(family.image_token) == 4 + ends
 
 
+def test_a_teachers_prompt_holds_the_tokens_of_slots_of_any_frames(family, checkpoint):
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    text = family.video_text(processor, [(0, 0, 3), (1, 1, 0), (2, 5, 4)])
+    if family.model_type == "internvl":
+        tokens = [f"<img>{processor.image_token * count}</img>" for count in (3, 4)]
+        assert text == f"Frame1: {tokens[0]}\nFrame3-6: {tokens[1]}"
+    else:
+        assert text == processor.video_token * (3 + 4 + 1)
+
+
 def test_features_stand_where_their_placeholders_are():
     ids = torch.tensor([[1, 9, 9, 2], [9, 3, 9, 9]])
     embeddings = torch.zeros(2, 4, 3, dtype=torch.bfloat16)
