@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from liteframe.answer.frame_encoder import FrameEncoder
 from liteframe.answer.generate import check_length
+from liteframe.answer.labels import VideoLines
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
@@ -26,7 +26,7 @@ class Prefill:
     Args:
         model: a Video LLM.
         tokenizer: its tokenizer.
-        encoder: of its frames.
+        lines: what it writes for slots.
         head: the prompt's text before the video.
 
     Attributes:
@@ -34,8 +34,8 @@ class Prefill:
         cache: keys and values of those read.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, encoder: FrameEncoder, head: str) -> None:
-        self.model, self.tokenizer, self.encoder = model, tokenizer, encoder
+    def __init__(self, model: Any, tokenizer: Any, lines: VideoLines, head: str) -> None:
+        self.model, self.tokenizer, self.lines, self.encoder = model, tokenizer, lines, lines.encoder
         self.cache = DynamicCache(config=model.config.text_config)
         self.ids: list[int] = []
         self._head, self._video_text, self._features = head, "", 0
@@ -52,7 +52,7 @@ class Prefill:
         fresh = shown.tokens[self._features :]  # [N,D]
         if not len(fresh):
             return
-        text = self.encoder.video_text(shown.slots)
+        text = self.lines.text(shown)
         self._write(("" if self.ids else self._head) + text[len(self._video_text) :])
         check_length(shown.slots[-1][1] + 1, len(self.ids), 0, self.model)
         # One that ends the video may stand after the last slot's, and is read when the video has ended.

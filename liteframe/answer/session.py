@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,14 @@ from torch import Tensor
 
 from liteframe.answer.frame_encoder import frame_encoder
 from liteframe.answer.generate import check_length, check_text, generate_text, stream_text
+from liteframe.answer.key_values import KeyValues
+from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
+from liteframe.answer.memory.base import split_slots
+from liteframe.answer.memory.cache import CacheMemory
+from liteframe.answer.positions import Compact, Keep, Positions, Stretch, Time, stretched
 from liteframe.answer.prefill import Prefill, cache_name
+from liteframe.answer.reader import Reader
 from liteframe.files import write_atomically
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.placeholders import place_features
@@ -59,6 +65,8 @@ class StreamSession:
         memory: what remembers the video, such as `memories["all"]()`, the default; it is emptied.
         fps: frames a second that are taken, where the times of frames are told.
         system: a system message; None sends none.
+        labels: what stands before the tokens of a slot: "frames" (as the model was trained), "seconds" or "none".
+        positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`.
         prefill: whether the language model reads slots into its KV cache as they come, so that a question waits for
             less; needs a memory that only appends. None does so on a GPU where the memory allows it. On a CPU, encoding
             and prefill compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
@@ -80,24 +88,31 @@ class StreamSession:
         *,
         fps: float = 1.0,
         system: str | None = None,
+        labels: str = "frames",
+        positions: Positions = Keep(),  # noqa: B008  # a frozen one
         prefill: bool | None = None,
     ) -> None:
         if not fps > 0:
             raise ValueError(f"fps={fps}: a positive number of frames a second is needed")
         check_text(system or "", "system message")
-        self.model, self.tokenizer = model, processor.tokenizer
         self.memory = memories["all"]() if memory is None else memory
+        _check_positions(positions, self.memory, model)
+        self.model = stretched(model, positions.factor) if isinstance(positions, Stretch) else model
+        self.tokenizer, self.positions = processor.tokenizer, positions
         self.fps, self.system = fps, system
         if prefill and not self.memory.append_only:
             raise ValueError(f"prefill=True needs a memory that only appends, which {self.memory.name!r} does not")
         self.prefill = self.memory.append_only and model.device.type == "cuda" if prefill is None else prefill
         self._encoder = frame_encoder(model, processor)
         self.clip_frames = self._encoder.clip_frames
+        self._lines = VideoLines(self._encoder, self.tokenizer, labels)
         self._cache_name = cache_name(model.model.language_model)
         on_side = self.prefill and model.device.type == "cuda"  # there it overlaps with prefill
         self._stream = torch.cuda.Stream(model.device) if on_side else None
         if self.memory.budget is not None:
-            self.memory.check(self._slot_tokens())
+            self._check_budget()
+        self.memory.load_state({})
+        self.memory.start(self._reader())
         self.reset()
 
     def reset(self) -> None:
@@ -105,6 +120,8 @@ class StreamSession:
         self.memory.load_state({})
         self.frames = 0
         self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
+        self._times: list[float] = []  # seconds of the waiting frames
+        self._last_time: float | None = None  # seconds of the last frame
         self._next_time: float | None = None  # seconds at which the next frame is taken
         self._partial: Tokens | None = None  # of the waiting frames, for questions
         self._prefilled: Prefill | None = None
@@ -116,26 +133,40 @@ class StreamSession:
         Args:
             frames: uint8 [n,H,W,3].
             times: seconds of each, ascending over all calls, from any start; the first is taken, then `fps` a second.
-                None takes all.
+                None takes all, as frames that come at `fps`.
 
         Raises:
             ValueError: not such frames or times, or (with prefill) more than the language model reads.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"expected frames [n,H,W,3] uint8, got {list(frames.shape)} {frames.dtype}")
+        before = self.fork()
+        try:
+            self._see(frames, times)
+        except BaseException:  # what failed half-way leaves no half
+            self.__dict__.update(before.__dict__)
+            raise
+
+    def _see(self, frames: np.ndarray, times: Sequence[float] | None) -> None:
         if times is not None:
-            frames = frames[self._in_time(times, len(frames))]
+            taken = self._in_time(times, len(frames))
+            frames, seconds = frames[taken], [float(time) for time, one in zip(times, taken, strict=True) if one]
+        else:
+            seconds, last = [], self._last_time
+            for _ in range(len(frames)):  # one by one, so that calls leave no trace
+                seconds.append(last := 0.0 if last is None else last + 1 / self.fps)
         size, most = self.clip_frames, self._encoder.most_frames
         while len(frames):
             start = 0 if self._waiting is None else len(self._waiting)
             part, frames = self._resized(frames[: most - start]), frames[most - start :]  # [n,3,h,w]
             waiting = part if self._waiting is None else torch.cat([self._waiting, part])
+            known, seconds = self._times + seconds[: len(part)], seconds[len(part) :]
             whole = len(waiting) // size * size
             if whole:
-                self._remember(self._encode(waiting[:whole], self.frames - start))
+                self._remember(self._encode(waiting[:whole], self.frames - start, known), whole // size)
             self.frames += len(part)
             self._waiting = waiting[whole:].clone() if whole < len(waiting) else None
-            self._partial = None
+            self._times, self._last_time, self._partial = known[whole:], known[-1], None
 
     def ask(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """A greedy answer to a question about what was seen so far; before the first frame, to its words alone.
@@ -165,16 +196,17 @@ class StreamSession:
             inputs = {"inputs_embeds": request["inputs_embeds"]}
         else:
             inputs = {"input_ids": request["input_ids"][:, -1:], self._cache_name: request[self._cache_name]}
+            if "position_ids" in request:
+                inputs["position_ids"] = request["position_ids"][:, -1:]
         hidden = self.model.model.language_model(**inputs).last_hidden_state[:, -1]  # [1,D]
         log_probabilities = self.model.lm_head(hidden)[0].float().log_softmax(-1)  # [vocabulary]
         return log_probabilities[[first[0] for first in firsts]].cpu()
 
     def size(self) -> SessionSize:
         """Tokens and bytes held now, for those who must bound them."""
-        state = self.memory.state()
-        held = [*state.values(), *([] if self._waiting is None else [self._waiting])]
+        waiting = 0 if self._waiting is None else self._waiting.nbytes
         cached = 0 if self._prefilled is None else self._prefilled.bytes
-        return SessionSize(len(state["tokens"]) if state else 0, sum(t.nbytes for t in held) + cached)
+        return SessionSize(self.memory.tokens, self.memory.bytes + waiting + cached)
 
     def fork(self) -> StreamSession:
         """A session that goes on from here; neither sees what the other is given. Tensors are shared."""
@@ -185,10 +217,15 @@ class StreamSession:
         return other
 
     def with_system(self, system: str | None) -> StreamSession:
-        """A fork that sends another system message."""
+        """A fork that sends another system message.
+
+        Raises:
+            ValueError: the message holds a control token, or the memory is of what was read behind this one.
+        """
         check_text(system or "", "system message")
         other = self.fork()
         other.system, other._prefilled = system, None
+        other.memory.start(other._reader())
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -196,7 +233,8 @@ class StreamSession:
         tensors = {f"memory.{name}": tensor.contiguous() for name, tensor in self.memory.state().items()}
         if self._waiting is not None:
             tensors["waiting"] = self._waiting
-        facts = {**self._settings(), "frames": self.frames, "next_time": self._next_time}
+        told = {"frames": self.frames, "times": self._times, "last_time": self._last_time, "next_time": self._next_time}
+        facts = {**self._settings(), **told}
         write_atomically(Path(path), save_tensors(tensors, metadata={"session": json.dumps(facts)}))
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -221,7 +259,8 @@ class StreamSession:
         device = self.model.device
         state = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
         self.memory.load_state({name: t.to(device) if name == "tokens" else t for name, t in state.items()})
-        self.frames, self._next_time = facts["frames"], facts["next_time"]
+        self.frames, self._times = facts["frames"], facts["times"]
+        self._last_time, self._next_time = facts["last_time"], facts["next_time"]
         self._waiting = tensors.get("waiting")
 
     def _settings(self) -> dict[str, Any]:
@@ -234,6 +273,8 @@ class StreamSession:
             "memory": self.memory.name,
             "memory_settings": self.memory.settings(),
             "fps": self.fps,
+            "labels": self._lines.labels,
+            "positions": repr(self.positions),
         }
 
     def _in_time(self, times: Sequence[float], count: int) -> np.ndarray:
@@ -252,25 +293,36 @@ class StreamSession:
         return taken
 
     @torch.inference_mode()
-    def _slot_tokens(self) -> int:
-        blank = np.zeros((1, 64, 64, 3), np.uint8)
-        return self._encode(self._resized(blank), 0).slots[0][2]
+    def _check_budget(self) -> None:
+        blank = np.zeros((self.clip_frames, 64, 64, 3), np.uint8)
+        slots = self._encoded(self._resized(blank), 0).slots
+        self.memory.check(slots[0][2], len(slots))
 
-    def _remember(self, clips: Tokens) -> None:
-        self.memory.add(clips)
-        if self.prefill and (shown := self.memory.context("")):
+    def _remember(self, encoded: Tokens, clips: int) -> None:
+        for clip in split_slots(encoded, len(encoded.slots) // clips):
+            self.memory.add(clip)
+        if self.prefill and isinstance(shown := self.memory.context(""), Tokens):
             self._prefill().extend(shown)
+
+    def _reader(self) -> Reader:
+        head, _ = question_prompt("", self.system).split(PLACEHOLDER)
+        return Reader(self.model, self.tokenizer, self._lines, head, self.positions)
 
     def _prefill(self) -> Prefill:
         if self._prefilled is None:
             head, _ = question_prompt("", self.system).split(PLACEHOLDER)
-            self._prefilled = Prefill(self.model, self.tokenizer, self._encoder, head)
+            self._prefilled = Prefill(self.model, self.tokenizer, self._lines, head)
         return self._prefilled
 
     def _resized(self, frames: np.ndarray) -> Tensor:
         return self._encoder.resized(np.ascontiguousarray(frames))  # a flip, as of BGR, has negative strides
 
-    def _encode(self, frames: Tensor, first_frame: int) -> Tokens:
+    def _encode(self, frames: Tensor, first_frame: int, seconds: Sequence[float]) -> Tokens:
+        encoded = self._encoded(frames, first_frame)
+        times = [(seconds[first - first_frame], seconds[last - first_frame]) for first, last, _ in encoded.slots]
+        return replace(encoded, times=times)
+
+    def _encoded(self, frames: Tensor, first_frame: int) -> Tokens:
         if self._stream is None:
             return self._encoder.encode(frames, first_frame)
         with torch.cuda.stream(self._stream):
@@ -281,12 +333,12 @@ class StreamSession:
         return encoded
 
     @torch.inference_mode()
-    def _shown(self, question: str) -> Tokens | None:
+    def _shown(self, question: str) -> Tokens | KeyValues | None:
         """What the language model sees; frames that wait are remembered by a fork, which is thrown away."""
         if self._waiting is None:
             return self.memory.context(question)
         if self._partial is None:
-            self._partial = self._encode(self._waiting, self.frames - len(self._waiting))
+            self._partial = self._encode(self._waiting, self.frames - len(self._waiting), self._times)
         memory = self.memory.fork()
         memory.add(self._partial)
         return memory.context(question)
@@ -298,8 +350,10 @@ class StreamSession:
             raise ValueError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")
         shown = self._shown(question)
         head, tail = question_prompt(question, self.system).split(PLACEHOLDER)
+        if isinstance(shown, KeyValues):
+            return self._reader().question(shown.fork(), tail, max_new_tokens)
         if shown is not None and self.prefill:
-            if (kept := self.memory.context(question)) is not None:
+            if isinstance(kept := self.memory.context(question), Tokens):
                 self._prefill().extend(kept)  # nothing new but after load and with_system
             prompt = self._prefill().fork()
             prompt.extend(shown)
@@ -308,7 +362,7 @@ class StreamSession:
             ids = torch.tensor([prompt.ids], device=self.model.device)
             inputs = {"input_ids": ids, self._cache_name: prompt.cache}
             return {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
-        text = head + tail.removeprefix("\n") if shown is None else head + self._encoder.video_text(shown.slots) + tail
+        text = head + tail.removeprefix("\n") if shown is None else head + self._lines.text(shown) + tail
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
         check_length(self.frames, ids.shape[1], max_new_tokens, self.model)
         embeddings = self.model.get_input_embeddings()(ids.to(self.model.device))  # [1,L,D]
@@ -318,3 +372,21 @@ class StreamSession:
             embeddings = place_features(embeddings, ids, self._encoder.placeholder_id, [features])
         inputs = {"inputs_embeds": embeddings, "attention_mask": torch.ones_like(ids).to(embeddings.device)}
         return {**inputs, "max_new_tokens": max_new_tokens}
+
+
+def _check_positions(positions: Positions, memory: StreamMemory, model: Any) -> None:
+    """Refuse what would have no effect.
+
+    Raises:
+        ValueError: says why.
+    """
+    if isinstance(positions, Compact) and not isinstance(memory, CacheMemory):
+        raise ValueError(
+            f"{positions} numbers entries of a KV cache anew, and memory {memory.name!r} keeps none; leave it out, or "
+            "take a memory such as 'sink_window'"
+        )
+    if isinstance(positions, Time):
+        raise ValueError(
+            f"{positions} needs a language model with positions on a time axis (M-RoPE), which that of a "
+            f"{model.config.model_type} has not; use labels='seconds'"
+        )

@@ -25,6 +25,7 @@ class Tokens:
         place: int64 [M], raster index in that frame's grid; -1 for a token without a place.
         size: float32 [M], how many tokens became this one; 1 is an untouched one.
         slots: first frame, last frame and number of tokens of each line of the prompt, frames from 0 on.
+        times: seconds of the first and the last frame of each slot, where they are known.
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class Tokens:
     place: Tensor
     size: Tensor
     slots: Sequence[tuple[int, int, int]]
+    times: Sequence[tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no prompt could be written for."""
@@ -41,6 +43,8 @@ class Tokens:
             raise ValueError(f"tokens {list(self.tokens.shape)} need one frame, place and size each, got {shapes}")
         if sum(tokens for _, _, tokens in self.slots) != count:
             raise ValueError(f"the slots {list(self.slots)} do not hold {count} tokens")
+        if self.times is not None and len(self.times) != len(self.slots):
+            raise ValueError(f"{len(self.slots)} slots need as many times, got {len(self.times)}")
 
     @classmethod
     def grid(cls, features: Tensor, frames: int, window: Window = (4, 2, 2)) -> Tokens:

@@ -6,13 +6,31 @@ import pytest
 import torch
 
 from liteframe import StreamSession, memories
+from liteframe.answer.key_values import KeyValues
 from liteframe.models.vlm.chat import question_prompt
 
 QUESTION = "Which way does the red object move?"
 WORDS = ["red", "left", "circle", "square"]
 # Settings with a budget that the stream exceeds, and with one that it does not.
-SMALL = {"all": {}, "window": {"budget": 12}, "halving": {"budget": 12}, "random": {"budget": 12}}
-ROOMY = {"all": {}, "window": {"budget": 4096}, "halving": {"budget": 4096}, "random": {"budget": 4096}}
+PLAIN = ("window", "halving", "random", "sink_window", "bank")
+SMALL = {
+    "all": {},
+    **{name: {"budget": 12} for name in (*PLAIN, "saliency")},
+    "clips": {"budget": 16, "slots_per_clip": 2, "chosen": 1},
+    "bilevel": {"budget": 20, "slots_per_block": 1, "chosen": 1, "pool": 2},
+}
+ROOMY = {
+    "all": {},
+    **{name: {"budget": 4096} for name in PLAIN},
+    "saliency": {"budget": 4096, "threshold": None},
+    "clips": {"budget": 4096, "chosen": 100, "pool": False},
+    "bilevel": {"budget": 4096, "chosen": 100},
+}
+
+
+with_prefill = pytest.mark.parametrize(
+    ("name", "prefill"), [*((name, False) for name in sorted(memories)), ("all", True)]
+)
 
 
 @pytest.fixture(params=sorted(memories))
@@ -127,6 +145,8 @@ def test_a_roomy_memory_shows_the_whole_prompt(start, video, liteframe_vlm, coun
     expected = logits[processor.tokenizer.convert_tokens_to_ids(WORDS)]
     torch.testing.assert_close(session.score(QUESTION, WORDS), expected, atol=1e-3, rtol=1e-4)
     shown = session._shown(QUESTION)
+    if isinstance(shown, KeyValues):
+        return
     assert processor.video_text(shown.slots) == processor.video_text(processor.slots(count, *processor.frame_size))
 
 
@@ -144,6 +164,11 @@ def test_what_is_shown_is_in_order(start, video):
         session.add(video[:8])
     session.add(video[:3])
     shown = session._shown(QUESTION)
+    if isinstance(shown, KeyValues):
+        assert (shown.positions.diff() >= 0).all()
+        assert (shown.slot.diff() >= 0).all()
+        assert (shown.slot[:, -1] == 10).all()
+        return
     assert (shown.frame.diff() >= 0).all()
     firsts, lasts, counts = zip(*shown.slots, strict=True)
     assert list(firsts) == sorted(set(firsts))
@@ -152,10 +177,10 @@ def test_what_is_shown_is_in_order(start, video):
         assert ((first <= own) & (own <= last)).all()
 
 
-@pytest.mark.parametrize("prefill", [False, True])
+@with_prefill
 @pytest.mark.parametrize("way", ["save", "fork"])
 def test_goes_on_after_save_or_fork_as_without(start, video, tmp_path, way, prefill):
-    session = start(prefill=prefill and start().memory.append_only)
+    session = start(prefill=prefill)
     session.add(video[:13], [float(second) for second in range(13)])
     if way == "save":
         session.save(tmp_path / "session.safetensors")
@@ -172,9 +197,9 @@ def test_goes_on_after_save_or_fork_as_without(start, video, tmp_path, way, pref
     torch.testing.assert_close(other.score(QUESTION, WORDS), session.score(QUESTION, WORDS), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("prefill", [False, True])
+@with_prefill
 def test_forks_do_not_leak(start, video, prefill):
-    session, alone = (start(prefill=prefill and start().memory.append_only) for _ in range(2))
+    session, alone = (start(prefill=prefill) for _ in range(2))
     for one in (session, alone):
         one.add(video[:13])
     for fork, frames in ((session.fork(), video[13:]), (session.fork(), 255 - video)):

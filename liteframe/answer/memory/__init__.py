@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from liteframe.answer.memory.bank import BankMemory
 from liteframe.answer.memory.base import StreamMemory
+from liteframe.answer.memory.bilevel import BiLevelCache
+from liteframe.answer.memory.cache import SinkWindow
+from liteframe.answer.memory.clips import ClipMemories
 from liteframe.answer.memory.everything import Everything
+from liteframe.answer.memory.saliency import SaliencyCache
 from liteframe.answer.memory.slots import Halving, Random, Window
 
 memories: dict[str, Callable[..., StreamMemory]] = {
-    memory.name: memory for memory in (Everything, Window, Halving, Random)
+    memory.name: memory
+    for memory in (
+        *(Everything, Window, Halving, Random, SinkWindow),
+        *(BankMemory, ClipMemories, SaliencyCache, BiLevelCache),
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""What a streaming session asks of a memory, which holds tokens before the language model reads them."""
+"""What a streaming session asks of a memory: of tokens before the language model reads them, or of what it has read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liteframe.answer.key_values import KeyValues
+from liteframe.answer.reader import Reader
 from liteframe.reduce.base import Tokens
+
+FIELDS = ("tokens", "frame", "place", "size")  # tensors of Tokens, one entry a token
 
 
 class StreamMemory(ABC):
@@ -33,6 +37,7 @@ class StreamMemory(ABC):
     name: str
     append_only: bool = False
     budget: int | None = None
+    _reader: Reader | None = None
 
     def __init__(self, budget: int | None = None) -> None:
         if budget is not None and budget < 1:
@@ -41,8 +46,12 @@ class StreamMemory(ABC):
             )
         self.budget = budget
 
-    def check(self, slot_tokens: int) -> None:
-        """Make sure that the budget suffices for slots of so many tokens; a session asks before the first.
+    def check(self, slot_tokens: int, slots: int) -> None:
+        """Make sure that the budget suffices; a session asks before the first slot.
+
+        Args:
+            slot_tokens: tokens of a slot.
+            slots: that come together, in a clip.
 
         Raises:
             ValueError: it does not.
@@ -57,6 +66,36 @@ class StreamMemory(ABC):
         """What a memory must have been made with to take over the state of this one; JSON can hold it."""
         return {"budget": self.budget}
 
+    def start(self, reader: Reader) -> None:
+        """Be told by a session how its language model reads.
+
+        Raises:
+            ValueError: what is remembered was read behind another system message.
+        """
+        self._reader = reader
+
+    @property
+    def reader(self) -> Reader:
+        """How the session's language model reads.
+
+        Raises:
+            ValueError: no session has told.
+        """
+        if self._reader is None:
+            raise ValueError(f"memory {self.name!r} reads with a language model; give it to a StreamSession")
+        return self._reader
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the video that are held."""
+        state = self.state()
+        return len(state["tokens"]) if state else 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory that they take."""
+        return sum(tensor.nbytes for tensor in self.state().values())
+
     @abstractmethod
     def add(self, clip: Tokens) -> None:
         """Remember the slots of a clip; the only method that changes the memory.
@@ -66,12 +105,16 @@ class StreamMemory(ABC):
         """
 
     @abstractmethod
-    def context(self, question: str) -> Tokens | None:
-        """What is shown for a question, in the order of time; None before the first clip."""
+    def context(self, question: str) -> Tokens | KeyValues | None:
+        """What is shown for a question, in the order of time, or what the language model has read; None before the
+        first clip. It is not changed.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that is remembered, as tensors by name, `tokens` [M,C] among them; empty before the first clip."""
+        """All that is remembered, as tensors by name; empty before the first clip. `tokens` [M,C] is among them, or the
+        memory has a `tokens` of its own.
+        """
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -83,36 +126,48 @@ class StreamMemory(ABC):
 
 
 def join_tokens(parts: Sequence[Tokens]) -> Tokens:
-    """Tokens of parts of a video, one after another; at least one part."""
-    names = ("tokens", "frame", "place", "size")
-    tokens, frame, place, size = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-    return Tokens(tokens, frame, place, size, [slot for part in parts for slot in part.slots])
+    """Tokens of parts of a video, one after another; at least one part. Times are there if all parts have them."""
+    tokens, frame, place, size = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
+    times = [time for part in parts for time in part.times or ()]
+    slots = [slot for part in parts for slot in part.slots]
+    return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None)
 
 
-def split_slots(tokens: Tokens) -> list[Tokens]:
-    """Slot by slot, as copies, so that one can be kept without the memory of all."""
-    counts = [count for _, _, count in tokens.slots]
-    names = ("tokens", "frame", "place", "size")
-    parts = zip(*(getattr(tokens, name).split(counts) for name in names), tokens.slots, strict=True)
-    return [
-        replace(tokens, **{name: field.clone() for name, field in zip(names, own, strict=True)}, slots=[slot])
-        for *own, slot in parts
-    ]
+def split_slots(tokens: Tokens, every: int = 1) -> list[Tokens]:
+    """Parts of `every` slots, the last one of what is left; they share the tensors of the whole."""
+    parts, start = [], 0
+    for first in range(0, len(tokens.slots), every):
+        chosen = slice(first, first + every)
+        end = start + sum(count for _, _, count in tokens.slots[chosen])
+        own = {name: getattr(tokens, name)[start:end] for name in FIELDS}
+        times = tokens.times and tokens.times[chosen]
+        parts.append(replace(tokens, **own, slots=tokens.slots[chosen], times=times))
+        start = end
+    return parts
+
+
+def copied(tokens: Tokens) -> Tokens:
+    """The same with tensors of its own, so that a part can be kept without the memory of the whole."""
+    return replace(tokens, **{name: getattr(tokens, name).clone() for name in FIELDS})
 
 
 def tokens_state(tokens: Tokens) -> dict[str, Tensor]:
-    """Tokens as tensors by name; their slots are [S,3]."""
+    """Tokens as tensors by name; their slots are [S,3], their times [S,2]."""
     slots = torch.tensor([list(slot) for slot in tokens.slots], dtype=torch.long).view(-1, 3)  # [S,3]
-    return {
+    state = {
         "tokens": tokens.tokens,
         "frame": tokens.frame,
         "place": tokens.place,
         "size": tokens.size,
         "slots": slots,
     }
+    if tokens.times is not None:
+        state["times"] = torch.tensor([list(time) for time in tokens.times], dtype=torch.float64).view(-1, 2)
+    return state
 
 
 def tokens_of_state(state: dict[str, Tensor]) -> Tokens:
     """Tokens that `tokens_state` gave as tensors by name."""
     slots = [(first, last, count) for first, last, count in state["slots"].tolist()]
-    return Tokens(state["tokens"], state["frame"], state["place"], state["size"], slots)
+    times = [(begin, end) for begin, end in state["times"].tolist()] if "times" in state else None
+    return Tokens(state["tokens"], state["frame"], state["place"], state["size"], slots, times)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from liteframe.answer.memory.base import StreamMemory, join_tokens, split_slots, tokens_of_state, tokens_state
+from liteframe.answer.memory.base import StreamMemory, copied, join_tokens, split_slots, tokens_of_state, tokens_state
 from liteframe.reduce.base import Tokens
 
 
@@ -42,9 +42,9 @@ class SlotMemory(StreamMemory):
 
     @override
     def add(self, clip: Tokens) -> None:
-        self.check(max(count for _, _, count in clip.slots))
+        self.check(max(count for _, _, count in clip.slots), len(clip.slots))
         for slot in split_slots(clip):
-            self._take(slot)
+            self._take(copied(slot))
 
     @override
     def context(self, question: str) -> Tokens | None:
