@@ -5,7 +5,7 @@ matrix whose singular values are all 1, which five Newton-Schulz steps come clos
 0.2 sqrt(max(rows, columns)) it is about as long as AdamW's step (arXiv 2502.16982), so that weight decay has one
 meaning for both. torch.optim.Muon computes the same; this one also
 
-- takes q, k and v of a layer apart, which are three matrices in one weight;
+- takes a weight apart that is several matrices on top of each other, as q, k and v of a layer are;
 - orthogonalizes all matrices of a shape at once, on a CPU in float32, where bfloat16 is slower: a quarter of the time;
 - gathers a matrix that FSDP2 has divided, since the nearest orthogonal matrix is not made of those of its parts.
 """

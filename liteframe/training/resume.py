@@ -41,7 +41,7 @@ SETTINGS: dict[str, OnResume] = {
             "model.target.standardize", "model.target.statistics_clips", "ema.decay",
             # What LMA trains.
             "model.lora.rank", "model.lora.alpha", "model.train_projector", "model.train_encoder", "model.quantize",
-            "model.optimizer.kind", "model.optimizer.warmup_steps",
+            "model.optimizer.kind", "model.optimizer.split_qkv", "model.optimizer.warmup_steps",
             # Which samples come when, and as what.
             "data.batch_size", "data.val_fraction", "data.min_fps", "data.size", "data.augment.crop_area",
             "data.augment.crop_ratio", "data.augment.flip", "data.frames", "data.fps", "data.group_by_length",

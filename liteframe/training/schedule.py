@@ -38,6 +38,7 @@ class OptimizerSettings:
         kind: adamw; or muon, which trains the linear layers in an encoder's blocks and leaves AdamW the rest.
         lr: peak learning rate.
         muon_lr: that of Muon's layers, whose steps are as long as AdamW's at the same rate; none takes `lr`.
+        split_qkv: whether Muon takes q, k and v of a layer for three matrices; false: for one, as they are stored.
         weight_decay: decay of the matrices; vectors, positions and depthwise kernels have none.
         betas: moment decay rates.
         warmup_steps: steps of linear warm-up; at most a tenth of the run is used for it.
@@ -47,6 +48,7 @@ class OptimizerSettings:
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-4
     muon_lr: float | None = None
+    split_qkv: bool = True
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 1000
@@ -67,6 +69,8 @@ class OptimizerSettings:
             raise ValueError(
                 f"optimizer.muon_lr={self.muon_lr} has no effect with optimizer.kind={self.kind}; use muon"
             )
+        if not self.split_qkv and self.kind != "muon":
+            raise ValueError(f"optimizer.split_qkv=false has no effect with optimizer.kind={self.kind}; use muon")
 
 
 def parameter_groups(
@@ -83,7 +87,7 @@ def parameter_groups(
         slower: name of a part of the model -> its learning rate as a part of the settings'.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    hidden = hidden_matrices(model) if settings.kind == "muon" else {}
+    hidden = hidden_matrices(model, settings.split_qkv) if settings.kind == "muon" else {}
     # Which groups there are does not depend on rates and decays: a checkpoint's moments lie in the order of groups.
     groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -104,7 +108,7 @@ def parameter_groups(
     ]
 
 
-def hidden_matrices(model: nn.Module) -> dict[int, int]:
+def hidden_matrices(model: nn.Module, split_qkv: bool) -> dict[int, int]:
     """Id of each weight that Muon trains -> how many matrices it holds: q, k and v stand in one weight.
 
     They are those of the linear layers in a student's blocks. Patch embedding and head, whose rows or columns are
@@ -113,7 +117,7 @@ def hidden_matrices(model: nn.Module) -> dict[int, int]:
     attention = [module.qkv.weight for module in model.modules() if isinstance(module, Attention)]
     blocks = [block for block in model.modules() if isinstance(block, Block)]
     layers = [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
-    return {id(weight): 1 for weight in layers} | {id(weight): 3 for weight in attention}
+    return {id(weight): 1 for weight in layers} | {id(weight): 3 if split_qkv else 1 for weight in attention}
 
 
 @dataclass

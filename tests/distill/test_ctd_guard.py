@@ -60,16 +60,17 @@ def spoil(monkeypatch, where, steps, value=math.nan):
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "cause"),
+    ("where", "value", "cause", "optimizer"),
     [
-        ("frames", math.nan, "frames"),
-        ("target", math.inf, "target"),
-        ("prediction", math.nan, "prediction"),
-        ("prediction", 1e4, "spike"),
-        ("gradient", math.nan, "gradient"),
+        ("frames", math.nan, "frames", "adamw"),
+        ("target", math.inf, "target", "adamw"),
+        ("prediction", math.nan, "prediction", "adamw"),
+        ("prediction", 1e4, "spike", "adamw"),
+        ("gradient", math.nan, "gradient", "adamw"),
+        ("gradient", math.nan, "gradient", "muon"),
     ],
 )
-def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypatch, where, value, cause):
+def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypatch, where, value, cause, optimizer):
     steps = {}
 
     def note(self, outputs, batch, batch_idx):
@@ -78,7 +79,7 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(fit, tmp_path, monkeypa
 
     monkeypatch.setattr(CTDModule, "on_train_batch_end", note)
     spoil(monkeypatch, where, {4}, value)
-    fit("--run", tmp_path / "run", "--model.guard.warmup", 3)
+    fit("--run", tmp_path / "run", "--model.guard.warmup", 3, "--model.optimizer.kind", optimizer)
     assert len(steps) == 7
     for step in range(1, 7):
         same = all(map(torch.equal, steps[step], steps[step - 1]))

@@ -82,8 +82,8 @@ def test_stopped_and_resumed_equals_straight(fit, watch, tmp_path, monkeypatch, 
     assert_same(run, straight)
 
 
-def test_muon_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch):
-    muon = ["--model.optimizer.kind", "muon", "--trainer.max_steps", 4]
+def test_muon_with_averaged_weights_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch):
+    muon = ["--model.optimizer.kind", "muon", "--trainer.max_steps", 4, "--ema.decay", 0.4]
     fit("--run", tmp_path / "straight", *muon)
     with monkeypatch.context() as patch:
         send(patch, "training_step", lambda module: module.global_step == 1, signal.SIGTERM)
@@ -94,7 +94,8 @@ def test_muon_stopped_and_resumed_equals_straight(fit, tmp_path, monkeypatch):
     assert expected["global_step"] == result["global_step"] == 4
     kept = [set(state) for state in expected["optimizer_states"][0]["state"].values()]
     assert kept.count({"momentum_buffer"}) == 8  # the linear layers of two blocks
-    for part in ("state_dict", "optimizer_states"):
+    assert expected["weight_average"]["updates"] == 4
+    for part in ("state_dict", "optimizer_states", "weight_average"):
         assert_same_state(expected[part], result[part])
 
 

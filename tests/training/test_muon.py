@@ -46,17 +46,20 @@ def trained(model, optimizer, steps, first=0):
         optimizer.step()
 
 
-def test_it_is_torch_s_own_with_q_k_and_v_apart_and_adamw_for_the_rest():
+@pytest.mark.parametrize("split", [True, False])
+def test_it_is_torch_s_own_with_q_k_and_v_apart_or_as_one_and_adamw_for_the_rest(split):
     torch.manual_seed(0)
     student = LiteFrameEncoder(CONFIG)
-    settings = OptimizerSettings(kind="muon", lr=0.01, muon_lr=0.03, weight_decay=0.1)
+    settings = OptimizerSettings(kind="muon", lr=0.01, muon_lr=0.03, split_qkv=split, weight_decay=0.1)
     optimizer = configure_optimizer(student, settings, total_steps=100)["optimizer"]
     ours = dict(student.named_parameters())
     start = {name: p.detach().clone() for name, p in ours.items()}
     hidden = [
         f"blocks.{n}.{layer}.weight" for n in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     ]
-    pieces = {name: [part.clone() for part in start[name].chunk(3 if "qkv" in name else 1)] for name in hidden}
+    pieces = {
+        name: [part.clone() for part in start[name].chunk(3 if split and "qkv" in name else 1)] for name in hidden
+    }
     muon = torch.optim.Muon([p for parts in pieces.values() for p in parts], lr=0.03, weight_decay=0.1,
                             adjust_lr_fn="match_rms_adamw")  # fmt: skip
     others = {name: tensor.clone() for name, tensor in start.items() if name not in hidden}
@@ -164,6 +167,8 @@ def test_what_muon_cannot_train_is_refused():
         )
     with pytest.raises(ValueError, match=r"muon_lr=0\.1 has no effect with optimizer\.kind=adamw"):
         OptimizerSettings(muon_lr=0.1)
+    with pytest.raises(ValueError, match=r"split_qkv=false has no effect with optimizer\.kind=adamw"):
+        OptimizerSettings(split_qkv=False)
     with pytest.raises(ValueError, match=r"optimizer\.kind=muon: nothing here"):
         configure_optimizer(torch.nn.Linear(2, 2), OptimizerSettings(kind="muon"), total_steps=3)
 
