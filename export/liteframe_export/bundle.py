@@ -3,6 +3,8 @@
 transformers loads custom code from files of one folder that import each other by `from .name import ...`. The files of
 the library become such files: only their imports of liteframe are rewritten, and the lines that register classes with
 transformers' Auto classes are left out (an export's `auto_map` does that; two exports never share code by mistake).
+The Triton kernels travel too: an export runs them where Triton and a GPU are, elsewhere their references. Their custom
+operations are registered under the name of the export's package, so that exports and the library do not meet.
 """
 
 import ast
@@ -83,6 +85,14 @@ def flatten(module: str) -> tuple[str, list[str]]:
             lines, modules = _relative_import(path, node, target)
             edits.append(Edit(node.lineno, node.end_lineno or node.lineno, lines))
             imported += modules
+        if isinstance(node, ast.Import) and node.col_offset == 0 and node.names[0].name.split(".")[0] == "triton":
+            # transformers wants everything installed that a file imports outside of "try", loaded or not.
+            line = f"    {ast.unparse(node)}\n"
+            edits.append(Edit(node.lineno, node.lineno, f"try:\n{line}except ImportError:\n    raise\n"))
+        if isinstance(node, ast.Constant) and str(node.value).startswith(f"{KERNELS}::"):
+            line = source.splitlines(keepends=True)[node.lineno - 1]
+            here = '__package__.replace(".", "_") + "::'
+            edits.append(Edit(node.lineno, node.lineno, line.replace(f'"{KERNELS}::', here)))
         if isinstance(node, ast.Expr) and _registers(node.value):
             edits.append(Edit(node.lineno, node.end_lineno or node.lineno, ""))
     text = _apply(source, edits)
@@ -114,24 +124,55 @@ def _relative_import(path: Path, node: ast.ImportFrom, target: str) -> tuple[str
     indent = " " * node.col_offset
     lines, modules = [], []
     if target == KERNELS:
-        # Exports run on plain PyTorch: each public kernel function stands for its reference, which computes the same.
+        places = _kernel_functions()
         for alias in node.names:
-            reference = f"{KERNELS}.{alias.name}.reference"
-            _source_file(reference)
+            if alias.name not in places:
+                raise ValueError(f"{path}:{node.lineno}: {KERNELS} has no function {alias.name}")
             lines.append(
-                f"{indent}from .{Path(file_name(reference)).stem} import {alias.name}_reference as "
-                f"{alias.asname or alias.name}\n"
+                f"{indent}from .{_stem(places[alias.name])} import {alias.name} as {alias.asname or alias.name}\n"
             )
-            modules.append(reference)
+            modules.append(places[alias.name])
     elif _source_file(target).name == "__init__.py":
-        raise ValueError(
-            f"{path}:{node.lineno}: `from {target} import ...` names a package; exports need the file itself"
-        )
+        if not _is_kernel(target):
+            raise ValueError(
+                f"{path}:{node.lineno}: `from {target} import ...` names a package; exports need the file itself"
+            )
+        for alias in node.names:
+            # A file as a whole: its functions in a namespace of that name.
+            module = f"{target}.{alias.name}"
+            lines.append(f"{indent}class {alias.asname or alias.name}:\n")
+            lines.append(f"{indent}    from .{_stem(module)} import {', '.join(_functions(module))}\n")
+            modules.append(module)
     else:
         names = ", ".join(a.name if a.asname is None else f"{a.name} as {a.asname}" for a in node.names)
-        lines.append(f"{indent}from .{Path(file_name(target)).stem} import {names}\n")
+        lines.append(f"{indent}from .{_stem(target)} import {names}\n")
         modules.append(target)
     return "".join(lines), modules
+
+
+def _stem(module: str) -> str:
+    return Path(file_name(module)).stem
+
+
+def _is_kernel(module: str) -> bool:
+    return module.startswith(f"{KERNELS}.")
+
+
+def _kernel_functions() -> dict[str, str]:
+    """Each public function of the kernels -> the module that has it."""
+    tree = ast.parse(_source_file(KERNELS).read_text(encoding="utf-8"))
+    found = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in found for alias in node.names}
+
+
+def _functions(module: str) -> list[str]:
+    """Names of the functions that a module offers to others."""
+    tree = ast.parse(_source_file(module).read_text(encoding="utf-8"))
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not node.decorator_list
+    ]
 
 
 def _registers(call: ast.expr) -> bool:

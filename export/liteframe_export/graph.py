@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, resample_positions
+from liteframe.models.student.inference import InferenceEncoder
 from liteframe.models.student.mixers import Mixer, NoMixer, TemporalConv
 
 # Bounds that tracing asks for; nothing is allocated for them.
@@ -41,13 +42,17 @@ class _GatedTemporalConv(TemporalConv):
 TRACEABLE: dict[type[Mixer], type[Mixer]] = {TemporalConv: _GatedTemporalConv, NoMixer: NoMixer}
 
 
-def traceable(encoder: LiteFrameEncoder) -> LiteFrameEncoder:
-    """A copy for tracing: [B,T,3,H,W] -> [B,T/t,h,w,C]; T must be a multiple of t (repeat the last frame before)."""
-    copied = copy.deepcopy(encoder).eval().requires_grad_(False)
+def traceable(encoder: LiteFrameEncoder) -> InferenceEncoder:
+    """A copy in inference form for tracing: normalized [B,T,3,H,W] -> [B,T/t,h,w,C].
+
+    T must be a multiple of t (repeat the last frame before).
+    """
+    copied = InferenceEncoder(copy.deepcopy(encoder))
+    del copied.byte_embed  # graphs take normalized pixels, and would keep its weights for nothing
     for mixer in copied.modules():
         if isinstance(mixer, Mixer):
             mixer.__class__ = TRACEABLE[type(mixer)]  # the same parameters, another forward
-    copied._positions = types.MethodType(_resampled_positions, copied)  # type: ignore[method-assign]
+    copied.body._positions = types.MethodType(_resampled_positions, copied.body)  # type: ignore[method-assign]
     return copied
 
 
@@ -57,7 +62,7 @@ class Sized(nn.Module):
     torch.export's programs check their sizes themselves.
     """
 
-    def __init__(self, encoder: LiteFrameEncoder):
+    def __init__(self, encoder: InferenceEncoder):
         super().__init__()
         self.encoder = encoder
         self.eval()
@@ -134,7 +139,8 @@ def compare_graph(
     for shape in check_shapes(encoder.config):
         video = torch.randn(shape, generator=generator).to(dtype)
         with torch.inference_mode():
-            expected, torch_ms = _timed(encoder, video.float())
+            expected = encoder(video.float())
+            _, torch_ms = _timed(encoder.for_inference(), video.float())
         found, graph_ms = _timed(run, video)
         if found.shape != expected.shape:
             raise ValueError(

@@ -24,7 +24,7 @@ MODEL, CROPPING_PROCESSOR = "liteframe.models.vlm.vision", "liteframe_export.vid
 def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write an encoder as a folder that `AutoModel.from_pretrained(out, trust_remote_code=True)` loads.
 
-    Neither the library nor its kernels are needed there: the code travels in the folder.
+    The library is not needed there: its code travels in the folder, kernels too.
 
     Args:
         encoder_dir: what LiteFrameEncoder.save_pretrained wrote (a run's `encoder/`). The run's report.json, if it

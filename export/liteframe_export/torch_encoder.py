@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.inference import InferenceEncoder
 from liteframe_export.card import write_graph_folder
 from liteframe_export.graph import check_inputs, compare_graph, dynamic_shapes, example, traceable
 
@@ -110,7 +111,7 @@ def _fake(video: Tensor, frames: int, row: int, column: int) -> Tensor:
 class _Checked(nn.Module):
     """A traceable encoder behind the check."""
 
-    def __init__(self, encoder: LiteFrameEncoder):
+    def __init__(self, encoder: InferenceEncoder):
         super().__init__()
         self.encoder = encoder
         t, h, w = encoder.config.compression

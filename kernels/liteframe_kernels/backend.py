@@ -1,6 +1,7 @@
 """Which implementation runs: the Triton kernels or the PyTorch reference."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -48,7 +49,7 @@ def use_triton(function: str, x: torch.Tensor, backend: str | None) -> bool:
         raise ValueError(f"{function}: backend is {backend!r}; use None, 'triton' or 'reference'")
     backend = backend or _forced
     if backend is None:
-        return x.is_cuda and CUDA_BACKEND == "triton"
+        return x.is_cuda and CUDA_BACKEND == "triton" and (_untried(x) or _triton_runs())
     if backend == "reference":
         return False
     if triton is None:
@@ -58,6 +59,27 @@ def use_triton(function: str, x: torch.Tensor, backend: str | None) -> bool:
             f"{function}: backend='triton' takes CUDA tensors, got one on {x.device}; use backend='reference', "
             "or set TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
         )
+    return True
+
+
+def _untried(x: torch.Tensor) -> bool:
+    """Whether nothing can be tried now: code is being traced or captured, or the tensor has no memory."""
+    return torch.compiler.is_compiling() or type(x) is not torch.Tensor or torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def _triton_runs() -> bool:
+    """Whether Triton compiles and launches here; it needs a C compiler, which not every machine with a GPU has."""
+    from liteframe_kernels.launch import try_triton
+
+    try:
+        try_triton()
+    except Exception as error:  # whatever it is, the reference computes the same
+        logging.getLogger(__name__).warning(
+            "Triton cannot run kernels here (%s: %s): the PyTorch reference takes their place, which is slower",
+            type(error).__name__, error,
+        )  # fmt: skip
+        return False
     return True
 
 

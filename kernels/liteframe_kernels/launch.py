@@ -77,6 +77,20 @@ class TunedKernel:
         )
 
 
+@triton.jit
+def try_kernel(p_flag):
+    """One program: a number to memory."""
+    tl.store(p_flag, 1.0)
+
+
+def try_triton() -> None:
+    """Compile and run the smallest of kernels on the current GPU; raises what stands against it."""
+    flag = torch.zeros(1, device="cuda")
+    try_kernel[(1,)](flag)
+    if flag.item() != 1:
+        raise RuntimeError("a kernel ran and wrote nothing")
+
+
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 

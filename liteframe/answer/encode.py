@@ -49,7 +49,7 @@ def encode_video(
     """
     config = encoder.config
     transform = FrameTransform(size or config.image_size, config.image_mean, config.image_std, config.resize)
-    weight = next(encoder.parameters())
+    weight, form = next(encoder.parameters()), encoder.for_inference()
     features = []
     with DecodeProcess(deadline) as decoder:
         info = decoder.probe(path)
@@ -57,6 +57,6 @@ def encode_video(
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
             pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)
-            clip = transform(pixels).unsqueeze(0).to(weight.device, weight.dtype)
-            features.append(encoder(clip))
+            clip = transform.resized(pixels).to(weight.device).unsqueeze(0)
+            features.append(form(clip))
     return torch.cat(features, dim=1)

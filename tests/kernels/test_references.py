@@ -24,9 +24,16 @@ def conv1d(x, weight, bias):
     return y.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2)
 
 
+@pytest.fixture(params=[True, False], ids=["grad", "no grad"])
+def grad_mode(request):
+    """References take another way where no gradient is asked for."""
+    with torch.set_grad_enabled(request.param):
+        yield
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_temporal_conv_is_conv1d(frames, k):
+def test_temporal_conv_is_conv1d(frames, k, grad_mode):
     x, weight, bias = randn(2, frames, 3, 4), randn(4, k), randn(4)
     want = conv1d(x, weight, bias)
     torch.testing.assert_close(temporal_conv(x, weight, bias), want)
@@ -34,7 +41,7 @@ def test_temporal_conv_is_conv1d(frames, k):
 
 
 @pytest.mark.parametrize("kernel", [(2, 2, 2), (2, 1, 1), (3, 1, 2), (1, 1, 1)])
-def test_strided_conv_is_conv3d(kernel):
+def test_strided_conv_is_conv3d(kernel, grad_mode):
     kt, kh, kw = kernel
     tokens, weight, bias = randn(2, 2 * kt, 1 + 3 * kh * 2 * kw, 5), randn(5, *kernel), randn(5)
     x = tokens[:, :, 1:].unflatten(2, (3 * kh, 2 * kw))
@@ -46,6 +53,20 @@ def test_strided_conv_is_conv3d(kernel):
     as_image = F.conv3d(plane.movedim(-1, 1), weight[:, None], bias, stride=kernel, groups=5).movedim(1, -1)
     torch.testing.assert_close(cls, as_image[:, :, 0, 0])
     torch.testing.assert_close(strided_conv(x, weight), want - bias)
+
+
+def test_in_bfloat16_without_gradients_a_reference_rounds_once():
+    x, weight, bias = randn(2, 4, 9, 8), randn(8, 3), randn(8)
+    narrow = [tensor.bfloat16() for tensor in (x, weight, bias)]
+    patches, taps = x[:, :, 1:].unflatten(2, (2, 4)).bfloat16(), randn(8, 2, 2, 2).bfloat16()
+    with torch.no_grad():
+        pairs = [
+            (temporal_conv(*narrow, residual=True), temporal_conv(*(t.double() for t in narrow), residual=True)),
+            (strided_conv(patches, taps), strided_conv(patches.double(), taps.double())),
+        ]
+    for found, exact in pairs:
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
 
 
 def pool_by_loops(patches, logits, kernel, *, scope="block", mask=None):

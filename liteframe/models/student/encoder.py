@@ -6,11 +6,13 @@ This file and what it imports of liteframe travel inside exported models.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import read_config, read_weights, write_encoder
@@ -52,6 +54,7 @@ class Block(nn.Module):
     """Spatial attention, temporal mixing, MLP; pre-norm, LayerScale on attention and MLP.
 
     Attributes:
+        ls1, ls2: LayerScale of attention and MLP; None where it is folded into their last layer (see inference.py).
         recompute: keep only the block's input for the backward pass, and compute the rest again there.
     """
 
@@ -60,11 +63,11 @@ class Block(nn.Module):
         self.recompute = False
         self.norm1 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.attn = Attention(config.dim, config.heads)
-        self.ls1 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
+        self.ls1: nn.Parameter | None = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
         self.temporal = MIXERS[config.temporal_mixer](config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.mlp = Mlp(config.dim, config.hidden)
-        self.ls2 = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
+        self.ls2: nn.Parameter | None = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,N,C] -> [B,T,N,C]."""
@@ -74,10 +77,14 @@ class Block(nn.Module):
         return self._mix(x)
 
     def _mix(self, x: Tensor) -> Tensor:
-        x = x + self.ls1 * self.temporal.attend(self.attn, self.norm1(x))
+        x = x + _scaled(self.temporal.attend(self.attn, self.norm1(x)), self.ls1)
         x = self.temporal(x)
         # Linear layers get three dimensions here: those of 8 bits (bitsandbytes) take no more.
-        return x + self.ls2 * self.mlp(self.norm2(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x + _scaled(self.mlp(self.norm2(x).flatten(0, 1)), self.ls2).unflatten(0, x.shape[:2])
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale * x
 
 
 class LiteFrameEncoder(nn.Module):
@@ -91,6 +98,7 @@ class LiteFrameEncoder(nn.Module):
     def __init__(self, config: LiteFrameConfig):
         super().__init__()
         self.config = config
+        self._form: tuple[list, list, nn.Module] | None = None  # see for_inference
         grid = config.image_size // config.patch_size
         self.patch_embed = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -114,14 +122,19 @@ class LiteFrameEncoder(nn.Module):
         Raises:
             ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide.
         """
-        video = self._checked(video)  # [B,T,3,H,W], t divides T
+        if not video.is_floating_point():
+            raise ValueError(f"expected frames normalized with the config's mean and std, got {video.dtype}")
+        video = self.padded(video)
         batch, frames = video.shape[:2]
         patches = self.patch_embed(video.flatten(0, 1))  # [B*T,C,h,w]
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)  # [B*T,h*w,C]
         cls = self.cls_token.to(patches.dtype).expand(batch * frames, -1, -1)  # [B*T,1,C]
         x = torch.cat([cls, patches], dim=1) + self._positions(grid)  # [B*T,N,C]
-        x = x.unflatten(0, (batch, frames))  # [B,T,N,C]
+        return self.encode_tokens(x.unflatten(0, (batch, frames)), grid)
+
+    def encode_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens with their positions [B,T,1+h*w,C], t divides T, on a grid (h,w) -> what `forward` returns."""
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
             if str(number) in self.downsample:
@@ -129,17 +142,54 @@ class LiteFrameEncoder(nn.Module):
         features = self.head(x[:, :, 1:].flatten(0, 1))  # [B*T/t,h*w,teacher_dim]
         return features.unflatten(0, x.shape[:2]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
 
+    def for_inference(self) -> nn.Module:
+        """The same function in the form that encodes fastest; it takes bytes too (see inference.py).
+
+        Made on the first call, and again after a weight has changed, been moved or cast. It shares the weights that it
+        leaves as they are, computes no gradients, and is not saved: save_pretrained writes the encoder's own form.
+
+        Returns:
+            Module uint8 [B,T,3,H,W] (RGB, already of the wanted size), or normalized as `forward` takes it ->
+            [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim].
+        """
+        # Storages, held so that no other takes their place: `weight.data = ...` leaves no trace but them.
+        storages = [weight.untyped_storage() for weight in self.parameters()]
+        state = [
+            (id(weight), 0 if weight.is_inference() else weight._version, storage._cdata, weight.dtype)
+            for weight, storage in zip(self.parameters(), storages, strict=True)
+        ]
+        if self._form is None or self._form[0] != state:
+            self._form = (state, storages, _inference_form(self))
+        return self._form[2]
+
+    @override
+    def train(self, mode: bool = True) -> "LiteFrameEncoder":
+        self._form = None if mode else self._form
+        return super().train(mode)
+
+    @override
+    def _apply(self, fn: Any, recurse: bool = True) -> "LiteFrameEncoder":
+        self._form = None  # holds memory where the weights were
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without the form."""
+        return {**super().__getstate__(), "_form": None}
+
     def checkpoint_activations(self) -> None:
         """Train with each block computed twice: about a third more time, the same numbers, a fraction of the memory."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = True
 
-    def _checked(self, video: Tensor) -> Tensor:
+    def padded(self, video: Tensor) -> Tensor:
+        """The video with its last frame repeated until t divides T.
+
+        Raises:
+            ValueError: the input has another rank, no frame, or a size the strides do not divide.
+        """
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:
             raise ValueError(f"expected a video [B,T,3,H,W] with T >= 1, got {list(video.shape)}")
-        if not video.is_floating_point():
-            raise ValueError(f"expected frames normalized with the config's mean and std, got {video.dtype}")
         t, h, w = self.config.compression
         p = self.config.patch_size
         height, width = video.shape[3:]
@@ -176,6 +226,12 @@ class LiteFrameEncoder(nn.Module):
             encoder = cls(config)
         encoder.load_state_dict(read_weights(folder, encoder.state_dict()), assign=True)
         return encoder.eval()
+
+
+def _inference_form(encoder: LiteFrameEncoder) -> nn.Module:
+    from liteframe.models.student.inference import make_form  # builds on this file
+
+    return make_form(encoder)
 
 
 def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

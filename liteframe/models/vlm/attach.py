@@ -14,21 +14,25 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.inference import normalized
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
-from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
+from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel, computing_dtype
 
 
 class InMemoryTower(nn.Module):
     """Any module [V,T,3,H,W] -> [V,ceil(T/t),h,w,C] behind the interface of LiteFrameVisionModel; not savable."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, config: LiteFrameConfig):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.encoder_config = encoder, config
 
     def forward(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """[V,T,3,H,W] -> last_hidden_state [V,ceil(T/t),h,w,C]."""
-        return BaseModelOutput(last_hidden_state=self.encoder(pixel_values_videos))
+        """[V,T,3,H,W], normalized or uint8 -> last_hidden_state [V,ceil(T/t),h,w,C]."""
+        pixels = pixel_values_videos
+        if pixels.dtype == torch.uint8:
+            pixels = normalized(pixels, self.encoder_config, computing_dtype(self.encoder))
+        return BaseModelOutput(last_hidden_state=self.encoder(pixels))
 
 
 def attach_encoder(
@@ -71,7 +75,7 @@ def attach_encoder(
         tower.encoder = encoder
         model.model.vision_tower = tower
     else:
-        model.model.vision_tower = InMemoryTower(encoder)
+        model.model.vision_tower = InMemoryTower(encoder, config)
     parts = family.parts(vlm)
     model.model.multi_modal_projector = parts.projector
     model.model.language_model = parts.language_model

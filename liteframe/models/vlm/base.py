@@ -64,7 +64,7 @@ class VlmBackbone:
         """Encode videos into the language model's space.
 
         Args:
-            pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another.
+            pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another, normalized or uint8.
             video_frames: [V], frames of each video; None: all belong to one video.
             final: False for clips of a video that are encoded one by one: leaves out what ends it.
             **kwargs: ignored; transformers' generate adds some.
@@ -77,7 +77,9 @@ class VlmBackbone:
         if min(counts, default=0) < 1 or sum(counts) != total:
             raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
         tower, projector = self.vision_tower, self.multi_modal_projector
-        grids = self._encode(pixel_values_videos.to(computing_dtype(tower, projector)), counts)  # V x [T',h,w,C]
+        if pixel_values_videos.dtype != torch.uint8:  # bytes the tower normalizes itself
+            pixel_values_videos = pixel_values_videos.to(computing_dtype(tower, projector))
+        grids = self._encode(pixel_values_videos, counts)  # V x [T',h,w,C]
         dtype = computing_dtype(projector, tower)
         tokens = [self.merge_patches(grid.to(dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
         features = projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]

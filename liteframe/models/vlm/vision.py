@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.inference import normalized
 
 ENCODER_FIELDS = tuple(field.name for field in fields(LiteFrameConfig))
 
@@ -117,9 +118,19 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """[V,T,3,H,W], one clip a video -> last_hidden_state [V,ceil(T/4),h,w,C]."""
-        pixels = pixel_values_videos.to(computing_dtype(self.encoder))  # also where it is trained in float32
-        return BaseModelOutput(last_hidden_state=self.encoder(pixels))
+        """[V,T,3,H,W], one clip a video, normalized or uint8 -> last_hidden_state [V,ceil(T/4),h,w,C]."""
+        pixels, dtype = pixel_values_videos, computing_dtype(self.encoder)
+        of_bytes = pixels.dtype == torch.uint8
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or _autocasts():
+            # Also where it is trained in float32.
+            pixels = normalized(pixels, self.encoder.config, dtype) if of_bytes else pixels.to(dtype)
+            return BaseModelOutput(last_hidden_state=self.encoder(pixels))
+        form = self.encoder.for_inference()
+        return BaseModelOutput(last_hidden_state=form(pixels if of_bytes else pixels.to(dtype)))
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
 
 AutoConfig.register(LiteFrameVisionConfig.model_type, LiteFrameVisionConfig, exist_ok=True)
