@@ -2,8 +2,17 @@
 
 from liteframe.reduce.base import Signals
 from liteframe.reduce.base import Tokens as Reduced
+from liteframe.reduce.dycoke import DyCoke
+from liteframe.reduce.evs import EVS
 from liteframe.reduce.pools import Average, Maximum, Subsample
+from liteframe.reduce.prumerge import PruMerge
+from liteframe.reduce.prunevid import PruneVid
 from liteframe.reduce.reducer import Reducer
+from liteframe.reduce.sttm import STTM
+from liteframe.reduce.tome import ToMe
+from liteframe.reduce.unicomp import UniComp
+from liteframe.reduce.vcast import VCast
+from liteframe.reduce.vidcom2 import VidCom2
 from liteframe.reduce.wap import WeightedAverage
 
 __all__ = ["Reduced", "Signals", "reducers"]
@@ -22,4 +31,14 @@ reducers = _Table(
     max=Maximum(),
     subsample=Subsample(),
     wap=WeightedAverage(),
+    vcast=VCast(),
+    vidcom2=VidCom2(),
+    evs=EVS(),
+    tome=ToMe(),
+    prumerge=PruMerge(),
+    unicomp=UniComp(),
+    prunevid=PruneVid(),
+    sttm=STTM(),
+    dycoke=DyCoke(),
+    **{"prumerge+": PruMerge(plus=True), "dycoke+pool2": DyCoke(group=8, pool=2)},
 )
