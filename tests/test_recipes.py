@@ -30,7 +30,7 @@ from liteframe import StreamSession, cost, load_video_llm, memories, reducers
 from liteframe.align import module as align_module
 from liteframe.align.conversation_files import load_conversations
 from liteframe.align.objectives.sft import scale_gradients
-from liteframe.answer.memory.base import StreamMemory, join_tokens, tokens_of_state, tokens_state
+from liteframe.answer.memory.base import StreamMemory, tokens_of_state, tokens_state
 from liteframe.cli.main import main
 from liteframe.data.importers import ADAPTERS, Adapter, License, Problem, Record
 from liteframe.data.importers.base import layout_error, locate, read_list
@@ -52,6 +52,7 @@ from liteframe.models.vlm.internvl import (
     LiteFrameInternVLModel,
 )
 from liteframe.reduce import Reduced
+from liteframe.reduce.base import join_tokens
 from liteframe.reduce.pooled_teacher import PooledTeacher
 from liteframe.reduce.reducer import Reducer
 from liteframe.toyworld.model import CHECKPOINT, build_model, build_processor, build_tokenizer

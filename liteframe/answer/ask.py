@@ -109,12 +109,14 @@ class VideoQuestion:
         max_new_tokens: int,
         overlap: bool | None = None,
         memory: StreamMemory | None = None,
+        encoder: FrameEncoder | None = None,
     ) -> Iterator[str]:
-        """Read the frames and stream the answer; arguments and errors as of ask."""
-        session = StreamSession(model, processor, memory, system=self.system, prefill=overlap)
+        """Read the frames and stream the answer; arguments and errors as of ask, `encoder` as of StreamSession."""
+        encoder = frame_encoder(model, processor) if encoder is None else encoder
+        session = StreamSession(model, processor, memory, system=self.system, encoder=encoder, prefill=overlap)
         with DecodeProcess(self.deadline) as decoder:
             most = session.clip_frames if session.prefill else PART
-            parts = read_resized(frame_encoder(model, processor), decoder, self.path, self.indices, most)
+            parts = read_resized(encoder, decoder, self.path, self.indices, most)
             with closing(read_ahead(parts, AHEAD) if session.prefill else parts) as ready:
                 for frames in ready:
                     session.add(frames)

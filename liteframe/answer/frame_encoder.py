@@ -6,7 +6,7 @@ Two ways behind one interface: a LiteFrame encoder sees clips, transformers' own
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from typing_extensions import override
 from liteframe.models.vlm.base import CLIPS_PER_FORWARD
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor, Slot, grid_slots
-from liteframe.reduce.base import Tokens
+from liteframe.reduce.base import Tokens, join_tokens
 
 FRAMES_PER_FORWARD = 32  # that transformers' tower takes at once: bounds the memory a long video needs
 
@@ -40,12 +40,32 @@ class FrameEncoder(ABC):
         """Frames [T,H,W,3] uint8 -> [T,3,h,w] uint8, as the model wants them; such frames stay as they are."""
 
     @abstractmethod
+    def pixels(self, resized: Tensor) -> Tensor:
+        """Frames [T,3,h,w] uint8 -> [T,3,h,w], normalized, on the model's device."""
+
+    @abstractmethod
+    def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
+        """Pixels [T,3,h,w], the first of which has this number in the video, -> tokens of their slots."""
+
     def encode(self, resized: Tensor, first_frame: int) -> Tokens:
         """Frames [T,3,h,w] uint8, the first of which has this number in the video, -> tokens of their slots."""
+        return self.tokens(self.pixels(resized), first_frame)
+
+    def whole(self, pixels: Tensor, ended: Callable[[str], object] = lambda stage: None) -> Tokens:
+        """Pixels [T,3,h,w] of a whole video, of any length -> its tokens.
+
+        Args:
+            pixels: of `pixels`.
+            ended: is told when a stage has ended: "projector", with the vision tower before it.
+        """
+        starts = range(0, len(pixels), self.most_frames)
+        shown = join_tokens([self.tokens(pixels[start : start + self.most_frames], start) for start in starts])
+        ended("projector")
+        return shown
 
     @abstractmethod
     def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        """What stands for a video in the prompt."""
+        """What stands for a video in the prompt; slots without tokens leave no trace."""
 
     @abstractmethod
     def end_embedding(self) -> Tensor | None:
@@ -73,10 +93,13 @@ class ClipEncoder(FrameEncoder):
         return self.processor.resized(frames)
 
     @override
-    def encode(self, resized: Tensor, first_frame: int) -> Tokens:
-        pixels = self.processor.normalized(resized).to(self.model.device)  # [T,3,h,w]
+    def pixels(self, resized: Tensor) -> Tensor:
+        return self.processor.normalized(resized).to(self.model.device)
+
+    @override
+    def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
         features = self.model.model.get_video_features(pixels, final=False).pooler_output[0]  # [S*N,D]
-        return _tokens(features, self.processor.slots(len(resized), *resized.shape[-2:]), first_frame)
+        return _tokens(features, self.processor.slots(len(pixels), *pixels.shape[-2:]), first_frame)
 
     @override
     def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
@@ -104,8 +127,11 @@ class TowerEncoder(FrameEncoder):
         return self._processed(video, do_rescale=False, do_normalize=False)
 
     @override
-    def encode(self, resized: Tensor, first_frame: int) -> Tokens:
-        pixels = self._processed(resized, do_resize=False).to(self.model.device)  # [T,3,h,w]
+    def pixels(self, resized: Tensor) -> Tensor:
+        return self._processed(resized, do_resize=False).to(self.model.device)
+
+    @override
+    def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
         features = self.family.encode_frames(self.model, pixels)  # [T,N,D]
         return _tokens(features.flatten(0, 1), grid_slots(len(features), 1, features.shape[1]), first_frame)
 

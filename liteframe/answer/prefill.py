@@ -1,4 +1,4 @@
-"""The beginning of a prompt, read into the language model's KV cache as the video comes in.
+"""A prompt for the language model: as a whole, or its beginning read into the KV cache as the video comes in.
 
 A causal language model can read its prompt in parts (chunked prefill), and a LiteFrame encoder's clips are independent:
 so the clips of a long video are read while later ones are still decoded and encoded, with the answer of the plain way.
@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from liteframe.answer.generate import check_length
 from liteframe.answer.labels import VideoLines
+from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
@@ -96,6 +97,31 @@ class Prefill:
             embeddings = place_features(embeddings, ids, self.encoder.placeholder_id, [features])
         language_model = self.model.model.language_model
         language_model(inputs_embeds=embeddings, use_cache=True, **{cache_name(language_model): self.cache})
+
+
+@torch.inference_mode()
+def whole_prompt(
+    model: Any, tokenizer: Any, lines: VideoLines, shown: Tokens | None, question: str, system: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens [1,L] of a question about a video, and what the language model reads in their places, [1,L,D].
+
+    Args:
+        model: a Video LLM.
+        tokenizer: its tokenizer.
+        lines: what it writes for slots.
+        shown: what is shown of the video; None asks without one.
+        question: without the video placeholder.
+        system: a system message; None sends none.
+    """
+    head, tail = question_prompt(question, system).split(PLACEHOLDER)
+    text = head + tail.removeprefix("\n") if shown is None else head + lines.text(shown) + tail
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
+    embeddings = model.get_input_embeddings()(ids.to(model.device))  # [1,L,D]
+    if shown is not None:
+        end = lines.encoder.end_embedding()
+        features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
+        embeddings = place_features(embeddings, ids, lines.encoder.placeholder_id, [features])
+    return ids, embeddings
 
 
 def cache_name(language_model: Any) -> str:

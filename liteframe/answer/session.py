@@ -21,19 +21,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_length, check_text, generate_text, stream_text
-from liteframe.answer.key_values import KeyValues
+from liteframe.answer.key_values import PROTOTYPE, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.memory.base import split_slots
 from liteframe.answer.memory.cache import CacheMemory
 from liteframe.answer.positions import Compact, Keep, Positions, Stretch, Time, stretched
-from liteframe.answer.prefill import Prefill, cache_name
+from liteframe.answer.prefill import Prefill, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.files import write_atomically
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
-from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
 
 FORMAT = 2
@@ -42,10 +41,11 @@ SLACK = 1e-6  # seconds by which a frame may come before its time
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says, and how many frames had come by then."""
+    """What the model says, how many frames had come by then, and how many tokens of them the language model read."""
 
     text: str
     frames: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class StreamSession:
         system: a system message; None sends none.
         labels: what stands before the tokens of a slot: "frames" (as the model was trained), "seconds" or "none".
         positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`.
+        encoder: from frames to tokens; None is the model's own way, `frame_encoder(model, processor)`.
         prefill: whether the language model reads slots into its KV cache as they come, so that a question waits for
             less; needs a memory that only appends. None does so on a GPU where the memory allows it. On a CPU, encoding
             and prefill compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
@@ -90,6 +91,7 @@ class StreamSession:
         system: str | None = None,
         labels: str = "frames",
         positions: Positions = Keep(),  # noqa: B008  # a frozen one
+        encoder: FrameEncoder | None = None,
         prefill: bool | None = None,
     ) -> None:
         if not fps > 0:
@@ -103,7 +105,7 @@ class StreamSession:
         if prefill and not self.memory.append_only:
             raise ValueError(f"prefill=True needs a memory that only appends, which {self.memory.name!r} does not")
         self.prefill = self.memory.append_only and model.device.type == "cuda" if prefill is None else prefill
-        self._encoder = frame_encoder(model, processor)
+        self._encoder = frame_encoder(model, processor) if encoder is None else encoder
         self.clip_frames = self._encoder.clip_frames
         self._lines = VideoLines(self._encoder, self.tokenizer, labels)
         self._cache_name = cache_name(model.model.language_model)
@@ -174,12 +176,13 @@ class StreamSession:
         Raises:
             ValueError: the question holds a control token, or is too long with the video and the answer.
         """
-        request = self._request(question, max_new_tokens)
-        return Answer(generate_text(self.model, self.tokenizer, request), self.frames)
+        request, tokens = self._request(question, max_new_tokens)
+        return Answer(generate_text(self.model, self.tokenizer, request), self.frames, tokens)
 
     def stream(self, question: str, *, max_new_tokens: int = 32) -> Iterator[str]:
         """As ask, piece by piece as the words are found; `"".join(...)` is the whole."""
-        return stream_text(self.model, self.tokenizer, self._request(question, max_new_tokens))
+        request, _ = self._request(question, max_new_tokens)
+        return stream_text(self.model, self.tokenizer, request)
 
     @torch.inference_mode()
     def score(self, question: str, candidates: Sequence[str]) -> Tensor:
@@ -191,7 +194,7 @@ class StreamSession:
         firsts = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:1] for text in candidates]
         if [] in firsts or len({first[0] for first in firsts}) < len(firsts):
             raise ValueError(f"the candidates {list(candidates)} do not start with tokens of their own")
-        request = self._request(question, 1)
+        request, _ = self._request(question, 1)
         if "inputs_embeds" in request:
             inputs = {"inputs_embeds": request["inputs_embeds"]}
         else:
@@ -344,14 +347,15 @@ class StreamSession:
         return memory.context(question)
 
     @torch.inference_mode()
-    def _request(self, question: str, max_new_tokens: int) -> dict[str, Any]:
+    def _request(self, question: str, max_new_tokens: int) -> tuple[dict[str, Any], int]:
+        """Arguments of `generate`, and how many tokens of the video the language model reads or has read."""
         check_text(question)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: an answer has at least one token")
         shown = self._shown(question)
-        head, tail = question_prompt(question, self.system).split(PLACEHOLDER)
+        _, tail = question_prompt(question, self.system).split(PLACEHOLDER)
         if isinstance(shown, KeyValues):
-            return self._reader().question(shown.fork(), tail, max_new_tokens)
+            return self._reader().question(shown.fork(), tail, max_new_tokens), shown.count(VIDEO, PROTOTYPE)
         if shown is not None and self.prefill:
             if isinstance(kept := self.memory.context(question), Tokens):
                 self._prefill().extend(kept)  # nothing new but after load and with_system
@@ -361,17 +365,13 @@ class StreamSession:
             check_length(self.frames, len(prompt.ids), max_new_tokens, self.model)
             ids = torch.tensor([prompt.ids], device=self.model.device)
             inputs = {"input_ids": ids, self._cache_name: prompt.cache}
-            return {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
-        text = head + tail.removeprefix("\n") if shown is None else head + self._lines.text(shown) + tail
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
+            request = {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
+            return request, len(shown.tokens)
+        ids, embeddings = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
         check_length(self.frames, ids.shape[1], max_new_tokens, self.model)
-        embeddings = self.model.get_input_embeddings()(ids.to(self.model.device))  # [1,L,D]
-        if shown is not None:
-            end = self._encoder.end_embedding()
-            features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
-            embeddings = place_features(embeddings, ids, self._encoder.placeholder_id, [features])
-        inputs = {"inputs_embeds": embeddings, "attention_mask": torch.ones_like(ids).to(embeddings.device)}
-        return {**inputs, "max_new_tokens": max_new_tokens}
+        mask = torch.ones_like(ids).to(embeddings.device)
+        request = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
+        return request, 0 if shown is None else len(shown.tokens)
 
 
 def _check_positions(positions: Positions, memory: StreamMemory, model: Any) -> None:

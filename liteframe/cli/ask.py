@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from liteframe.cli.eval import add_reduction
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe ask`."""
@@ -13,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vlm", required=True, help="folder or id of an InternVL, or of an exported LiteFrame VLM")
     parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
+    add_reduction(parser)
     parser.add_argument("--frames", type=int, default=64, help="most frames, spread evenly (default 64)")
     parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
     parser.add_argument("--start", type=float, help="start of the part to look at, in seconds")
@@ -29,11 +32,13 @@ def run(args: argparse.Namespace) -> int:
 
     from liteframe.answer.ask import VideoQuestion
     from liteframe.answer.memory import parse_memory
+    from liteframe.answer.reduced_encoder import check_reduction, encoder_with
     from liteframe.models.vlm.load import find_device, load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
     memory = parse_memory(args.memory) if args.memory else None
+    check_reduction(args.reducer, args.ratio)
     device = find_device(args.device)
     asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
         args.video,
@@ -47,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
     model.to(device)
-    for piece in asked.answer(model, processor, max_new_tokens=args.max_new_tokens, memory=memory):
+    encoder = encoder_with(model, processor, args.reducer, args.ratio)
+    settings = {"memory": memory, "encoder": encoder, "max_new_tokens": args.max_new_tokens}
+    for piece in asked.answer(model, processor, **settings):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -8,23 +8,48 @@ from typing import Any
 
 # Values of options that neither the command line nor --config gives.
 DEFAULTS = {"frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
-OPTIONS = ("vlm", "encoder", "adapter", "fps", "prompt", "max_new_tokens", "device", "dtype", *DEFAULTS)
+MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "device", "dtype")
+OPTIONS = (*MODEL, "fps", "prompt", "max_new_tokens", *DEFAULTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe eval`."""
+    add_benchmark(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run; one that exists is continued")
+    parser.add_argument("--config", type=Path, help="YAML file with values for the options below; these win over it")
+    add_model(parser)
+    add_reduction(parser)
+    parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
+    add_asking(parser)
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """Which questions, for `liteframe compare` too."""
     parser.add_argument(
         "benchmark",
         help="video-mme, mlvu, longvideobench, hlvid, multiple-choice or free-form, with its folder (or JSONL file); "
         "or a JSONL file of questions alone",
     )
     parser.add_argument("folder", nargs="?", help="local copy of the benchmark, in its published layout")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run; one that exists is continued")
-    parser.add_argument("--config", type=Path, help="YAML file with values for the options below; these win over it")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Of whom they are asked."""
     parser.add_argument("--vlm", help="folder or id of a Video LLM, exported by LiteFrame or not")
     parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
-    parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
+
+
+def add_reduction(parser: argparse.ArgumentParser) -> None:
+    """The two options of a reducer."""
+    parser.add_argument("--reducer", help="way to fewer tokens of a video: wap, fastvid, ...; a wrong one lists all")
+    parser.add_argument("--ratio", type=float, help="share of the tokens that --reducer leaves, such as 0.0625")
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """How they are asked."""
     parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
     parser.add_argument("--subtitles", action="store_true", default=None, help="show the subtitles of the frames")
     parser.add_argument(
@@ -35,23 +60,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens; default: the benchmark's")
     parser.add_argument("--seed", type=int, help="of the guesses that LongVideoBench's rule makes (default 0)")
     parser.add_argument("--deadline", type=float, help="seconds that one reading of frames may take (default 300)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, ask what has no reply yet, score, print and write."""
     from rich.console import Console
 
+    from liteframe.answer.reduced_encoder import check_reduction
     from liteframe.evaluate.asking import ask_all, check_words
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.folder import EvalFolder, check_folder, score_report, score_table
-    from liteframe.evaluate.settings import asking_of, determining, load_model
+    from liteframe.evaluate.folder import EvalFolder, answer_row, check_folder, score_report, score_table
+    from liteframe.evaluate.settings import asking_of, determining, load_system
     from liteframe.files import write_json
     from liteframe.training.report import environment
 
     options = read_options(args)
+    check_reduction(options["reducer"], options["ratio"])
     check_folder(args.out)
     console = Console()
     benchmark, source = find_benchmark(args.benchmark, args.folder)
@@ -59,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
     check_questions(dataset.questions, benchmark.layout)
     asking = asking_of(benchmark, dataset, options)
     check_words(benchmark, dataset.questions, asking)
-    _report_missing(console, dataset.questions)
-    model, processor = load_model(options)
-    settings = determining(benchmark, dataset, asking, options, model)
+    report_missing(console, dataset.questions)
+    system = load_system(options)
+    settings = determining(benchmark, dataset, asking, options, system.model)
     session = {
-        **environment(model.device),
+        **environment(system.model.device),
         "folder": str(source),
         **{k: options[k] for k in ("vlm", "encoder", "adapter", "deadline")},
     }
@@ -73,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"continuing: {len(dataset.questions) - len(todo)} questions already have a reply")
         with _progress(console) as bar:
             task = bar.add_task("questions", total=len(todo))
-            for reply in ask_all(model, processor, benchmark, todo, asking):
-                folder.append(_row(benchmark, reply, options["seed"]))
+            for reply in ask_all({"": system}, benchmark, {"": todo}, asking):
+                folder.append(answer_row(benchmark, reply, options["seed"]))
                 bar.advance(task)
             folder.sync()
         report = score_report(benchmark, dataset.questions, folder.rows, options["seed"])
@@ -107,24 +132,14 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _row(benchmark: Any, reply: Any, seed: int) -> dict[str, Any]:
-    """A line of answers.jsonl: the reply and how it was read, or why there is none."""
-    question = reply.question
-    row = {"id": question.id, "video": question.video, "answer": question.answer}
-    if reply.error is not None:
-        return {**row, "reply": None, "right": False, "error": reply.error.to_dict()}
-    choice = benchmark.choice(question, reply.text, seed)
-    right = benchmark.right(question, choice)
-    return {**row, "reply": reply.text, "choice": choice, "right": right, "frames": reply.frames}
-
-
 def _progress(console: Any) -> Any:
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     return Progress(*Progress.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn(), console=console)
 
 
-def _report_missing(console: Any, questions: Any) -> None:
+def report_missing(console: Any, questions: Any) -> None:
+    """Say which videos are not there, before the work."""
     videos = sorted({question.video for question in questions})
     missing = [video for video in videos if not Path(video).is_file()]
     if missing:

@@ -29,9 +29,10 @@ TASKS = {
         "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
     },
     "Look at what came out": {
-        "report": "a training run as one HTML page: curves, panel, data faults, cost, parity",
+        "report": "a run as one HTML page: curves, data faults, cost, parity; a comparison's pictures and tables",
         "ask": "ask a question about a video",
         "eval": "answer a file of questions about videos and report accuracy",
+        "compare": "a Video LLM, reducers on it and a LiteFrame encoder: accuracy and time at equal cost",
         "bench": "measure kernels and encoders on this machine",
         "info": "parameters and FLOPs, and what a saved encoder is",
     },

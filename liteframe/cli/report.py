@@ -1,4 +1,7 @@
-"""A training run as one HTML page that needs nothing else: curves, panel, data faults, cost, parity of its exports."""
+"""A run as one HTML page that needs nothing else.
+
+Of training: curves, panel, data faults, cost, parity of its exports; of `liteframe compare`: pictures and tables.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,19 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 </html>
 """
 
+COMPARISON = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>{{ style|safe }} img { image-rendering: auto; border: 0 } pre { white-space: pre }</style>
+<h1>{{ title }}</h1>
+{% for name, picture in pictures %}<img alt="{{ name }}" src="data:image/png;base64,{{ picture }}">
+{% endfor %}<pre>{{ text }}</pre>
+</html>
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of distill or align, finished or not")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of distill, align or compare")
     parser.add_argument("exports", type=Path, nargs="*", metavar="EXPORT", help="folders that were exported from it")
     parser.add_argument("-o", "--output", type=Path, metavar="HTML", help="page to write (default: RUN/report.html)")
 
@@ -70,11 +82,25 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.files import write_atomically
 
     output = args.output or args.run / "report.html"
-    values = facts(args.run, args.exports)
-    page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(values)
+    compared = (args.run / "compare.json").is_file()
+    if compared and args.exports:
+        raise ValueError(f"{args.run} is a comparison, from which nothing is exported: leave out {args.exports[0]}")
+    values = comparison(args.run) if compared else facts(args.run, args.exports)
+    page = Environment(autoescape=True, trim_blocks=True).from_string(COMPARISON if compared else PAGE).render(values)
     write_atomically(output, page.encode())
     print(f"wrote {output}")
     return 0
+
+
+def comparison(run: Path) -> dict[str, Any]:
+    """What the page of a comparison shows: its pictures, and results.md as it is."""
+    pictures = [(file.stem.replace("_", " "), _picture(file)) for file in sorted(run.glob("*.png"))]
+    text = (run / "results.md").read_text(encoding="utf-8")
+    return {"style": STYLE, "title": f"COMPARISON {run.resolve().name}", "pictures": pictures, "text": text}
+
+
+def _picture(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
 
 
 def facts(run: Path, exports: list[Path]) -> dict[str, Any]:
@@ -102,7 +128,7 @@ def facts(run: Path, exports: list[Path]) -> dict[str, Any]:
         "state": f"{report['steps']} steps, finished {report['date']}" if report else "not finished: no report.json",
         "figures": _rows(report.get("figures", {})),
         "curves": _curves(run),
-        "panel": base64.b64encode(panel.read_bytes()).decode() if panel.is_file() else None,
+        "panel": _picture(panel) if panel.is_file() else None,
         "data": _rows(data),
         "faults": faults[:BAD_VIDEOS_SHOWN],
         "more_faults": max(0, len(faults) - BAD_VIDEOS_SHOWN),

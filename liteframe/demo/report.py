@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from liteframe.evaluate.benchmarks.base import Result
 from liteframe.evaluate.benchmarks.own_questions import FreeForm
+from liteframe.evaluate.intervals import Difference, paired_difference
 from liteframe.toyworld.questions import QUESTION_TYPES
 
 BENCHMARK = FreeForm()
@@ -77,20 +77,29 @@ class Advantage:
 
 
 def advantage(seeds: Sequence[tuple[Sequence[Result], Sequence[Result]]]) -> Advantage:
-    """Compare two systems that were asked the same questions, every video the same number.
+    """Compare two systems that were asked the same questions.
 
     Args:
         seeds: for each seed, results of the student and of the teacher.
     """
-    videos, by_seed = list[float](), list[float]()
-    for student, teacher in seeds:
-        of_video = defaultdict[str, list[float]](list)
-        for ours, theirs in zip(student, teacher, strict=True):
-            of_video[ours.question.video].append(float(_is_right(ours)) - float(_is_right(theirs)))
-        means = [fmean(differences) for differences in of_video.values()]
-        videos += means
-        by_seed.append(fmean(means))
-    return Advantage(fmean(videos), stdev(videos) / math.sqrt(len(videos)), tuple(by_seed))
+    numbered = list(enumerate(seeds))
+    whole = _difference(numbered)
+    by_seed = tuple(_difference([pair]).difference for pair in numbered)
+    return Advantage(whole.difference, whole.standard_error, by_seed)
+
+
+def _difference(seeds: Sequence[tuple[int, tuple[Sequence[Result], Sequence[Result]]]]) -> Difference:
+    """Of the two systems over numbered seeds; a video is another one in each."""
+    pairs = [
+        (number, ours, theirs)
+        for number, (student, teacher) in seeds
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return paired_difference(
+        [_is_right(ours) for _, ours, _ in pairs],
+        [_is_right(theirs) for _, _, theirs in pairs],
+        [(number, ours.question.video) for number, ours, _ in pairs],
+    )
 
 
 def _is_right(result: Result) -> bool:

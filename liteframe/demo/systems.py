@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from liteframe.bench.stages import measure_in_turns
+from liteframe.compare.times import time_systems
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 from liteframe.demo.report import BENCHMARK, CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult
-from liteframe.evaluate.asking import Asking, ask_all
+from liteframe.evaluate.asking import Asking, System, ask_all
 from liteframe.evaluate.benchmarks.base import Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import Share
 from liteframe.models.student.encoder import LiteFrameEncoder
@@ -91,7 +91,7 @@ def answer_questions(
     """
     asking = Asking(frames, None, BENCHMARK.prompt, False, LONGEST_ANSWER, DEADLINE)
     results = []
-    for reply in ask_all(model, processor, BENCHMARK, questions, asking):
+    for reply in ask_all({"": System.of(model, processor)}, BENCHMARK, {"": questions}, asking):
         if reply.error is not None:
             raise reply.error
         results.append(Result(reply.question, reply.text))
@@ -120,13 +120,6 @@ def read_evenly(videos: Iterable[str], frames: int) -> dict[str, np.ndarray]:
     return clips
 
 
-def prompt_inputs(model: Any, processor: Any, frames: np.ndarray, question: str) -> dict[str, Any]:
-    """What the model is called with for one question about frames uint8 `[T,H,W,3]`."""
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return dict(processor(text=[prompt], videos=[frames], return_tensors="pt").to(model.device))
-
-
 def name_of(system: str, frames: int) -> str:
     """A system at a number of frames, as report and answers call it."""
     return f"{system}, {frames} frames"
@@ -139,7 +132,7 @@ def compare_systems(
     points = [(system, frames) for system, counts in FRAMES.items() for frames in counts]
     torch.manual_seed(0)  # of what weight selection leaves to chance
     built = {system: build(system, encoder, adapter) for system in FRAMES}
-    answers, passes = dict[str, list[Result]](), dict[str, tuple[Any, dict[str, Any]]]()
+    answers, passes = dict[str, list[Result]](), dict[str, tuple[System, np.ndarray]]()
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for system, frames in points:
@@ -147,19 +140,21 @@ def compare_systems(
             task = progress.add_task(name, total=len(questions))
             answers[name] = answer_questions(model, processor, questions, frames, partial(progress.advance, task))
             clip = read_evenly([questions[0].video], frames)[questions[0].video]
-            passes[name] = (model, prompt_inputs(model, processor, clip, questions[0].text))
+            passes[name] = (System.of(model, processor), clip)
     console.print(f"timing them in turns, {runs} passes of each", highlight=False)
-    latencies = measure_in_turns(passes, warmup=max(3, runs // 4), runs=runs)
+    times, failed = time_systems(passes, questions[0].text, runs)
+    if failed:
+        raise ValueError(f"systems could not be timed: {failed}")
     rows = []
     for system, frames in points:
-        model, inputs = passes[name_of(system, frames)]
-        latency, scores = latencies[name_of(system, frames)], score(answers[name_of(system, frames)])
+        looking, clip = passes[name_of(system, frames)]
+        spent, scores = times[name_of(system, frames)], score(answers[name_of(system, frames)])
         row = SystemResult(
             system,
             frames,
-            int((inputs["input_ids"] == model.config.image_token_id).sum()) / frames,
-            latency.encoder_ms,
-            latency.prefill_ms,
+            looking.look(clip).ask(questions[0].text, max_new_tokens=1).tokens / frames,
+            spent["total"] - spent["prefill"],
+            spent["prefill"],
             scores.whole.accuracy,
             scores.whole.standard_error,
             scores.whole.count,

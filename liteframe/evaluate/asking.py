@@ -1,4 +1,4 @@
-"""Put a benchmark's questions to a Video LLM: each video read and encoded once, each question asked on its own.
+"""Put a benchmark's questions to Video LLMs: each video read once, and encoded once, each question asked on its own.
 
 Questions are never batched: a reply then depends on the question alone, not on which questions share a batch, so that
 a resumed run, another order or another harness gives the same replies. The next video is read meanwhile.
@@ -6,16 +6,17 @@ a resumed run, another order or another harness gives the same replies. The next
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from liteframe.answer.ask import read_resized
-from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_text
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
@@ -50,6 +51,35 @@ class Asking:
 
 
 @dataclass(frozen=True)
+class System:
+    """A Video LLM and how it looks at a video.
+
+    Attributes:
+        model: of `load_video_llm`, on its device.
+        processor: of `load_video_llm`.
+        encoder: from frames to tokens, such as `frame_encoder(model, processor)`.
+        blind: whether it is asked without the video, whose frames are read all the same.
+    """
+
+    model: Any
+    processor: Any
+    encoder: FrameEncoder
+    blind: bool = False
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> System:
+        """A Video LLM that looks at a video in its own way."""
+        return cls(model, processor, frame_encoder(model, processor))
+
+    def look(self, frames: np.ndarray) -> StreamSession:
+        """A session that has seen frames uint8 [T,h,w,3], and nothing else."""
+        session = StreamSession(self.model, self.processor, encoder=self.encoder)
+        if not self.blind:
+            session.add(frames)
+        return session
+
+
+@dataclass(frozen=True)
 class VideoFrames:
     """Frames uint8 [T,h,w,3] of the model's size, when they are shown, and when the video ends (seconds)."""
 
@@ -60,37 +90,51 @@ class VideoFrames:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a question: a text about so many frames, or the reason why its video could not be read."""
+    """What came of a question: a text about so many frames, or the reason why its video could not be read.
 
+    Attributes:
+        system: whose reply it is.
+        tokens: of the video, that the language model read.
+    """
+
+    system: str
     question: Question
     text: str | None
-    frames: int
+    frames: int = 0
+    tokens: int = 0
     error: VideoError | None = None
 
 
 def ask_all(
-    model: Any, processor: Any, benchmark: Benchmark, questions: Sequence[Question], asking: Asking
+    systems: Mapping[str, System],
+    benchmark: Benchmark,
+    questions: Mapping[str, Sequence[Question]],
+    asking: Asking,
+    failures: dict[str, Exception] | None = None,
 ) -> Iterator[Reply]:
-    """Replies as they come, video by video.
+    """Replies as they come, video by video, and for each video system by system.
 
     Args:
-        model: of `load_video_llm`, on its device.
-        processor: of `load_video_llm`.
+        systems: by name; all take frames of one size, so that a video is read once for all.
         benchmark: whose questions these are.
-        questions: those to ask.
+        questions: those to ask, by system.
         asking: how.
+        failures: is told why a system cannot go on, which is asked nothing more; None raises it.
 
     Raises:
-        ValueError: a prompt is too long for the language model or holds its control tokens, or subtitles are broken.
+        ValueError: a prompt is too long for the language model or holds its control tokens, subtitles are broken, or a
+            reducer cannot do what it should.
+        torch.OutOfMemoryError: a system needs more memory than there is.
     """
     groups = _by_video(questions)
     if not groups:
         return
+    eyes = next(iter(systems.values())).encoder
     with DecodeProcess(asking.deadline) as decoder, ThreadPoolExecutor(1) as reader:
 
-        def read(group: list[Question]) -> VideoFrames | VideoError:
+        def read(group: Mapping[str, list[Question]]) -> VideoFrames | VideoError:
             try:
-                return read_video(model, processor, decoder, group[0], asking)
+                return read_video(eyes, decoder, next(iter(group.values()))[0], asking)
             except VideoError as error:
                 return error
 
@@ -99,14 +143,20 @@ def ask_all(
             video = coming.result()
             if number < len(groups):
                 coming = reader.submit(read, groups[number])
-            if isinstance(video, VideoError):
-                yield from (Reply(question, None, 0, video) for question in group)
-            else:
-                yield from _answers(model, processor, benchmark, group, video, asking)
+            for name, asked in group.items():
+                if isinstance(video, VideoError):
+                    yield from (Reply(name, question, None, error=video) for question in asked)
+                elif failures is None:
+                    yield from _answers(name, systems[name], benchmark, asked, video, asking)
+                elif name not in failures:
+                    try:
+                        yield from _answers(name, systems[name], benchmark, asked, video, asking)
+                    except (ValueError, torch.OutOfMemoryError) as error:
+                        failures[name] = error
 
 
-def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Question, asking: Asking) -> VideoFrames:
-    """Read and resize the frames that a question is about.
+def read_video(encoder: FrameEncoder, decoder: DecodeProcess, question: Question, asking: Asking) -> VideoFrames:
+    """Read the frames that a question is about, and resize them as an encoder wants them.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded, or the span holds no frame.
@@ -119,7 +169,7 @@ def read_video(model: Any, processor: Any, decoder: DecodeProcess, question: Que
         )
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
-    frames = np.concatenate(list(read_resized(frame_encoder(model, processor), decoder, path, indices)))  # [T,h,w,3]
+    frames = np.concatenate(list(read_resized(encoder, decoder, path, indices)))  # [T,h,w,3]
     return VideoFrames(frames, tuple(timeline.time(i) for i in indices), timeline.end)
 
 
@@ -162,17 +212,21 @@ def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, 
 
 
 def _answers(
-    model: Any, processor: Any, benchmark: Benchmark, group: Sequence[Question], video: VideoFrames, asking: Asking
+    name: str,
+    system: System,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    video: VideoFrames,
+    asking: Asking,
 ) -> Iterator[Reply]:
-    session = StreamSession(model, processor)
-    session.add(video.frames)
-    for question in group:
+    session = system.look(video.frames)
+    for question in questions:
         try:
             text = question_text(benchmark, question, video, asking)
             answer = session.ask(text, max_new_tokens=asking.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"question {question.id}: {error}") from error
-        yield Reply(question, answer.text, answer.frames)
+        yield Reply(name, question, answer.text, answer.frames, answer.tokens)
 
 
 def _subtitles(question: Question, asking: Asking) -> Path | None:
@@ -180,9 +234,11 @@ def _subtitles(question: Question, asking: Asking) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _by_video(questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions that share a video and a span, in order of first appearance."""
-    groups: dict[tuple[str, float | None, float | None], list[Question]] = {}
-    for question in questions:
-        groups.setdefault((question.video, question.start, question.end), []).append(question)
+def _by_video(questions: Mapping[str, Sequence[Question]]) -> list[dict[str, list[Question]]]:
+    """By system, questions that share a video and a span, in order of first appearance."""
+    groups: dict[tuple[str, float | None, float | None], dict[str, list[Question]]] = {}
+    for name, asked in questions.items():
+        for question in asked:
+            group = groups.setdefault((question.video, question.start, question.end), {})
+            group.setdefault(name, []).append(question)
     return list(groups.values())

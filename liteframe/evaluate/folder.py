@@ -16,11 +16,24 @@ from typing import Any
 
 from rich.table import Table
 
+from liteframe.evaluate.asking import Reply
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import METHOD, Share
 from liteframe.files import check_output, write_json
 from liteframe.journal import Journal
 from liteframe.texts import read_json
+
+
+def answer_row(benchmark: Benchmark, reply: Reply, seed: int) -> dict[str, Any]:
+    """A line of answers.jsonl: the reply and how it was read, or why there is none."""
+    question = reply.question
+    row: dict[str, Any] = {"id": question.id, "video": question.video, "answer": question.answer}
+    if reply.text is None:
+        return {**row, "reply": None, "right": False, "error": None if reply.error is None else reply.error.to_dict()}
+    choice = benchmark.choice(question, reply.text, seed)
+    right = benchmark.right(question, choice)
+    row |= {"reply": reply.text, "choice": choice, "right": right}
+    return {**row, "frames": reply.frames, "tokens": reply.tokens}
 
 
 def score_report(
@@ -92,7 +105,7 @@ def score_table(report: dict[str, Any], title: str) -> Table:
 FORMAT = 1
 
 
-def check_folder(path: Path) -> dict[str, Any] | None:
+def check_folder(path: Path, option: str = "-o") -> dict[str, Any] | None:
     """Settings of the run that a folder holds, None if it holds none; for before the model is loaded, too.
 
     Raises:
@@ -103,8 +116,30 @@ def check_folder(path: Path) -> dict[str, Any] | None:
     if file.is_file():
         return read_json(file, "name another folder")
     if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"-o {path} holds other files and no settings.json; name another folder")
+        raise ValueError(f"{option} {path} holds other files and no settings.json; name another folder")
     return None
+
+
+def joined_settings(
+    path: Path, settings: dict[str, Any], session: dict[str, Any], option: str = "-o"
+) -> dict[str, Any]:
+    """What settings.json of a folder is to hold: of a new one, or of one that was begun with the same settings.
+
+    Args:
+        path: the folder.
+        settings: everything that determines the scores, JSON-able.
+        session: where, when and with which command this run goes; kept, not compared.
+        option: that named the folder, for messages.
+
+    Raises:
+        ValueError: the folder was begun with other settings (they are named), or holds something else.
+    """
+    before = check_folder(path, option)
+    settings, sessions = {"format": FORMAT, **settings}, [session]
+    if before is not None:
+        sessions = [*before.pop("sessions"), session]
+        _refuse_other_settings(f"{option} {path}", before, json.loads(json.dumps(settings)))
+    return {**settings, "sessions": sessions}
 
 
 class EvalFolder:
@@ -119,21 +154,16 @@ class EvalFolder:
         rows: the last line of each question, by id.
 
     Raises:
-        ValueError: the folder was begun with other settings (they are named), is in use, or holds something else.
+        ValueError: as of joined_settings, or the folder is in use.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], session: dict[str, Any]):
         self.path = path
         self.answers, self.scores = path / "answers.jsonl", path / "scores.json"
-        before = check_folder(path)
-        settings = {"format": FORMAT, **settings}
-        sessions = [session]
-        if before is not None:
-            sessions = [*before.pop("sessions"), session]
-            _refuse_other_settings(path, before, json.loads(json.dumps(settings)))
+        values = joined_settings(path, settings, session)
         path.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(self.answers)
-        write_json(path / "settings.json", {**settings, "sessions": sessions})
+        write_json(path / "settings.json", values)
         self.rows = self._read()
 
     def append(self, row: dict[str, Any]) -> None:
@@ -171,9 +201,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_other_settings(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = _flatten(before), _flatten(now)
     other = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if other:
         named = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in other)
-        raise ValueError(f"-o {path} was begun with other settings: {named}. Use the former ones or another folder")
+        raise ValueError(f"{where} was begun with other settings: {named}. Use the former ones or another folder")

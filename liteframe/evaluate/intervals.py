@@ -17,6 +17,27 @@ METHOD = "95 % Wilson interval at the effective number of questions (clusters: v
 
 
 @dataclass(frozen=True)
+class Difference:
+    """By how much one accuracy is above another on the same questions.
+
+    Attributes:
+        difference: of the two, in [-1, 1].
+        low: lower end of the 95 % interval.
+        high: upper end.
+        standard_error: of the difference, questions paired, videos what is independent; NaN for a single video.
+        count: number of questions.
+        videos: number of clusters among them.
+    """
+
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    count: int
+    videos: int
+
+
+@dataclass(frozen=True)
 class Share:
     """An accuracy in [0, 1] with its interval.
 
@@ -85,3 +106,22 @@ def mean_share(shares: Sequence[Share]) -> Share:
     above = math.sqrt(sum((s.high - s.accuracy) ** 2 for s in shares)) / k
     count, videos = sum(s.count for s in shares), sum(s.videos for s in shares)
     return Share(mean, max(0.0, mean - below), min(1.0, mean + above), count, videos)
+
+
+def paired_difference(right: Sequence[bool], other: Sequence[bool], clusters: Sequence[Hashable]) -> Difference:
+    """Accuracy less that of another system, question by question; the interval is normal, its error that of clusters.
+
+    Raises:
+        ValueError: no questions, or not one result of each and one cluster a question.
+    """
+    if not right or not len(right) == len(other) == len(clusters):
+        raise ValueError(f"{len(right)} and {len(other)} results in {len(clusters)} clusters cannot be paired")
+    n = len(right)
+    mean = (sum(right) - sum(other)) / n
+    deviations: dict[Hashable, float] = defaultdict(float)
+    for ours, theirs, cluster in zip(right, other, clusters, strict=True):
+        deviations[cluster] += ours - theirs - mean
+    videos = len(deviations)
+    squares = sum(d * d for d in deviations.values())
+    error = math.sqrt(squares * videos / (videos - 1)) / n if videos > 1 else math.nan
+    return Difference(mean, mean - Z * error, mean + Z * error, error, n, videos)

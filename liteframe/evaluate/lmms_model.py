@@ -21,7 +21,7 @@ from liteframe.answer.generate import check_length, check_text, generate_text
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.evaluate.asking import Asking, read_video
+from liteframe.evaluate.asking import Asking, System, read_video
 from liteframe.evaluate.benchmarks.base import Question
 from liteframe.models.vlm.chat import IMAGE, user_prompt
 from liteframe.models.vlm.load import load_video_llm
@@ -97,6 +97,7 @@ class LiteFrameChat(lmms):
         self.device = torch.device(f"cuda:{state.local_process_index}" if cuda else device or "cpu")
         self.model, self.processor = load_video_llm(pretrained, encoder=encoder, adapter=adapter, dtype=dtype)
         self.model.to(self.device)
+        self.system = System.of(self.model, self.processor)
         self.asking = Asking(int(frames), None if fps is None else float(fps), "{question}", False, 1, float(deadline))
         self.failures: dict[str, str] = {}
 
@@ -165,14 +166,12 @@ class LiteFrameChat(lmms):
         try:
             if not isinstance(visual, str):
                 return [rgb(image) for image in visual]
-            video = read_video(self.model, self.processor, decoder, Question("", visual, "", ""), self.asking)
+            video = read_video(self.system.encoder, decoder, Question("", visual, "", ""), self.asking)
         except (VideoError, PictureError) as error:
             self.failures[visual if isinstance(visual, str) else f"image {len(self.failures) + 1}"] = str(error)
             logger.error(f"counted as a wrong answer, no reply: {error}")
             return None
-        session = StreamSession(self.model, self.processor)
-        session.add(video.frames)
-        return session
+        return self.system.look(video.frames)
 
     def _reply(self, shown: Seen, request: ChatRequest, settings: dict[str, Any]) -> str:
         longest = int(settings.get("max_new_tokens", LONGEST))

@@ -14,9 +14,11 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
-from liteframe.evaluate.asking import Asking
+from liteframe.answer.reduced_encoder import encoder_with
+from liteframe.evaluate.asking import Asking, System
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
 from liteframe.files import file_digest
+from liteframe.models.checkpoints import checkpoint_source
 from liteframe.models.vlm.load import find_device, load_video_llm
 
 # Packages whose version can change a reply.
@@ -61,15 +63,15 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
     )
 
 
-def load_model(options: dict[str, Any]) -> tuple[Any, Any]:
-    """Model and processor, on the device asked for."""
+def load_system(options: dict[str, Any]) -> System:
+    """The Video LLM on the device asked for, and how it looks at a video."""
     device = find_device(options["device"])
     logging.disable_progress_bar()
     model, processor = load_video_llm(
         options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
     )
     model.to(device)
-    return model, processor
+    return System(model, processor, encoder_with(model, processor, options["reducer"], options["ratio"]))
 
 
 def determining(
@@ -89,6 +91,7 @@ def determining(
             "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
             "dtype": str(model.dtype).removeprefix("torch."),
         },
+        "reduction": {name: options[name] for name in ("reducer", "ratio")} if options["reducer"] else None,
         "asking": {**asked, "option_format": benchmark.option_format},
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
@@ -107,7 +110,7 @@ def model_digest(source: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: there is no such file in it.
     """
-    folder = Path(source)
+    folder = Path(checkpoint_source(source))
     if not folder.is_dir():
         folder = Path(snapshot_download(str(source), local_files_only=True))
     files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name not in REPORTS}

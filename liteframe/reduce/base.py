@@ -99,6 +99,16 @@ class Tokens:
         )
 
 
+def join_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens of parts of a video, one after another; at least one part. Times are there if all parts have them."""
+    tokens, frame, place, size = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "frame", "place", "size")
+    )
+    times = [time for part in parts for time in part.times or ()]
+    slots = [slot for part in parts for slot in part.slots]
+    return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None)
+
+
 @dataclass(frozen=True)
 class Signals:
     """A video's tokens and what a reducer may go by, computed once for all reducers of a run.

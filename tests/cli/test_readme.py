@@ -20,6 +20,7 @@ SHORTER = {
     "plan": ["--data.batch_size=2", "--model.target.statistics_clips=2"],
     "cache build": ["--data.batch_size=2", "--model.target.statistics_clips=2"],
     "distill": ["--trainer.max_steps=2", "--data.batch_size=2", "--model.target.statistics_clips=2"],
+    "compare": ["--timing-runs=2"],
     "align": ["--trainer.max_steps=2", "--data.batch_size=2", "--data.micro_batch_size=2"],
 }
 TARGETS = re.findall(r"^(?:\.PHONY: )?([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -99,7 +100,7 @@ def said(place, programs):
 
 def test_commands_do_what_the_readme_says(place, said, programs):
     outputs, (tokens, frames, held, answer, home) = said
-    assert len(outputs) == 17
+    assert len(outputs) == 18
     assert home.startswith(str(programs.parent))  # the wheel's, not this checkout's
     assert len((place / "good.jsonl").read_text().splitlines()) == 4
     assert (place / "good.bad.jsonl").read_text() == ""
@@ -117,6 +118,9 @@ def test_commands_do_what_the_readme_says(place, said, programs):
     assert "[LEARN]" in by_name["liteframe preview"]
     names = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/**/*.yaml")}
     assert {line.split()[0] for line in by_name["liteframe config"].splitlines()} == names
+    compared = json.loads((place / "runs/my_compare/compare.json").read_text())["points"]
+    assert [row["system"] for row in compared] == ["none", "none", "blind", *["wap@0.0625"] * 2, *["liteframe"] * 2]
+    assert not any(row["failed"] for row in compared)
     scores = json.loads(next((place / "runs/my_eval").glob("*score*.json")).read_text())
     assert "accuracy" in json.dumps(scores)
     # the snippets: 64 frames of 64 pixels through the tiny student; 4 tokens of a slot of 4 frames

@@ -28,7 +28,6 @@ from liteframe.data.video.sampling import at_fps, choose_frames, dense_clip
 from liteframe.data.video.scan import scan
 from liteframe.data.video.timeline import Timeline, timeline_of
 from liteframe.distill.clips import ClipDataset
-from liteframe.evaluate import asking
 from liteframe.evaluate.asking import Asking, question_text, read_video
 from liteframe.evaluate.benchmarks.base import Question
 from liteframe.evaluate.benchmarks.own_questions import FreeForm
@@ -74,7 +73,8 @@ class Doors:
 
     def eval(self, path):
         question = Question("1", str(path), "What?", "", start=self.start, end=self.end)
-        return read_video(None, None, DecodeProcess(), question, Asking(256, None, "{subtitles}", True, 8, 60.0))
+        bare = SimpleNamespace(resized=lambda frames: torch.as_tensor(frames).permute(0, 3, 1, 2))
+        return read_video(bare, DecodeProcess(), question, Asking(256, None, "{subtitles}", True, 8, 60.0))
 
     def row(self, path, scanned, **more):
         file, row = self.folder / "rows.jsonl", {"video": str(path), "start": self.start, "end": self.end}
@@ -107,8 +107,6 @@ def doors(monkeypatch, tmp_path):
             found.read.extend(indices)
             return read_frames(path, indices, reader=reader, size=size)
 
-        bare = SimpleNamespace(resized=lambda frames: torch.as_tensor(frames).permute(0, 3, 1, 2))
-        monkeypatch.setattr(asking, "frame_encoder", lambda *arguments: bare)
         monkeypatch.setattr(reader_decord, "available", lambda: False)
         monkeypatch.setattr(DecodeProcess, "read", read)
         monkeypatch.setattr(DecodeProcess, "probe", lambda self, path: probe(path))

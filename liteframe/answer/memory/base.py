@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,14 +122,6 @@ class StreamMemory(ABC):
     @abstractmethod
     def fork(self) -> StreamMemory:
         """A memory that starts from this one and shares its tensors; neither sees what the other is given."""
-
-
-def join_tokens(parts: Sequence[Tokens]) -> Tokens:
-    """Tokens of parts of a video, one after another; at least one part. Times are there if all parts have them."""
-    tokens, frame, place, size = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
-    times = [time for part in parts for time in part.times or ()]
-    slots = [slot for part in parts for slot in part.slots]
-    return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None)
 
 
 def split_slots(tokens: Tokens, every: int = 1) -> list[Tokens]:

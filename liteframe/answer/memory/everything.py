@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from liteframe.answer.memory.base import StreamMemory, join_tokens, tokens_of_state, tokens_state
-from liteframe.reduce.base import Tokens
+from liteframe.answer.memory.base import StreamMemory, tokens_of_state, tokens_state
+from liteframe.reduce.base import Tokens, join_tokens
 
 
 class Everything(StreamMemory):

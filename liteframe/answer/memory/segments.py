@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liteframe.answer.memory.base import join_tokens, split_slots
-from liteframe.reduce.base import Tokens
+from liteframe.answer.memory.base import split_slots
+from liteframe.reduce.base import Tokens, join_tokens
 
 MOST = 15  # boundaries of one video, as in VideoLLaMB
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from liteframe.answer.memory.base import StreamMemory, copied, join_tokens, split_slots, tokens_of_state, tokens_state
-from liteframe.reduce.base import Tokens
+from liteframe.answer.memory.base import StreamMemory, copied, split_slots, tokens_of_state, tokens_state
+from liteframe.reduce.base import Tokens, join_tokens
 
 
 class SlotMemory(StreamMemory):

@@ -1,0 +1,120 @@
+"""A video with fewer tokens than its Video LLM gives it: what a reducer leaves of them.
+
+The reducer sees the whole video, so its tokens are there when all frames are; a question then waits for them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import override
+
+from liteframe.answer.frame_encoder import ClipEncoder, FrameEncoder, TowerEncoder, frame_encoder
+from liteframe.reduce import reducers
+from liteframe.reduce.base import Tokens
+from liteframe.reduce.reducer import Reducer
+from liteframe.reduce.signals import FrameTower, in_frames, student_signals
+
+
+class ReducedEncoder(FrameEncoder):
+    """The way of a Video LLM, with a LiteFrame encoder or without, and a reducer on it.
+
+    Args:
+        whole: the model's own way.
+        reducer: chooses or merges tokens. Of a LiteFrame encoder these are the projected ones, a slot a frame.
+        ratio: share of the tokens that is left, in (0, 1].
+        tower: of the model, where it has no LiteFrame encoder; None makes one.
+
+    Attributes:
+        space: in which the reducer acts, see Signals.tokens.
+    """
+
+    clip_frames = most_frames = sys.maxsize  # a video is one clip
+
+    def __init__(self, whole: FrameEncoder, reducer: Reducer, ratio: float, tower: FrameTower | None = None) -> None:
+        self._whole, self.reducer, self.ratio = whole, reducer, ratio
+        self.placeholder_id = whole.placeholder_id
+        self._tower = None
+        if isinstance(whole, ClipEncoder):
+            self._side: int = whole.processor.pixels_per_token
+        elif isinstance(whole, TowerEncoder):
+            self._tower = FrameTower(whole.model) if tower is None else tower
+        self.space = "projected" if self._tower is None else self._tower.space_for(reducer)
+
+    @override
+    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
+        return self._whole.resized(frames)
+
+    @override
+    def pixels(self, resized: Tensor) -> Tensor:
+        return self._whole.pixels(resized)
+
+    @override
+    def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
+        if first_frame:
+            raise ValueError(f"a reducer sees a whole video, not what comes after {first_frame} frames of it")
+        return self.whole(pixels)
+
+    @override
+    def whole(self, pixels: Tensor, ended: Callable[[str], object] = lambda stage: None) -> Tokens:
+        """Pixels [T,3,h,w] of a whole video -> tokens.
+
+        Args:
+            pixels: of `pixels`.
+            ended: is told when a stage has ended: "tower", "signals", "reduction", "projector".
+
+        Raises:
+            ValueError: the tower lacks a signal that the reducer needs, or so few tokens cannot be had from so many.
+        """
+        if self._tower is None:
+            shown = self._whole.whole(pixels)
+            ended("projector")
+            signals = student_signals(shown, (pixels.shape[-2] // self._side, pixels.shape[-1] // self._side))
+            reduced = in_frames(self.reducer(signals, signals.budget(self.ratio)), shown)
+            ended("reduction")
+            return reduced
+        needs = self.reducer.needs
+        seen = self._tower.see(pixels, needs)
+        ended("tower")
+        grid = self._tower.tokens(seen, self.space)  # [T,h',w',C']
+        ended("projector")
+        signals = self._tower.signals(seen, grid, needs)
+        ended("signals")
+        reduced = self.reducer(signals, signals.budget(self.ratio))
+        ended("reduction")
+        projected = self._tower.project(reduced, signals.grid, self.space)
+        ended("projector")
+        return projected
+
+    @override
+    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+        return self._whole.video_text(slots)
+
+    @override
+    def end_embedding(self) -> Tensor | None:
+        return self._whole.end_embedding()
+
+
+def check_reduction(reducer: str | None, ratio: float | None) -> None:
+    """Refuse what no reduction is: for before the model is loaded.
+
+    Raises:
+        ValueError: one is missing, the reducer is unknown, or the ratio is not in (0, 1].
+    """
+    if (reducer is None) != (ratio is None):
+        raise ValueError("--reducer and --ratio go together: how tokens are made fewer, and the share that is left")
+    if reducer is not None and reducer not in reducers:
+        raise ValueError(f"--reducer {reducer!r} is unknown; known: {', '.join(reducers)}")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"--ratio {ratio:g}: the share of tokens that is left lies above 0 and is at most 1")
+
+
+def encoder_with(model: Any, processor: Any, reducer: str | None, ratio: float | None) -> FrameEncoder:
+    """The way of a Video LLM from frames to tokens, with a reducer of the table on it or without."""
+    check_reduction(reducer, ratio)
+    whole = frame_encoder(model, processor)
+    return whole if reducer is None or ratio is None else ReducedEncoder(whole, reducers[reducer], ratio)
