@@ -19,15 +19,17 @@ from liteframe.bench.kernels import (
     weighted_average_pool_comparisons,
 )
 from liteframe.bench.latency import add_ratios, first_token, measure_latencies, write_sample
+from liteframe.bench.reducers import measure_reducers, reducer_table
 from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
 from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
-from liteframe.files import check_output
+from liteframe.files import check_output, write_atomically, write_json
 from liteframe.models.vlm.load import find_device, load_processor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)
 LATENCY_FRAMES = (8, 16, 32, 64, 128, 256, 512)
+REDUCER_FRAMES = (32,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--encoder", help="folder of a LiteFrame encoder that fits it; needed with --vlm")
     sub.add_argument("--frames", type=int, nargs="+", default=list(LATENCY_FRAMES), metavar="N", help="8 16 ... 512")
     sub.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="videos at a time (default: 1)")
+    summary = "what reducers cost: their signals and the reduction, at the shapes of InternVL3-8B"
+    sub = subjects.add_parser("reducers", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    _add_protocol(sub)
+    sub.add_argument("--frames", type=int, nargs="+", default=list(REDUCER_FRAMES), metavar="N", help="32")
+    sub.add_argument("--ratio", type=float, default=1 / 16, metavar="R", help="tokens to keep (default: 0.0625)")
+    sub.add_argument("--tiny", action="store_true", help="64 channels and 16 tokens a frame, to try it out")
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")
     if args.what == "latency":
         return _latency(args, device)
+    if args.what == "reducers":
+        return _reducers(args, device)
     record = _kernels(args, device) if args.what == "kernels" else _encoders(args, device)
     for path in write_report(record, args.output, args.what):
         print(path)
@@ -122,6 +132,24 @@ def _latency(args: argparse.Namespace, device: torch.device) -> int:
     for path in write_latency(record, args.output):
         print(path)
     return 0
+
+
+def _reducers(args: argparse.Namespace, device: torch.device) -> int:
+    if not 0 < args.ratio <= 1:
+        raise ValueError(f"--ratio is above 0 and at most 1, got {args.ratio}")
+    protocol = {"warmup": args.warmup, "runs": args.runs}
+    rows: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    setup = {"dtype": args.dtype, "ratio": args.ratio, "tiny": args.tiny, "threads": threads, **protocol}
+    for frames in args.frames:
+        rows += measure_reducers(
+            frames, args.ratio, device, DTYPES[args.dtype], tiny=args.tiny, progress=_say, **protocol
+        )
+        record = {"machine": machine(device), "setup": setup, "rows": rows}
+        write_json(args.output / "reducers.json", record)
+        write_atomically(args.output / "reducers.md", reducer_table(record).encode())
+    print(args.output / "reducers.json", args.output / "reducers.md", sep="\n")
+    return int(any(row["status"] == "wrong" for row in rows))
 
 
 def _readable(rows: list[dict[str, Any]]) -> list[int]:
