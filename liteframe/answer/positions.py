@@ -56,6 +56,30 @@ class Time:
 Positions = Keep | Compact | Stretch | Time
 
 
+def check_positions(positions: Positions, model_type: str, memory: str, of_cache: bool) -> None:
+    """Refuse what would have no effect.
+
+    Args:
+        positions: of a session.
+        model_type: of its model.
+        memory: the name of its memory.
+        of_cache: whether that keeps entries of a KV cache.
+
+    Raises:
+        ValueError: says why.
+    """
+    if isinstance(positions, Compact) and not of_cache:
+        raise ValueError(
+            f"{positions} numbers entries of a KV cache anew, and memory {memory!r} keeps none; leave it out, or take "
+            "a memory such as 'sink_window'"
+        )
+    if isinstance(positions, Time):
+        raise ValueError(
+            f"{positions} needs a language model with positions on a time axis (M-RoPE), which that of a {model_type} "
+            "has not; use labels='seconds'"
+        )
+
+
 def rotate(vectors: Tensor, by: Tensor, frequencies: Tensor) -> Tensor:
     """Queries or keys as if they stood `by` positions later.
 

@@ -6,7 +6,6 @@ them the language model is shown. Asking changes nothing: frames that fill no cl
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
@@ -27,15 +23,13 @@ from liteframe.answer.key_values import PROTOTYPE, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.memory.base import split_slots
-from liteframe.answer.memory.cache import CacheMemory
-from liteframe.answer.positions import Compact, Keep, Positions, Stretch, Time, stretched
+from liteframe.answer.positions import Keep, Positions, Stretch, check_positions, stretched
 from liteframe.answer.prefill import Prefill, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
-from liteframe.files import write_atomically
+from liteframe.answer.saved_session import read_session, write_session
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.reduce.base import Tokens
 
-FORMAT = 2
 SLACK = 1e-6  # seconds by which a frame may come before its time
 
 
@@ -74,6 +68,7 @@ class StreamSession:
 
     Attributes:
         frames: how many were taken so far.
+        last_time: seconds of the last of them; None before the first.
         clip_frames: how many are encoded together.
 
     Raises:
@@ -98,7 +93,7 @@ class StreamSession:
             raise ValueError(f"fps={fps}: a positive number of frames a second is needed")
         check_text(system or "", "system message")
         self.memory = memories["all"]() if memory is None else memory
-        _check_positions(positions, self.memory, model)
+        check_positions(positions, model.config.model_type, self.memory.name, self.memory.of_cache)
         self.model = stretched(model, positions.factor) if isinstance(positions, Stretch) else model
         self.tokenizer, self.positions = processor.tokenizer, positions
         self.fps, self.system = fps, system
@@ -123,7 +118,7 @@ class StreamSession:
         self.frames = 0
         self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
         self._times: list[float] = []  # seconds of the waiting frames
-        self._last_time: float | None = None  # seconds of the last frame
+        self.last_time: float | None = None
         self._next_time: float | None = None  # seconds at which the next frame is taken
         self._partial: Tokens | None = None  # of the waiting frames, for questions
         self._prefilled: Prefill | None = None
@@ -154,7 +149,7 @@ class StreamSession:
             taken = self._in_time(times, len(frames))
             frames, seconds = frames[taken], [float(time) for time, one in zip(times, taken, strict=True) if one]
         else:
-            seconds, last = [], self._last_time
+            seconds, last = [], self.last_time
             for _ in range(len(frames)):  # one by one, so that calls leave no trace
                 seconds.append(last := 0.0 if last is None else last + 1 / self.fps)
         size, most = self.clip_frames, self._encoder.most_frames
@@ -168,7 +163,7 @@ class StreamSession:
                 self._remember(self._encode(waiting[:whole], self.frames - start, known), whole // size)
             self.frames += len(part)
             self._waiting = waiting[whole:].clone() if whole < len(waiting) else None
-            self._times, self._last_time, self._partial = known[whole:], known[-1], None
+            self._times, self.last_time, self._partial = known[whole:], known[-1], None
 
     def ask(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """A greedy answer to a question about what was seen so far; before the first frame, to its words alone.
@@ -236,9 +231,9 @@ class StreamSession:
         tensors = {f"memory.{name}": tensor.contiguous() for name, tensor in self.memory.state().items()}
         if self._waiting is not None:
             tensors["waiting"] = self._waiting
-        told = {"frames": self.frames, "times": self._times, "last_time": self._last_time, "next_time": self._next_time}
+        told = {"frames": self.frames, "times": self._times, "last_time": self.last_time, "next_time": self._next_time}
         facts = {**self._settings(), **told}
-        write_atomically(Path(path), save_tensors(tensors, metadata={"session": json.dumps(facts)}))
+        write_session(Path(path), facts, tensors)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on with a saved session in place of what this one holds.
@@ -246,30 +241,18 @@ class StreamSession:
         Raises:
             ValueError: no such file, or that of a session with another model, memory or setting.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; give what StreamSession.save wrote")
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["session"])
-            tensors = load_tensors(path.read_bytes())
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no saved session ({error!r}); give what StreamSession.save wrote") from error
-        for name, value in self._settings().items():
-            if facts.get(name) != value:
-                raise ValueError(f"{path} was saved with {name} {facts.get(name)!r}, this session has {value!r}")
+        facts, tensors = read_session(Path(path), self._settings())
         self.reset()
         device = self.model.device
         state = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
         self.memory.load_state({name: t.to(device) if name == "tokens" else t for name, t in state.items()})
         self.frames, self._times = facts["frames"], facts["times"]
-        self._last_time, self._next_time = facts["last_time"], facts["next_time"]
+        self.last_time, self._next_time = facts["last_time"], facts["next_time"]
         self._waiting = tensors.get("waiting")
 
     def _settings(self) -> dict[str, Any]:
         config = self.model.config
         return {
-            "format": FORMAT,
             "model": config.model_type,
             "width": config.text_config.hidden_size,
             "clip_frames": self.clip_frames,
@@ -372,21 +355,3 @@ class StreamSession:
         mask = torch.ones_like(ids).to(embeddings.device)
         request = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
         return request, 0 if shown is None else len(shown.tokens)
-
-
-def _check_positions(positions: Positions, memory: StreamMemory, model: Any) -> None:
-    """Refuse what would have no effect.
-
-    Raises:
-        ValueError: says why.
-    """
-    if isinstance(positions, Compact) and not isinstance(memory, CacheMemory):
-        raise ValueError(
-            f"{positions} numbers entries of a KV cache anew, and memory {memory.name!r} keeps none; leave it out, or "
-            "take a memory such as 'sink_window'"
-        )
-    if isinstance(positions, Time):
-        raise ValueError(
-            f"{positions} needs a language model with positions on a time axis (M-RoPE), which that of a "
-            f"{model.config.model_type} has not; use labels='seconds'"
-        )

@@ -31,6 +31,7 @@ TASKS = {
     "Look at what came out": {
         "report": "a run as one HTML page: curves, data faults, cost, parity; a comparison's pictures and tables",
         "ask": "ask a question about a video",
+        "stream": "watch a file, folder, camera or network stream and answer questions while it runs",
         "eval": "answer a file of questions about videos and report accuracy",
         "compare": "a Video LLM, reducers on it and a LiteFrame encoder: accuracy and time at equal cost",
         "bench": "measure kernels and encoders on this machine",

@@ -28,6 +28,7 @@ class StreamMemory(ABC):
         name: in `memories`.
         append_only: whether what is shown grows at its end only, whatever is asked: then the language model can read it
             as it comes.
+        of_cache: whether it keeps entries of the language model's KV cache.
 
     Raises:
         ValueError: the budget is below 1.
@@ -35,6 +36,7 @@ class StreamMemory(ABC):
 
     name: str
     append_only: bool = False
+    of_cache: bool = False
     budget: int | None = None
     _reader: Reader | None = None
 

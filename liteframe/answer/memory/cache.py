@@ -23,6 +23,7 @@ class CacheMemory(StreamMemory):
         budget: entries of the video that are kept at most, in every layer; the text before it comes on top, and labels.
     """
 
+    of_cache = True
     budget: int
 
     def __init__(self, budget: int) -> None:
