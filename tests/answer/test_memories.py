@@ -80,8 +80,10 @@ def test_a_budget_below_one_slot_is_refused(name, loaded):
             StreamSession(*pair, memories[name](3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["internvl", "llava_onevision"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llava_onevision", torch.float32), ("internvl", torch.bfloat16), ("llava_onevision", torch.bfloat16)],
+)
 def test_other_families_and_bfloat16(name, loaded, video, tmp_path, family, dtype):
     """In short: bounded, read-only, causal, saved and forked without a trace, exact where all fits."""
     model, processor = loaded[f"liteframe_{family}"]
@@ -134,7 +136,7 @@ def test_later_frames_are_not_known_earlier(start, video):
     assert torch.equal(fresh.score(QUESTION, WORDS), before)
 
 
-@pytest.mark.parametrize("count", [27, 24, 3])
+@pytest.mark.parametrize("count", [27, 3])
 def test_a_roomy_memory_shows_the_whole_prompt(start, video, liteframe_vlm, count):
     model, processor = liteframe_vlm
     inputs = processor(text=question_prompt(QUESTION), videos=[video[:count]], return_tensors="pt")

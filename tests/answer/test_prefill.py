@@ -47,7 +47,8 @@ def test_the_cache_holds_the_prompt_but_for_its_last_token(pair, video):
     for clip in cut(video):
         session.add(clip)
     inputs = processor(text=question_prompt(QUESTION), videos=[video], return_tensors="pt")
-    request = session._request(QUESTION, 8)
+    request, shown = session._request(QUESTION, 8)
+    assert shown == int((inputs["input_ids"] == processor.image_token_id).sum())
     assert torch.equal(request["input_ids"], inputs["input_ids"])
     name = cache_name(model.model.language_model)
     cache = request[name]
