@@ -163,14 +163,19 @@ def _rates(milliseconds: float, price: Cost, nbytes: int) -> dict[str, float]:
 
 def fused_bytes(shape: LiteFrameConfig | VitShape, frames: int, setup: Setup) -> int:
     """Bytes that all blocks together move at least: FUSED_PASSES over the tokens of each block."""
-    rows = columns = setup.size // shape.patch_size
+    return FUSED_PASSES * pass_bytes(shape, frames, setup.size, setup.dtype.itemsize)
+
+
+def pass_bytes(shape: LiteFrameConfig | VitShape, frames: int, size: int, itemsize: int) -> int:
+    """Bytes of the tokens of all blocks, once each."""
+    rows = columns = size // shape.patch_size
     tokens, left = 0, frames
     for block in range(1, shape.depth + 1):
         tokens += left * (rows * columns + 1)
         if isinstance(shape, LiteFrameConfig) and block in shape.downsample:
             t, h, w = shape.downsample[block]
             left, rows, columns = left // t, rows // h, columns // w
-    return FUSED_PASSES * tokens * shape.dim * setup.dtype.itemsize
+    return tokens * shape.dim * itemsize
 
 
 def _part(name: str) -> str | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from liteframe_export.bundle import bundle, file_name
+from torch import nn
 
+from liteframe.bench.bytes import measure_bytes, write_bytes
 from liteframe.bench.comparison import Comparison, compare
 from liteframe.bench.encoder import Setup, measure_encoders
 from liteframe.bench.kernels import (
@@ -24,7 +29,9 @@ from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
 from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
 from liteframe.files import check_output, write_atomically, write_json
+from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.vlm.load import find_device, load_processor
+from liteframe.models.vlm.vision import LiteFrameVisionModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FRAMES = (8, 32, 64, 128, 256, 512)
@@ -60,19 +67,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--frames", type=int, nargs="+", default=list(REDUCER_FRAMES), metavar="N", help="32")
     sub.add_argument("--ratio", type=float, default=1 / 16, metavar="R", help="tokens to keep (default: 0.0625)")
     sub.add_argument("--tiny", action="store_true", help="64 channels and 16 tokens a frame, to try it out")
+    summary = "bytes that teacher, student, exports and a training step move at full size; counted, needs no GPU"
+    sub = subjects.add_parser("bytes", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    _add_output(sub)
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR", help="for the report")
+    _add_output(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--warmup", type=int, default=40, metavar="N", help="calls that are not counted (40)")
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="calls that are counted (100)")
 
 
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR", help="for the report")
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the report; 1 when an implementation of ours gives wrong results."""
     check_output(args.output, folder=True)
+    if args.what == "bytes":
+        return _bytes(args)
     device = find_device(args.device)
     if args.runs < 1 or args.warmup < 0 or min(args.frames or [1]) < 1:
         raise ValueError("--runs and --frames must be at least 1, --warmup at least 0")
@@ -90,6 +106,27 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return int(any(row["implementation"] == "triton" for row in wrong))
+
+
+def _bytes(args: argparse.Namespace) -> int:
+    for path in write_bytes(measure_bytes(_say, exported_encoder), args.output):
+        print(path)
+    return 0
+
+
+def exported_encoder(config: LiteFrameConfig, triton: bool) -> nn.Module:
+    """The encoder on "meta", by the code that an export carries, as a machine with or without Triton runs it."""
+    name = f"liteframe_export_{'with' if triton else 'without'}_triton"
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle([LiteFrameVisionModel.__module__], Path(scratch))
+        package = ModuleType(name)
+        package.__path__ = [scratch]
+        sys.modules[name] = package
+        carried = importlib.import_module(f"{name}.{Path(file_name(LiteFrameVisionModel.__module__)).stem}")
+        if not triton:
+            sys.modules[f"{name}.backend"].CUDA_BACKEND = "reference"  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        return carried.LiteFrameVisionModel(carried.LiteFrameVisionConfig(**config.to_dict()))
 
 
 def _latency(args: argparse.Namespace, device: torch.device) -> int:
