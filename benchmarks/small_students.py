@@ -44,7 +44,7 @@ FRAMES = 16
 
 @dataclass(frozen=True)
 class Setup:
-    """What to run: channels of the larger and the small students, steps of a run, learning rates (toy.yaml's first)."""
+    """What to run: channels of the larger and the small students, steps of a run, learning rates."""
 
     large: int = 64
     small: tuple[int, ...] = (32, 16)

@@ -39,8 +39,6 @@ TRAINING = {"distill": CTDCommand, "align": LMACommand}
 CONFIG = "--config=toy"
 # A world so small would be timed by what it costs to start kernels, and one table has one device.
 ON_THE_CPU = "--trainer.accelerator=cpu"
-# Chosen by the cosine to the teacher's tokens on held-out videos, never by answers.
-MUON = ("--model.optimizer.kind=muon", "--model.optimizer.lr=4e-3", "--model.optimizer.muon_lr=12e-3")
 JPEG_QUALITY = 90
 
 
@@ -161,7 +159,6 @@ def travel(folder: Path, settings: Settings, seed: int, watch: Stopwatch, stage:
             f"--run={folder / 'ctd'}",
             f"--trainer.max_steps={settings.ctd_steps}",
             f"--seed_everything={seed}",
-            *MUON,
         )
     encoder, adapter = folder / "ctd" / "encoder", folder / "lma" / "adapter"
     with watch.stage(f"Align: LMA, LoRA teaches the language model to read the student{stage}"):

@@ -67,7 +67,8 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{name} is {value}; it is out of range")
         if self.muon_lr is not None and self.kind != "muon":
             raise ValueError(
-                f"optimizer.muon_lr={self.muon_lr} has no effect with optimizer.kind={self.kind}; use muon"
+                f"optimizer.muon_lr={self.muon_lr} has no effect with optimizer.kind={self.kind}; "
+                "use muon, or give null for it"
             )
         if not self.split_qkv and self.kind != "muon":
             raise ValueError(f"optimizer.split_qkv=false has no effect with optimizer.kind={self.kind}; use muon")
