@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import InternVLForConditionalGeneration
 
-from liteframe.bench.latency import write_sample
+from liteframe.bench.first_token import write_sample
 from liteframe.bench.systems import internvl3_8b_config
 from liteframe.files import write_atomically, write_json
 from liteframe.models.student.config import LiteFrameConfig

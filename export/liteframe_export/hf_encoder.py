@@ -1,11 +1,16 @@
 """A trained encoder as a Hugging Face model folder with its own code."""
 
+import importlib
 import os
+import sys
+import tempfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from liteframe.data.preprocess import FrameTransform
 from liteframe.files import write_json
@@ -106,3 +111,19 @@ def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
             }
         )
     return verify.report(cases, reloaded)
+
+
+def exported_encoder(encoder: LiteFrameEncoder) -> nn.Module:
+    """The encoder as its export computes it, in this process: [B,T,3,H,W] -> [B,ceil(T/t),h,w,C].
+
+    For comparisons of speed; a process without LiteFrame loads an export by transformers' Auto classes.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_encoder(encoder, folder)
+        package = ModuleType(f"exported_{folder.name}")
+        package.__path__ = [scratch]
+        package.__spec__ = ModuleSpec(package.__name__, None, is_package=True)
+        sys.modules[package.__name__] = package
+        module = importlib.import_module(f"{package.__name__}.{Path(file_name(MODEL)).stem}")
+        return module.LiteFrameVisionModel.from_pretrained(folder).encoder.eval()

@@ -13,6 +13,9 @@ from liteframe.bench.timing import Contender, as_milliseconds, rotation, time_si
 
 # Largest error of an implementation, root mean square relative to float64: the rounding of inputs and outputs.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+# The same of a network against float32. On a CPU, the student's features lie within 1e-6 (float32) and 7e-3 (bfloat16)
+# of it, and the worst of its gradients within 1e-6 and, under autocast, 1e-2.
+NETWORK_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 NO_GPU = "not measured on a GPU"
 
 
@@ -43,6 +46,33 @@ class Comparison:
     flops: dict[str, int]
 
 
+def relative_error(got: Tensor, true: Tensor) -> float:
+    """Root mean square of the difference, as a part of that of the true values, in float64 on the true one's device."""
+    true = true.double()
+    return float((got.to(true.device).double() - true).norm() / true.norm().clamp_min(1e-30))
+
+
+def verdict(error: float, tolerance: float) -> dict[str, Any]:
+    """Status and error of something that has been compared; NaN is wrong."""
+    return {"status": "ok" if error <= tolerance else "wrong", "error": error}
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Status of something that could not be run."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return {"status": f"failed: {said[0][:200]}"}
+
+
+def check(comparison: Comparison, device: torch.device, only: str) -> list[dict[str, Any]]:
+    """Rows of a record for one implementation: right or not, forward and backward, not timed."""
+    inputs = comparison.inputs()
+    truth, call = _truth(comparison, inputs), comparison.implementations[only]
+    return [
+        {**_described(comparison, only, direction, inputs), **_checked(only, call, inputs, truth, direction, device)}
+        for direction in comparison.floor
+    ]
+
+
 def compare(
     comparison: Comparison, device: torch.device, *, copy_bytes_per_s: float, warmup: int, runs: int
 ) -> list[dict[str, Any]]:
@@ -52,13 +82,7 @@ def compare(
     truth = _truth(comparison, sets[0])
     rows = {
         (name, direction): {
-            "kernel": comparison.kernel,
-            "label": comparison.label,
-            "direction": direction,
-            "implementation": name,
-            "shape": list(comparison.shape),
-            "dtype": str(sets[0][0].dtype).removeprefix("torch."),
-            "floor_passes": comparison.floor[direction],
+            **_described(comparison, name, direction, sets[0]),
             **_checked(name, call, sets[0], truth, direction, device),
         }
         for direction in comparison.floor
@@ -82,6 +106,18 @@ def compare(
                 "flop_per_s": comparison.flops[direction] / seconds,
             }
     return list(rows.values())
+
+
+def _described(comparison: Comparison, name: str, direction: str, inputs: list[Tensor]) -> dict[str, Any]:
+    return {
+        "kernel": comparison.kernel,
+        "label": comparison.label,
+        "direction": direction,
+        "implementation": name,
+        "shape": list(comparison.shape),
+        "dtype": str(inputs[0].dtype).removeprefix("torch."),
+        "floor_passes": comparison.floor[direction],
+    }
 
 
 def _outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -124,14 +160,10 @@ def _checked(
     try:
         results = _run(call, inputs, direction)
     except RuntimeError as error:  # a missing cuDNN engine, a compiler that is not there, memory
-        return {"status": f"failed: {str(error).splitlines()[0][:200]}"}
-    errors = [
-        float((got.double() - true).norm() / true.norm().clamp_min(1e-30))
-        for got, true in zip(results, truth[direction], strict=True)
-    ]
-    worst = max(errors)
-    fine = worst <= TOLERANCE[inputs[0].dtype] and not math.isnan(worst)
-    return {"status": "ok" if fine else "wrong", "error": worst}
+        return failure(error)
+    errors = [relative_error(got, true) for got, true in zip(results, truth[direction], strict=True)]
+    worst = math.nan if any(map(math.isnan, errors)) else max(errors)
+    return verdict(worst, TOLERANCE[inputs[0].dtype])
 
 
 def _contender(call: Callable, sets: list[list[Tensor]], direction: str) -> Contender:

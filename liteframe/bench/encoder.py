@@ -1,10 +1,11 @@
-"""Latency, memory and FLOP rate of encoders side by side: teacher, student without compression, student."""
+"""Latency, memory and FLOP rate of encoders side by side: right first, then timed, compiled block by block."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +15,13 @@ from liteframe_kernels import force_backend
 from liteframe_kernels.backend import triton
 from torch import Tensor, nn
 
-from liteframe.bench.comparison import NO_GPU
+from liteframe.bench.comparison import NETWORK_TOLERANCE, NO_GPU, failure, relative_error, verdict
 from liteframe.bench.timing import Contender, as_milliseconds, copy_bandwidth, machine, matmul_rate, time_side_by_side
+from liteframe.distill.speed import compile_blocks
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, Cost, VitShape, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.base import Teacher, TeacherFeatures
 from liteframe.models.teacher.load import load_teacher
 
 # Times a block moves its tokens when all that lies between the matmuls is fused (the MLP's hidden layer counts 4).
@@ -37,44 +40,60 @@ class Setup:
     compiled: bool
     tiny: bool
 
+    @property
+    def student_config(self) -> LiteFrameConfig:
+        """The student to measure."""
+        small = {"dim": 64, "depth": 4, "heads": 2, "teacher_dim": 64, "downsample": {1: (2, 2, 2), 2: (2, 1, 1)}}
+        return LiteFrameConfig(**small) if self.tiny else LiteFrameConfig()  # type: ignore[arg-type]
 
-def measure_encoders(setup: Setup, device: torch.device, progress: Callable[[str], None]) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder to measure.
+
+    Attributes:
+        name: in the table.
+        shape: what its cost is reckoned from; a student's is its config, and says how many frames it takes at once.
+        build: makes it, float32 on the CPU.
+        variants: name, backend of the kernels (None: the encoder's own choice), whether its blocks are compiled.
+    """
+
+    name: str
+    shape: LiteFrameConfig | VitShape
+    build: Callable[[], nn.Module]
+    variants: tuple[tuple[str, str | None, bool], ...]
+
+
+TEACHER, PLAIN, STUDENT = "teacher", "student without compression", "student"
+PYTORCH = (("eager", "reference", False), ("compiled", "reference", True))
+KERNELS = (("kernels", "triton", False), ("kernels, compiled", "triton", True))
+PROBE = 16  # frames at the start of a video whose features are compared
+
+
+def measure_encoders(
+    setup: Setup, device: torch.device, progress: Callable[[str], None], encoders: Sequence[Encoder] | None = None
+) -> dict[str, Any]:
     """A record: one row for each encoder and number of frames, and the student's time by part.
 
-    The student takes clips of clip_frames as a batch, the teacher frames as a batch; random weights. The matmul rate is
-    the better of two measurements, before and after the encoders.
+    The matmul rate is the better of two measurements, before and after the encoders.
+
+    Args:
+        setup: sizes and protocol.
+        device: where.
+        progress: told what comes next.
+        encoders: what to measure; None: `built_in(setup)`.
 
     Raises:
         ValueError: an encoder ran faster than the matmul rate, so one of both was measured wrongly.
     """
-    peak = matmul_rate(device, setup.dtype, warmup=setup.warmup, runs=setup.runs)
-    bandwidth = copy_bandwidth(device, 2**29 if device.type == "cuda" else 2**22, warmup=setup.warmup, runs=setup.runs)
-    rows: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    for name, shape, build in _encoders(setup):
-        model = build().eval().requires_grad_(False).to(device, setup.dtype)
-        for frames in setup.frames:
-            video = _video(shape, frames, setup, device)
-            price = cost(shape, frames, setup.size)
-            for variant, backend, compiled in _variants(name, setup):
-                progress(f"{name}, {variant}, {frames} frames")
-                status = NO_GPU if backend == "triton" and (device.type != "cuda" or triton is None) else "ok"
-                row: dict[str, Any] = {"encoder": name, "variant": variant, "frames": frames, "status": status}
-                if status == "ok":
-                    row |= _measure(model, video, backend, compiled, setup)
-                    row |= _rates(row["median_ms"], price, fused_bytes(shape, frames, setup))
-                rows.append(row)
-            if name == "student":
-                progress(f"student by part, {frames} frames")
-                parts += [{"frames": frames, **part} for part in _time_by_part(model, video, setup)]
-        del model
-    peak = max(peak, matmul_rate(device, setup.dtype, warmup=setup.warmup, runs=setup.runs))
-    teacher = {(r["frames"], r["variant"]): r["median_ms"] for r in rows if r["encoder"] == "teacher"}
+    protocol = {"warmup": setup.warmup, "runs": setup.runs}
+    peak = matmul_rate(device, setup.dtype, **protocol)
+    bandwidth = copy_bandwidth(device, 2**29 if device.type == "cuda" else 2**22, **protocol)
+    rows = list(encoder_rows(setup, device, progress, built_in(setup) if encoders is None else encoders))
+    parts = list(student_parts(setup, device, progress))
+    peak = max(peak, matmul_rate(device, setup.dtype, **protocol))
     for row in rows:
-        if "median_ms" in row:
-            like = "compiled" if "compiled" in row["variant"] else "eager"
-            row["times_faster_than_teacher"] = teacher[row["frames"], like] / row["median_ms"]
-            row["matmul_share"] = _share_of_matmul(row, peak)
+        add_matmul_share(row, peak)
     return {
         "machine": machine(device),
         "setup": _described(setup),
@@ -85,33 +104,65 @@ def measure_encoders(setup: Setup, device: torch.device, progress: Callable[[str
     }
 
 
-def _encoders(setup: Setup) -> Iterator[tuple[str, LiteFrameConfig | VitShape, Callable[[], nn.Module]]]:
-    small: dict[str, Any] = {}
+def encoder_rows(
+    setup: Setup, device: torch.device, progress: Callable[[str], None], encoders: Sequence[Encoder]
+) -> Iterator[dict[str, Any]]:
+    """A row for each number of frames, encoder and variant, in this order: right, and then timed; or why not.
+
+    The student takes clips of clip_frames as a batch, the teacher frames as a batch; random weights. Of what is timed,
+    the features of the first frames are compared with those of the same weights in float32 without kernels.
+    """
+    models = {one.name: one.build().eval().requires_grad_(False).to(device) for one in encoders}
+    teacher: dict[tuple[int, bool], float] = {}
+    for frames in setup.frames:
+        for one in encoders:
+            exact = models[one.name]
+            model, video = copy.deepcopy(exact).to(setup.dtype), _video(one.shape, frames, setup, device)
+            with torch.inference_mode(), force_backend("reference"):
+                truth = _features(exact(video[:1, :PROBE].float()))
+            price, nbytes = cost(one.shape, frames, setup.size), fused_bytes(one.shape, frames, setup)
+            for variant, backend, compiled in one.variants:
+                if compiled and not setup.compiled:
+                    continue
+                progress(f"{one.name}, {variant}, {frames} frames")
+                row: dict[str, Any] = {"encoder": one.name, "variant": variant, "frames": frames}
+                row |= _measure(model, video, truth, backend, compiled, setup)
+                if "median_ms" in row:
+                    row |= _rates(row["median_ms"], price, nbytes)
+                    if one.name == TEACHER:
+                        teacher[frames, compiled] = row["median_ms"]
+                    if (frames, compiled) in teacher:
+                        row["times_faster_than_teacher"] = teacher[frames, compiled] / row["median_ms"]
+                yield row
+            del model
+
+
+def built_in(setup: Setup) -> list[Encoder]:
+    """Teacher, student without compression, student; the teacher first, since the others are put in relation to it."""
     teacher_shape, arguments = INTERNVIT_300M, {}
     if setup.tiny:
-        small = {"dim": 64, "depth": 4, "heads": 2, "teacher_dim": 64, "downsample": {1: (2, 2, 2), 2: (2, 1, 1)}}
         teacher_shape = dataclasses.replace(INTERNVIT_300M, dim=64, depth=2, mlp_dim=256)
         arguments = {"embed_dim": 64, "depth": 2, "num_heads": 2}
-    student = LiteFrameConfig(**small)
-    plain = LiteFrameConfig(**{**small, "downsample": {}, "temporal_mixer": "none"})
-    yield "teacher", teacher_shape, lambda: _timm_teacher(arguments)
-    yield "student without compression", plain, lambda: LiteFrameEncoder(plain)
-    yield "student", student, lambda: LiteFrameEncoder(student)
+    student = setup.student_config
+    plain = dataclasses.replace(student, downsample={}, temporal_mixer="none")
+    return [
+        Encoder(TEACHER, teacher_shape, lambda: _timm_teacher(arguments), PYTORCH),
+        Encoder(PLAIN, plain, lambda: LiteFrameEncoder(plain), PYTORCH),
+        Encoder(STUDENT, student, lambda: random_student(student), (*PYTORCH, *KERNELS)),
+    ]
 
 
-def _timm_teacher(arguments: dict[str, Any]) -> nn.Module:
+def random_student(config: LiteFrameConfig) -> LiteFrameEncoder:
+    """Random weights of which every part counts: temporal convs start at zero, where a wrong kernel would go unseen."""
+    encoder = LiteFrameEncoder(config)
+    for name, parameter in encoder.named_parameters():
+        if "temporal" in name or "downsample" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return encoder.eval()
+
+
+def _timm_teacher(arguments: dict[str, Any]) -> Teacher:
     return load_teacher("timm/vit_intern300m_patch14_448", pretrained=False, **arguments)
-
-
-def _variants(name: str, setup: Setup) -> Iterator[tuple[str, str, bool]]:
-    """Variant, backend of the kernels, whether torch.compile is used."""
-    yield "eager", "reference", False
-    if setup.compiled:
-        yield "compiled", "reference", True
-    if name == "student":
-        yield "kernels", "triton", False
-        if setup.compiled:
-            yield "kernels, compiled", "triton", True
 
 
 def _video(shape: LiteFrameConfig | VitShape, frames: int, setup: Setup, device: torch.device) -> Tensor:
@@ -122,33 +173,58 @@ def _video(shape: LiteFrameConfig | VitShape, frames: int, setup: Setup, device:
     return torch.randn(frames // clip, clip, 3, setup.size, setup.size, device=device, dtype=setup.dtype)
 
 
+def _features(output: Any) -> Tensor:
+    """[B,T',h,w,C] of a student or a teacher."""
+    return output.patches if isinstance(output, TeacherFeatures) else output
+
+
 @torch.inference_mode()
-def _measure(model: nn.Module, video: Tensor, backend: str, compiled: bool, setup: Setup) -> dict[str, Any]:
+def _measure(
+    model: nn.Module, video: Tensor, truth: Tensor, backend: str | None, compiled: bool, setup: Setup
+) -> dict[str, Any]:
+    """Status and error of one variant against features of its first frames, and its time where it is right."""
     device = video.device
-    torch.compiler.reset()  # else the limit of recompilations makes the last sizes run eager
-    call = torch.compile(model, dynamic=False) if compiled else model
-    with force_backend(backend):
-        contender = {"": Contender(lambda run: video, call)}
-        time_side_by_side(contender, device, warmup=1, runs=1)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        timing = time_side_by_side(contender, device, warmup=setup.warmup, runs=setup.runs)[""]
+    if backend == "triton" and (device.type != "cuda" or triton is None):
+        return {"status": NO_GPU}
+    if compiled:
+        torch.compiler.reset()  # else the limit of recompilations makes the last sizes run eager
+        model = copy.deepcopy(model)
+        compile_blocks(model)
+    contender = {"": Contender(lambda run: video, model)}
+    try:
+        with force_backend(backend):
+            first = _features(model(video))[:1, : truth.shape[1]]
+            checked = verdict(relative_error(first, truth), NETWORK_TOLERANCE[setup.dtype])
+            if checked["status"] == "wrong":
+                return checked
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            timing = time_side_by_side(contender, device, warmup=setup.warmup, runs=setup.runs)[""]
+    except RuntimeError as error:  # no memory for it, or a compiler that is not there
+        return failure(error)
     return {
+        **checked,
         **as_milliseconds(timing),
         "ms_per_frame": timing.median_ms / (video.shape[0] * video.shape[1]),
         "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
     }
 
 
-def _share_of_matmul(row: dict[str, Any], peak: float) -> float:
-    share = row["flop_per_s"] / peak
+def add_matmul_share(row: dict[str, Any], peak: float) -> None:
+    """Put the rate of a row that was timed in relation to the matmul rate.
+
+    Raises:
+        ValueError: it is higher.
+    """
+    if "flop_per_s" not in row:
+        return
+    share = row["matmul_share"] = row["flop_per_s"] / peak
     if share > 1:
         raise ValueError(
             f"{row['encoder']}, {row['variant']}, {row['frames']} frames: {row['flop_per_s'] / 1e12:.3f} TFLOP/s is "
             f"{share:.0%} of the matmul rate measured in this run ({peak / 1e12:.3f} TFLOP/s), which cannot be; "
             "nothing is written. Something else used the machine: measure again when it is idle, with more --runs"
         )
-    return share
 
 
 def _rates(milliseconds: float, price: Cost, nbytes: int) -> dict[str, float]:
@@ -192,6 +268,16 @@ def _given(calls: list[tuple[nn.Module, tuple]], run: int) -> list[tuple[nn.Modu
 
 def _remember(calls: list[tuple[nn.Module, tuple]], module: nn.Module, args: tuple) -> None:
     calls.append((module, args))
+
+
+def student_parts(setup: Setup, device: torch.device, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The time of the eager student by part, for each number of frames."""
+    student = built_in(setup)[-1]
+    model = student.build().requires_grad_(False).to(device, setup.dtype)
+    for frames in setup.frames:
+        progress(f"student by part, {frames} frames")
+        for part in _time_by_part(model, _video(student.shape, frames, setup, device), setup):
+            yield {"frames": frames, **part}
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ Shapes: T frames, N = 1 + side*side tokens a frame (cls first), C channels.
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,23 @@ from liteframe.bench.comparison import Comparison
 
 TAPS = 3
 WINDOW = (4, 2, 2)
+
+
+def comparisons(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    frames: int,
+    side: int,
+    channels: int,
+    teacher_channels: int,
+    compiled: bool,
+) -> Iterator[Comparison]:
+    """All kernels: convs at the student's width, pooling at the teacher's; `frames` a multiple of 4, `side` even."""
+    sizes: dict[str, Any] = {"frames": frames, "side": side, "compiled": compiled}
+    yield from temporal_conv_comparisons(device, dtype, channels=channels, **sizes)
+    yield from strided_conv_comparisons(device, dtype, channels=channels, **sizes)
+    yield from weighted_average_pool_comparisons(device, dtype, channels=teacher_channels, **sizes)
 
 
 def temporal_conv_comparisons(

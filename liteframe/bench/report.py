@@ -23,7 +23,8 @@ KERNEL_COLUMNS = (
     "error",
 )
 ENCODER_COLUMNS = (
-    "encoder", "variant", "frames", "ms (p10 - p90)", "ms/frame", "TFLOP/s", "of matmul", "peak MiB", "vs teacher"
+    "encoder", "variant", "frames", "ms (p10 - p90)", "ms/frame", "TFLOP/s", "of matmul", "peak MiB", "vs teacher",
+    "error",
 )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def encoder_table(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         head = [row["encoder"], row["variant"], str(row["frames"])]
         if "median_ms" not in row:
-            rows.append([*head, row["status"], "", "", "", "", ""])
+            rows.append([*head, row["status"], "", "", "", "", "", _number(row.get("error"), "{:.1e}")])
             continue
         rows.append(
             [
@@ -78,9 +79,10 @@ def encoder_table(record: dict[str, Any]) -> str:
                 _ms(row),
                 f"{row['ms_per_frame']:.3f}",
                 f"{row['flop_per_s'] / 1e12:.3f}",
-                f"{row['matmul_share']:.0%}",
+                _number(row.get("matmul_share"), "{:.0%}"),
                 _number(row["peak_mib"], "{:.0f}"),
-                f"{row['times_faster_than_teacher']:.2f}x",
+                _number(row.get("times_faster_than_teacher"), "{:.2f}x"),
+                _number(row.get("error"), "{:.1e}"),
             ]
         )
     parts = [
@@ -88,7 +90,10 @@ def encoder_table(record: dict[str, Any]) -> str:
         for part in record["parts"]
     ]
     matmul = f"Matmul rate in this run: {record['matmul_flop_per_s'] / 1e12:.3f} TFLOP/s.\n\n"
-    notes = "TFLOP/s counts the attention products; `vs teacher` compares eager with eager, compiled with compiled.\n\n"
+    notes = (
+        "TFLOP/s counts the attention products; `vs teacher` compares eager with eager, compiled with compiled;\n"
+        "error is the root mean square against float32, relative, where it was taken.\n\n"
+    )
     return (
         heading(record, "Encoders")
         + matmul

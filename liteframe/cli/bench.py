@@ -18,12 +18,9 @@ from torch import nn
 from liteframe.bench.bytes import measure_bytes, write_bytes
 from liteframe.bench.comparison import Comparison, compare
 from liteframe.bench.encoder import Setup, measure_encoders
-from liteframe.bench.kernels import (
-    strided_conv_comparisons,
-    temporal_conv_comparisons,
-    weighted_average_pool_comparisons,
-)
-from liteframe.bench.latency import add_ratios, first_token, measure_latencies, write_sample
+from liteframe.bench.first_token import first_token, write_sample
+from liteframe.bench.kernels import comparisons
+from liteframe.bench.latency import add_ratios, measure_latencies
 from liteframe.bench.reducers import measure_reducers, reducer_table
 from liteframe.bench.report import write_latency, write_report
 from liteframe.bench.systems import LITEFRAME, build_systems, load_pair, random_internvl3_8b
@@ -101,11 +98,10 @@ def run(args: argparse.Namespace) -> int:
         print(path)
     wrong = [row for row in record["rows"] if row["status"] == "wrong"]
     for row in wrong:
-        print(
-            f"{row['kernel']} ({row['label']}) {row['direction']}, {row['implementation']}: error {row['error']:.1e}",
-            file=sys.stderr,
-        )
-    return int(any(row["implementation"] == "triton" for row in wrong))
+        names = ("kernel", "label", "direction", "implementation", "encoder", "variant", "frames")
+        what = ", ".join(str(row[name]) for name in names if name in row)
+        print(f"{what}: error {row['error']:.1e}", file=sys.stderr)
+    return int(any(row.get("implementation", "triton") == "triton" for row in wrong))
 
 
 def _bytes(args: argparse.Namespace) -> int:
@@ -221,11 +217,15 @@ def _comparisons(
     """The operations of the paper's model: 448 pixels give a side of 32 patches of 14 pixels."""
     if frames % 4 or args.size % 28 or side == 0:
         raise ValueError(f"--frames {frames} must be a multiple of 4 and --size {args.size} one of 28")
-    options: dict[str, Any] = {"frames": frames, "side": side, "compiled": not args.no_compile}
-    yield from temporal_conv_comparisons(device, DTYPES[args.dtype], channels=channels, **options)
-    yield from strided_conv_comparisons(device, DTYPES[args.dtype], channels=channels, **options)
-    teacher_channels = 64 if args.tiny else 1024
-    yield from weighted_average_pool_comparisons(device, DTYPES[args.dtype], channels=teacher_channels, **options)
+    return comparisons(
+        device,
+        DTYPES[args.dtype],
+        frames=frames,
+        side=side,
+        channels=channels,
+        teacher_channels=64 if args.tiny else 1024,
+        compiled=not args.no_compile,
+    )
 
 
 def _encoders(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

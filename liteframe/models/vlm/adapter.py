@@ -1,7 +1,10 @@
 """A LoRA adapter on a Video LLM: loaded whole and on the model that it was trained on, or refused; merged.
 
-Knows PEFT and models; it imports no training code, so that exports can use it too.
+Knows PEFT and models; it imports no training code, so that exports can use it too. PEFT itself is imported where an
+adapter is at hand: whoever loads a model without one neither waits for it nor needs it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -10,10 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -21,6 +23,9 @@ from transformers import PreTrainedModel
 
 from liteframe.models.student.io import weight_misfits
 from liteframe.texts import read_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # In the names of the weights that PEFT saves with an adapter.
 ADAPTER_MARKS = (".lora_", ".modules_to_save.")
@@ -36,6 +41,8 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pef
         ValueError: the folder has no whole safetensors adapter (pickled ones are not read), or one that was trained on
             another Video LLM or encoder.
     """
+    from peft import PeftModel, get_peft_model_state_dict
+
     check_origin(model, adapter)
     with adapter_file(adapter) as path, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
@@ -101,6 +108,8 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
     Each sum is made in float32 and rounded once to the dtype of the weight.
     """
+    from peft.tuners.lora import LoraLayer
+
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
