@@ -21,6 +21,7 @@ from liteframe.align.objectives import Objective
 from liteframe.align.objectives.sft import SupervisedFineTuning
 from liteframe.files import file_digest
 from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, frozen_digest, origin
+from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.load import load_processor, load_video_llm
 from liteframe.training.guard import GuardSettings
@@ -28,8 +29,6 @@ from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
-# Language models that take a dictionary of masks, by the kind of their layers.
-MASKS_BY_LAYER = ("qwen2", "qwen3")
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
@@ -186,11 +185,8 @@ class LMAModule(GuardedModule):
         transformers reads from the device whether it hides anything, and if so makes one of L x L, which flash
         attention and grouped queries do without; given a mask for each kind of layer, it takes these.
         """
-        config = self.model.get_base_model().model.language_model.config
-        by_layer = config.model_type in MASKS_BY_LAYER and set(config.layer_types) == {"full_attention"}
-        # Only torch's attention is causal where there is no mask.
-        causal = by_layer and config._attn_implementation == "sdpa"
-        return {"full_attention": None} if causal else batch.attention_mask
+        causal = takes_causal_masks(self.model.get_base_model().model.language_model.config)
+        return {FULL: None} if causal else batch.attention_mask
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
         """What the Video LLM reads of the batch's videos: pixels, or features where they are cached."""

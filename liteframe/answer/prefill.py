@@ -1,7 +1,8 @@
 """A prompt for the language model: as a whole, or its beginning read into the KV cache as the video comes in.
 
 A causal language model can read its prompt in parts (chunked prefill), and a LiteFrame encoder's clips are independent:
-so the clips of a long video are read while later ones are still decoded and encoded, with the answer of the plain way.
+so the clips of a long video are read while later ones are still decoded and encoded, with the answer of the plain way,
+and by the same kernels: flash attention over grouped queries.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import DynamicCache
 
 from liteframe.answer.generate import check_length
 from liteframe.answer.labels import VideoLines
+from liteframe.models.vlm.attention import causal_in_parts
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
@@ -96,7 +98,9 @@ class Prefill:
         if features is not None:
             embeddings = place_features(embeddings, ids, self.encoder.placeholder_id, [features])
         language_model = self.model.model.language_model
-        language_model(inputs_embeds=embeddings, use_cache=True, **{cache_name(language_model): self.cache})
+        kept = {"use_cache": True, cache_name(language_model): self.cache}
+        with causal_in_parts(language_model, embeddings.shape[1], self.read) as mask:
+            language_model(inputs_embeds=embeddings, attention_mask=mask, **kept)
 
 
 @torch.inference_mode()

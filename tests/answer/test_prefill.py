@@ -5,6 +5,8 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import CausalBias, CausalVariant
 from worlds import ROOT
 from worlds.ctd import write_video
 from worlds.students import make_student, student_config
@@ -61,6 +63,35 @@ def test_the_cache_holds_the_prompt_but_for_its_last_token(pair, video):
     assert (plain.logits[:, -1] - last).abs().max() < 1e-4 * plain.logits.abs().max()
     for ours, whole in zip(cache.layers, plain[name].layers, strict=True):
         torch.testing.assert_close(ours.keys, whole.keys, atol=1e-4, rtol=1e-3)
+
+
+def test_every_part_is_read_by_flash_attention_over_grouped_queries(pair, video, monkeypatch):
+    """What reaches torch's attention: no mask but a causal bias, for which torch has flash attention, and no repeated
+    keys; the tiny model has four heads and two groups."""
+    model, processor = pair
+    attend, calls = F.scaled_dot_product_attention, []
+
+    def recorded(query, key, value, **options):
+        if key.shape[1] == 2:  # the language model's
+            calls.append((query.shape[1], query.shape[2], key.shape[2], options))
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    session = StreamSession(model, processor, prefill=True)
+    for clip in cut(video):
+        session.add(clip)
+    session.ask(QUESTION, max_new_tokens=2)
+    assert len({(queries, keys) for _, queries, keys, _ in calls}) >= 6  # 4 clips, the question, two tokens
+    read = 0
+    for heads, queries, keys, options in calls:
+        assert heads == 4
+        assert options["enable_gqa"]
+        mask, in_parts = options["attn_mask"], 1 < queries < keys
+        assert (type(mask) is CausalBias and mask.variant == CausalVariant.LOWER_RIGHT) if in_parts else mask is None
+        assert in_parts or options["is_causal"] == (queries == keys)
+        read += in_parts
+    assert read >= 4 * model.config.text_config.num_hidden_layers
+    assert model.model.language_model.config._attn_implementation == "sdpa"
 
 
 def test_slots_are_read_as_they_come(pair, video, monkeypatch):
