@@ -28,6 +28,27 @@ def internvl3_8b_config() -> InternVLConfig:
 
     Vision 24 x 1024 at 448 pixels and patches of 14, two-layer projector, language model (Qwen2.5-7B) 28 x 3584.
     """
+    return _internvl3_config(
+        hidden_size=3584,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        intermediate_size=18944,
+    )
+
+
+def internvl3_1b_config() -> InternVLConfig:
+    """The same with the language model of InternVL3-1B (Qwen2.5-0.5B), 24 x 896."""
+    return _internvl3_config(
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+    )
+
+
+def _internvl3_config(**language_model: int) -> InternVLConfig:
     vision = {
         "hidden_size": 1024,
         "num_hidden_layers": 24,
@@ -45,11 +66,7 @@ def internvl3_8b_config() -> InternVLConfig:
     }
     text = {
         "model_type": "qwen2",
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "intermediate_size": 18944,
+        **language_model,
         "vocab_size": 151674,
         "max_position_embeddings": 32768,
         "rope_theta": 1000000.0,
