@@ -261,6 +261,7 @@ def video_llm(scale: Scale) -> tuple[Any, Any]:
     config.vision_config.hidden_size = encoder.config.teacher_dim
     if scale == SMALL:
         config.text_config.num_hidden_layers, config.text_config.layer_types = 1, ["full_attention"]
+        config.text_config.vocab_size = len(processor.tokenizer)
     for part in (processor.image_processor, processor.video_processor):
         part.size = {"height": encoder.config.image_size, "width": encoder.config.image_size}
     vlm = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()

@@ -41,7 +41,10 @@ class FrameEncoder(ABC):
 
     @abstractmethod
     def pixels(self, resized: Tensor) -> Tensor:
-        """Frames [T,3,h,w] uint8 -> [T,3,h,w], normalized, on the model's device."""
+        """Frames [T,3,h,w] uint8 -> [T,3,h,w] on the model's device, where they come as bytes.
+
+        Normalized there, or bytes still where the encoder normalizes them itself.
+        """
 
     @abstractmethod
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
@@ -94,7 +97,7 @@ class ClipEncoder(FrameEncoder):
 
     @override
     def pixels(self, resized: Tensor) -> Tensor:
-        return self.processor.normalized(resized).to(self.model.device)
+        return resized.to(self.model.device)
 
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
@@ -128,7 +131,7 @@ class TowerEncoder(FrameEncoder):
 
     @override
     def pixels(self, resized: Tensor) -> Tensor:
-        return self._processed(resized, do_resize=False).to(self.model.device)
+        return self._processed(resized.to(self.model.device), do_resize=False)
 
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:

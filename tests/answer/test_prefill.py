@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import CausalBias, CausalVariant
+from torch.overrides import TorchFunctionMode
 from worlds import ROOT
 from worlds.ctd import write_video
 from worlds.students import make_student, student_config
@@ -65,25 +66,32 @@ def test_the_cache_holds_the_prompt_but_for_its_last_token(pair, video):
         torch.testing.assert_close(ours.keys, whole.keys, atol=1e-4, rtol=1e-3)
 
 
-def test_every_part_is_read_by_flash_attention_over_grouped_queries(pair, video, monkeypatch):
-    """What reaches torch's attention: no mask but a causal bias, for which torch has flash attention, and no repeated
-    keys; the tiny model has four heads and two groups."""
+class Attention(TorchFunctionMode):
+    """What reaches torch's attention: heads of queries and keys, lengths of both, options."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            query, key = args[:2]
+            self.calls.append((query.shape[1], key.shape[1], query.shape[2], key.shape[2], kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_part_is_read_by_flash_attention_over_grouped_queries(pair, video):
+    """No mask but a causal bias, for which torch has flash attention, and no repeated keys: four heads, two groups."""
     model, processor = pair
-    attend, calls = F.scaled_dot_product_attention, []
-
-    def recorded(query, key, value, **options):
-        if key.shape[1] == 2:  # the language model's
-            calls.append((query.shape[1], query.shape[2], key.shape[2], options))
-        return attend(query, key, value, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
-    session = StreamSession(model, processor, prefill=True)
-    for clip in cut(video):
-        session.add(clip)
-    session.ask(QUESTION, max_new_tokens=2)
-    assert len({(queries, keys) for _, queries, keys, _ in calls}) >= 6  # 4 clips, the question, two tokens
+    with Attention() as seen:
+        session = StreamSession(model, processor, prefill=True)
+        for clip in cut(video):
+            session.add(clip)
+        session.ask(QUESTION, max_new_tokens=2)
+    calls = [call for call in seen.calls if call[1] == 2]  # the language model's
+    assert len({(queries, keys) for _, _, queries, keys, _ in calls}) >= 6  # 4 clips, the question, two tokens
     read = 0
-    for heads, queries, keys, options in calls:
+    for heads, _, queries, keys, options in calls:
         assert heads == 4
         assert options["enable_gqa"]
         mask, in_parts = options["attn_mask"], 1 < queries < keys
