@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from liteframe_export.graph import traceable
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
@@ -46,6 +47,7 @@ from liteframe.bench.timing import Contender, as_milliseconds, machine, time_sid
 from liteframe.data.video.process import DecodeProcess
 from liteframe.distill.speed import compile_blocks
 from liteframe.files import check_output, write_atomically
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.attach import attach_encoder, processor_for
 from liteframe.toyworld.model import build_processor, build_tokenizer
 
@@ -104,7 +106,7 @@ def measure(name: str, scale: Scale, folder: Path, say: Callable[[str], None]) -
     """Rows of one model, "student" or "teacher": right, and then timed in turns; or why not."""
     torch.manual_seed(0)
     frames = scale.frames if name == "student" else scale.teacher_frames
-    teacher, _, student = built_in(Setup((frames,), scale.size, torch.float32, 1, 1, False, tiny=scale == SMALL))
+    teacher, _, student = built_in(Setup((frames,), scale.size, torch.float32, 1, 1, False, tiny=scale == SMALL))[:3]
     model = student.build().eval() if name == "student" else Patches(teacher.build().tower).eval()
     video = torch.randn(1, frames, 3, scale.size, scale.size)
     exact = in_torch(model, video, torch.float32, False)()
@@ -138,10 +140,14 @@ def candidates(
     model: nn.Module, video: Tensor, folder: Path, compiled: bool
 ) -> Iterator[tuple[str, str, Callable[[], Call]]]:
     """Runtime, precision, and what builds a call that encodes `video`."""
-    ways = (False, True) if compiled else (False,)
+    forms = {"": model}
+    if isinstance(model, LiteFrameEncoder):
+        forms[", inference form"] = model.for_inference()
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        for way in ways:
-            yield f"torch {'compiled' if way else 'eager'}", precision, partial(in_torch, model, video, dtype, way)
+        for name, form in forms.items():
+            yield f"torch eager{name}", precision, partial(in_torch, form, video, dtype, False)
+            if compiled:
+                yield f"torch compiled{name}", precision, partial(in_torch, form, video, dtype, True)
     yield "onnxruntime", "float32", partial(in_onnxruntime, model, video, folder, False)
     yield "onnxruntime", "int8", partial(in_onnxruntime, model, video, folder, True)
     for precision in ("float32", "bfloat16", "int8"):
@@ -162,7 +168,9 @@ def onnx_graph(model: nn.Module, video: Tensor, folder: Path, quantized: bool) -
     if not plain.is_file():
         import onnxscript  # noqa: F401 - what torch.onnx translates with
 
-        program = torch.onnx.export(model, (video,), dynamo=True, opset_version=20, verbose=False)
+        # As `liteframe export onnx` writes it, but for the one size.
+        traced = traceable(model) if isinstance(model, LiteFrameEncoder) else model
+        program = torch.onnx.export(traced, (video,), dynamo=True, opset_version=20, verbose=False)
         assert program is not None
         program.save(plain)
     if quantized and not small.is_file():
@@ -252,7 +260,7 @@ def spans(model: Any, processor: Any) -> Iterator[dict[str, float]]:
 def video_llm(scale: Scale) -> tuple[Any, Any]:
     """The student before a language model of half a billion weights, all random, and a processor for the two."""
     torch.manual_seed(0)
-    student = built_in(Setup((8,), scale.size, torch.float32, 1, 1, False, tiny=scale == SMALL))[-1]
+    student = built_in(Setup((8,), scale.size, torch.float32, 1, 1, False, tiny=scale == SMALL))[2]
     encoder = student.build()
     processor = build_processor(build_tokenizer())
     config = internvl3_1b_config()

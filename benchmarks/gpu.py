@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ from liteframe_kernels import force_backend
 
 from liteframe.bench.comparison import NETWORK_TOLERANCE, check, compare, relative_error, verdict
 from liteframe.bench.encoder import (
-    PYTORCH,
     Encoder,
     Setup,
     add_matmul_share,
     built_in,
     encoder_rows,
+    features,
     random_student,
     student_parts,
 )
@@ -47,6 +47,7 @@ from liteframe.bench.systems import build_systems, random_internvl3_8b
 from liteframe.bench.timing import copy_bandwidth, machine, matmul_rate
 from liteframe.files import check_output, write_atomically
 from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.inference import normalized
 from liteframe.models.vlm.load import find_device, load_video_llm
 
 MATMUL = "bfloat16 matmul, FLOP/s"
@@ -137,23 +138,32 @@ class Measured:
                     yield from check(one, self.device, "triton")
 
     def student_right(self) -> Iterator[Row]:
-        """A clip's features against float32 on the CPU, without kernels and with what the device takes by itself."""
+        """A clip's features in each form against float32 on the CPU."""
         torch.manual_seed(0)
         student = random_student(self._setup((8,), False).student_config)
-        video = torch.randn(1, student.config.clip_frames, 3, self.scale.size, self.scale.size)
+        sizes = (1, student.config.clip_frames, 3, self.scale.size, self.scale.size)
+        frames = torch.randint(0, 256, sizes, dtype=torch.uint8)
+        pixels = normalized(frames, student.config, torch.float32)
+        forms: dict[str, tuple[str | None, Callable[[Any], torch.nn.Module], torch.Tensor]] = {
+            "eager": ("reference", lambda encoder: encoder, pixels),
+            "kernels": (None, lambda encoder: encoder, pixels),
+            "inference form": (None, lambda encoder: encoder.for_inference(), frames),
+            "exported": (None, lambda encoder: encoder, pixels),
+        }
         with torch.inference_mode():
-            exact = student(video)
-            for backend in ("reference", None):
-                for dtype in (torch.float32, torch.bfloat16):
-                    there = copy.deepcopy(student).to(self.device, dtype)
-                    with force_backend(backend):
-                        error = relative_error(there(video.to(self.device, dtype)), exact)
-                    name = "kernels" if backend is None else "eager"
-                    yield {"variant": name, "dtype": str(dtype)[6:], **verdict(error, NETWORK_TOLERANCE[dtype])}
+            exact = student(pixels)
+        for name, (backend, form, given) in forms.items():
+            built = exported_encoder(copy.deepcopy(student)) if name == "exported" else student
+            for dtype in (torch.float32, torch.bfloat16):
+                with torch.inference_mode(), force_backend(backend):
+                    there = form(copy.deepcopy(built).to(self.device, dtype))
+                    shown = given.to(self.device, dtype if given.is_floating_point() else None)
+                    error = relative_error(features(there(shown)), exact)
+                yield {"variant": name, "dtype": str(dtype)[6:], **verdict(error, NETWORK_TOLERANCE[dtype])}
 
     def _ctd(self, clips: int, frames: int, size: int) -> tuple[CtdStep, torch.Tensor]:
         torch.manual_seed(0)
-        teacher, _, student = (one.build() for one in built_in(self._setup((8,), False)))
+        teacher, _, student = (one.build() for one in built_in(self._setup((8,), False))[:3])
         video = torch.randn(clips, frames, 3, size, size)
         return CtdStep(teacher, student, video), video
 
@@ -232,9 +242,9 @@ class Measured:
 
 
 def more_encoders(config: LiteFrameConfig) -> list[Encoder]:
-    """The student's other forms."""
-    own = tuple((name, None, compiled) for name, _, compiled in PYTORCH)
-    return [Encoder("student, exported", config, lambda: exported_encoder(random_student(config)), own)]
+    """The student as an export, with the kernels that travel with it."""
+    as_it_is = (("as it is", None, False),)
+    return [Encoder("student, exported", config, lambda: exported_encoder(random_student(config)), as_it_is)]
 
 
 # Of a table, those that a part's rows have.

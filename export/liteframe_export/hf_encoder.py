@@ -114,7 +114,7 @@ def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
 
 
 def exported_encoder(encoder: LiteFrameEncoder) -> nn.Module:
-    """The encoder as its export computes it, in this process: [B,T,3,H,W] -> [B,ceil(T/t),h,w,C].
+    """The encoder's export with its own code, in this process: [B,T,3,H,W] -> last_hidden_state [B,ceil(T/t),h,w,C].
 
     For comparisons of speed; a process without LiteFrame loads an export by transformers' Auto classes.
     """
@@ -126,4 +126,4 @@ def exported_encoder(encoder: LiteFrameEncoder) -> nn.Module:
         package.__spec__ = ModuleSpec(package.__name__, None, is_package=True)
         sys.modules[package.__name__] = package
         module = importlib.import_module(f"{package.__name__}.{Path(file_name(MODEL)).stem}")
-        return module.LiteFrameVisionModel.from_pretrained(folder).encoder.eval()
+        return module.LiteFrameVisionModel.from_pretrained(folder).eval()

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from liteframe.answer.positions import RESERVE, Compact, Positions, rotate
 from liteframe.answer.prefill import cache_name
+from liteframe.models.vlm.attention import causal_in_parts
 
 TEXT, LABEL, VIDEO, PROTOTYPE = range(4)  # kinds of entries: before the video, around a slot, of a slot, merged ones
 FIELDS = ("positions", "kind", "slot", "place", "made_at")
@@ -78,12 +79,14 @@ class KeyValues:
         count = embeddings.shape[1]
         self.make_room(count, reserve)
         ids = torch.arange(self.next, self.next + count, device=self.positions.device)
-        self.language_model(
-            inputs_embeds=embeddings,
-            position_ids=ids[None],
-            use_cache=True,
-            **{cache_name(self.language_model): self.cache},
-        )
+        with causal_in_parts(self.language_model, count, len(self)) as mask:
+            self.language_model(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=ids[None],
+                use_cache=True,
+                **{cache_name(self.language_model): self.cache},
+            )
         if self.made is not None:
             new = [layer.keys[:, :, -count:] for layer in self.cache.layers]
             self.made = [torch.cat(pair, 2) for pair in zip(self.made, new, strict=True)]

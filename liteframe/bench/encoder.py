@@ -14,6 +14,7 @@ import torch
 from liteframe_kernels import force_backend
 from liteframe_kernels.backend import triton
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from liteframe.bench.comparison import NETWORK_TOLERANCE, NO_GPU, failure, relative_error, verdict
 from liteframe.bench.timing import Contender, as_milliseconds, copy_bandwidth, machine, matmul_rate, time_side_by_side
@@ -21,6 +22,7 @@ from liteframe.distill.speed import compile_blocks
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, Cost, VitShape, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.inference import normalized
 from liteframe.models.teacher.base import Teacher, TeacherFeatures
 from liteframe.models.teacher.load import load_teacher
 
@@ -56,15 +58,19 @@ class Encoder:
         shape: what its cost is reckoned from; a student's is its config, and says how many frames it takes at once.
         build: makes it, float32 on the CPU.
         variants: name, backend of the kernels (None: the encoder's own choice), whether its blocks are compiled.
+        form: makes what is measured of the encoder in its dtype on its device; what is right is still the encoder's.
+        of_bytes: whether frames come as bytes.
     """
 
     name: str
     shape: LiteFrameConfig | VitShape
     build: Callable[[], nn.Module]
     variants: tuple[tuple[str, str | None, bool], ...]
+    form: Callable[[Any], nn.Module] = lambda encoder: encoder
+    of_bytes: bool = False
 
 
-TEACHER, PLAIN, STUDENT = "teacher", "student without compression", "student"
+TEACHER, PLAIN, STUDENT, FORM = "teacher", "student without compression", "student", "student, inference form"
 PYTORCH = (("eager", "reference", False), ("compiled", "reference", True))
 KERNELS = (("kernels", "triton", False), ("kernels, compiled", "triton", True))
 PROBE = 16  # frames at the start of a video whose features are compared
@@ -117,9 +123,10 @@ def encoder_rows(
     for frames in setup.frames:
         for one in encoders:
             exact = models[one.name]
-            model, video = copy.deepcopy(exact).to(setup.dtype), _video(one.shape, frames, setup, device)
+            video = _video(one, frames, setup, device)
             with torch.inference_mode(), force_backend("reference"):
-                truth = _features(exact(video[:1, :PROBE].float()))
+                truth = features(exact(normalized_video(video[:1, :PROBE], one.shape)))
+                model = one.form(copy.deepcopy(exact).to(setup.dtype))
             price, nbytes = cost(one.shape, frames, setup.size), fused_bytes(one.shape, frames, setup)
             for variant, backend, compiled in one.variants:
                 if compiled and not setup.compiled:
@@ -149,6 +156,14 @@ def built_in(setup: Setup) -> list[Encoder]:
         Encoder(TEACHER, teacher_shape, lambda: _timm_teacher(arguments), PYTORCH),
         Encoder(PLAIN, plain, lambda: LiteFrameEncoder(plain), PYTORCH),
         Encoder(STUDENT, student, lambda: random_student(student), (*PYTORCH, *KERNELS)),
+        Encoder(
+            FORM,
+            student,
+            lambda: random_student(student),
+            (*PYTORCH, *KERNELS),
+            form=lambda encoder: encoder.for_inference(),
+            of_bytes=True,
+        ),
     ]
 
 
@@ -165,16 +180,27 @@ def _timm_teacher(arguments: dict[str, Any]) -> Teacher:
     return load_teacher("timm/vit_intern300m_patch14_448", pretrained=False, **arguments)
 
 
-def _video(shape: LiteFrameConfig | VitShape, frames: int, setup: Setup, device: torch.device) -> Tensor:
-    """`[clips,frames of a clip,3,size,size]`."""
+def _video(one: Encoder, frames: int, setup: Setup, device: torch.device) -> Tensor:
+    """`[clips,frames of a clip,3,size,size]`, normalized or bytes."""
+    shape = one.shape
     clip = min(frames, shape.clip_frames) if isinstance(shape, LiteFrameConfig) else frames
     if frames % clip:
         raise ValueError(f"--frames {frames} is not a multiple of the student's clip of {clip} frames")
-    return torch.randn(frames // clip, clip, 3, setup.size, setup.size, device=device, dtype=setup.dtype)
+    sizes = (frames // clip, clip, 3, setup.size, setup.size)
+    if one.of_bytes:
+        return torch.randint(0, 256, sizes, device=device, dtype=torch.uint8)
+    return torch.randn(sizes, device=device, dtype=setup.dtype)
 
 
-def _features(output: Any) -> Tensor:
-    """[B,T',h,w,C] of a student or a teacher."""
+def normalized_video(video: Tensor, shape: Any) -> Tensor:
+    """What the encoder's own form takes of a video, float32."""
+    return normalized(video, shape, torch.float32) if video.dtype == torch.uint8 else video.float()
+
+
+def features(output: Any) -> Tensor:
+    """[B,T',h,w,C] of a student, a teacher or an exported model."""
+    if isinstance(output, BaseModelOutput):
+        return output.last_hidden_state
     return output.patches if isinstance(output, TeacherFeatures) else output
 
 
@@ -193,7 +219,7 @@ def _measure(
     contender = {"": Contender(lambda run: video, model)}
     try:
         with force_backend(backend):
-            first = _features(model(video))[:1, : truth.shape[1]]
+            first = features(model(video))[:1, : truth.shape[1]]
             checked = verdict(relative_error(first, truth), NETWORK_TOLERANCE[setup.dtype])
             if checked["status"] == "wrong":
                 return checked
@@ -272,11 +298,11 @@ def _remember(calls: list[tuple[nn.Module, tuple]], module: nn.Module, args: tup
 
 def student_parts(setup: Setup, device: torch.device, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """The time of the eager student by part, for each number of frames."""
-    student = built_in(setup)[-1]
+    student = next(one for one in built_in(setup) if one.name == STUDENT)
     model = student.build().requires_grad_(False).to(device, setup.dtype)
     for frames in setup.frames:
         progress(f"student by part, {frames} frames")
-        for part in _time_by_part(model, _video(student.shape, frames, setup, device), setup):
+        for part in _time_by_part(model, _video(student, frames, setup, device), setup):
             yield {"frames": frames, **part}
 
 

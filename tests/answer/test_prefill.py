@@ -67,7 +67,7 @@ def test_the_cache_holds_the_prompt_but_for_its_last_token(pair, video):
 
 
 class Attention(TorchFunctionMode):
-    """What reaches torch's attention: heads of queries and keys, lengths of both, options."""
+    """What reaches torch's attention: heads, their channels, numbers of queries and keys, options."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Attention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             query, key = args[:2]
-            self.calls.append((query.shape[1], key.shape[1], query.shape[2], key.shape[2], kwargs))
+            self.calls.append((query.shape[1], query.shape[3], query.shape[2], key.shape[2], kwargs))
         return func(*args, **(kwargs or {}))
 
 
@@ -88,7 +88,7 @@ def test_every_part_is_read_by_flash_attention_over_grouped_queries(pair, video)
         for clip in cut(video):
             session.add(clip)
         session.ask(QUESTION, max_new_tokens=2)
-    calls = [call for call in seen.calls if call[1] == 2]  # the language model's
+    calls = [call for call in seen.calls if call[1] == 32]  # the language model's
     assert len({(queries, keys) for _, _, queries, keys, _ in calls}) >= 6  # 4 clips, the question, two tokens
     read = 0
     for heads, _, queries, keys, options in calls:

@@ -43,7 +43,12 @@ def test_rehearsal(tmp_path):
     }
     assert {row["compared"] for row in parts["CTD step is right"]["rows"]} == {4 * 16 + 2 * 2 + 6 + 1}
     encoders = {(row["encoder"], row["variant"]): row for row in parts["encoders"]["rows"]}
-    assert encoders["student, exported", "eager"]["median_ms"] > 0
+    for form in (("student", "eager"), ("student, inference form", "eager"), ("student, exported", "as it is")):
+        assert encoders[form]["median_ms"] > 0
+        assert encoders[form]["error"] < 0.02
+    right = {(row["variant"], row["dtype"]): row["error"] for row in parts["student is right"]["rows"]}
+    assert len(right) == 8
+    assert right["inference form", "float32"] < 1e-5
     assert encoders["student", "kernels"]["status"] == "not measured on a GPU"
     assert {row["targets"] for row in parts["CTD step"]["rows"]} == {"live", "cached"}
     assert {row["system"] for row in parts["latency"]["rows"]} == {"teacher VLM", "teacher + WAP", "LiteFrame"}
@@ -120,4 +125,4 @@ def test_an_exported_encoder_computes_the_same():
     assert type(exported).__module__.startswith("exported_")
     video = torch.randn(1, 8, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(exported(video), student(video))
+        assert torch.equal(exported(video).last_hidden_state, student.for_inference()(video))

@@ -23,6 +23,7 @@ from sglang_environment import DEVICE
 # isort: split
 import sglang
 import transformers
+from liteframe_serving.prompts import BYTES
 from PIL import Image
 from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -72,7 +73,7 @@ def cases(image_token, file):
 
 def check_processor(sglangs, ours):
     def compare(text, videos, images=()):
-        expected = ours(text=text, videos=videos, images=list(images))
+        expected = ours(text=text, videos=videos, images=list(images), **BYTES)
         request = types.SimpleNamespace(video_data=videos)
         data = [Image.fromarray(image) for image in images]
         found = asyncio.run(sglangs.process_mm_data_async(data, None, text, request))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from liteframe_serving.prompts import (
+    BYTES,
     frames_of,
     frames_that_fit,
     image_ids,
@@ -146,7 +147,21 @@ def test_prompt_and_pixels_are_those_of_the_processor(loaded, frames, height, wi
     assert [*around[0], *video_ids(processor, frames), *around[1]] == expected["input_ids"][0].tolist()
     found = pixels(processor, [video, list(video)], [])
     assert found["video_frames"].tolist() == [frames, frames]
-    assert torch.equal(found["pixel_values_videos"], torch.cat([expected["pixel_values_videos"]] * 2))
+    as_bytes = found["pixel_values_videos"]
+    assert as_bytes.nbytes == expected["pixel_values_videos"].nbytes / 4 * 2
+    assert torch.equal(processor.normalized(as_bytes), torch.cat([expected["pixel_values_videos"]] * 2))
+    text = "<|im_start|>user\n<video>\nWhich?"
+    assert torch.equal(as_bytes[:frames], processor(text=text, videos=[video], **BYTES)["pixel_values_videos"])
+
+
+def test_features_of_bytes_are_those_of_normalized_frames(loaded):
+    model, processor = loaded
+    video = np.random.default_rng(3).integers(0, 256, (9, 48, 64, 3), dtype=np.uint8)
+    inputs = processor(text="<video>", videos=[video])
+    with torch.inference_mode():
+        expected = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_frames"]).pooler_output
+        found = model.model.get_video_features(**pixels(processor, [video], [])).pooler_output
+    assert (found[0] - expected[0]).abs().max() <= 1e-5 * expected[0].abs().max()
 
 
 def test_images_are_videos_of_one_frame(loaded):
@@ -155,7 +170,7 @@ def test_images_are_videos_of_one_frame(loaded):
     expected = processor(text=processor.image_token, images=[image])
     assert image_ids(processor) == expected["input_ids"][0].tolist()
     found = pixels(processor, [], [Image.fromarray(image)])
-    assert torch.equal(found["pixel_values"], expected["pixel_values_videos"])
+    assert torch.equal(processor.normalized(found["pixel_values"]), expected["pixel_values_videos"])
 
 
 @pytest.mark.parametrize("tokens", [1, 10, 100, 1000, 8192])

@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import numpy as np
 import transformers
 import vllm
+from liteframe_serving.prompts import BYTES
 from liteframe_serving.vllm import PLACES, register
 from PIL import Image
 from transformers import AutoConfig
@@ -90,7 +91,7 @@ def check_processor(config, ours):
 
     def compare(content, videos=(), images=()):
         prompt = f"<|im_start|>user\n{content}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-        expected = ours(text=prompt, videos=list(videos) or None, images=list(images) or None)
+        expected = ours(text=prompt, videos=list(videos) or None, images=list(images) or None, **BYTES)
         data = {"video": list(videos), "image": [Image.fromarray(image) for image in images]}
         found = processor(prompt, mm_items=processor.info.parse_mm_data({k: v for k, v in data.items() if v}))
         assert found["prompt_token_ids"] == expected["input_ids"][0].tolist()

@@ -15,7 +15,7 @@ from sglang.srt.multimodal.processors.base_processor import (
 from liteframe.data.video.sampling import choose_frames
 from liteframe.data.video.timeline import Timeline
 from liteframe.pictures import rgb
-from liteframe_serving.prompts import frames_of, runs
+from liteframe_serving.prompts import BYTES, frames_of, runs
 from liteframe_serving.sglang.model import SERVED
 
 # Most frames of a video, as `liteframe ask` has it; --mm-process-config '{"video": {"num_frames": N}}' says otherwise.
@@ -65,7 +65,7 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
         text = loaded.input_text
         images = [rgb(image) for image in loaded.images]
         videos = [self.frames(video) for video in loaded.videos]
-        inputs = processor(text=text, images=images, videos=videos)
+        inputs = processor(text=text, images=images, videos=videos, **BYTES)
         ids = inputs["input_ids"][0].tolist()
         token = processor.image_token_id
         items = []
