@@ -4,6 +4,9 @@ from liteframe.reduce.base import Signals
 from liteframe.reduce.base import Tokens as Reduced
 from liteframe.reduce.dycoke import DyCoke
 from liteframe.reduce.evs import EVS
+from liteframe.reduce.fastvid import FastVID
+from liteframe.reduce.flashvid import FlashVID
+from liteframe.reduce.holitom import HoliTom
 from liteframe.reduce.pools import Average, Maximum, Subsample
 from liteframe.reduce.prumerge import PruMerge
 from liteframe.reduce.prunevid import PruneVid
@@ -13,6 +16,7 @@ from liteframe.reduce.tome import ToMe
 from liteframe.reduce.unicomp import UniComp
 from liteframe.reduce.vcast import VCast
 from liteframe.reduce.vidcom2 import VidCom2
+from liteframe.reduce.visionzip import VisionZip
 from liteframe.reduce.wap import WeightedAverage
 
 __all__ = ["Reduced", "Signals", "reducers"]
@@ -31,6 +35,10 @@ reducers = _Table(
     max=Maximum(),
     subsample=Subsample(),
     wap=WeightedAverage(),
+    visionzip=VisionZip(),
+    fastvid=FastVID(),
+    holitom=HoliTom(),
+    flashvid=FlashVID(),
     vcast=VCast(),
     vidcom2=VidCom2(),
     evs=EVS(),

@@ -90,9 +90,13 @@ def density_peaks(x: Tensor, count: int, neighbors: int) -> Clusters:
 
 
 def distances(x: Tensor) -> Tensor:
-    """Euclidean distances between the rows of [N,C] -> [N,N], exactly 0 between equal ones."""
-    # Products of rows lose what small distances consist of.
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    """Euclidean distances between the rows of [N,C] -> float64 [N,N], float32 values, exactly 0 between equal rows."""
+    x = x.double()  # products in float32 lose what small distances consist of
+    products = x @ x.T
+    squares = products.diagonal()[:, None] + products.diagonal()
+    between = squares - 2 * products
+    # What products round in one row and not in its equal is rounded away, lest it decide which of the two comes first.
+    return torch.where(between > 1e-13 * squares, between, 0).sqrt().float().double()
 
 
 def segments(glob: Tensor, count: int, threshold: float) -> list[range]:

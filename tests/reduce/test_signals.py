@@ -1,6 +1,7 @@
 """Signals of both families against an eager attention in float64, and reduced features against the models' own."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,14 @@ def test_a_space_that_a_family_lacks_is_named(world):
     whole = Reduced.kept(signals, torch.ones(F, 16, dtype=torch.bool))
     projected = tower.project(whole, signals.grid, "shuffled")
     torch.testing.assert_close(projected.tokens, tower.tokens(seen, "projected").flatten(0, 2))
+
+
+def test_the_page_shows_what_runs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/reducers.md").read_text()
+    code = page.partition("```python")[2].partition("```")[0]
+    names = {"pixels": torch.randn(4, 3, 64, 64)}
+    exec(code.replace('"my_vlm"', repr(str(make_internvl(tmp_path / "vlm")))), names)
+    assert names["shown"].tokens.shape == (4, names["model"].config.text_config.hidden_size)
 
 
 def test_a_student_has_tokens_alone():
