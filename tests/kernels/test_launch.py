@@ -1,10 +1,14 @@
 """Which configuration of a kernel runs: timed for the sizes at hand, in this process, never within a capture."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from liteframe_kernels import backend
 
 triton = pytest.importorskip("triton")
-from liteframe_kernels.launch import TunedKernel  # noqa: E402 - needs triton
+from liteframe_kernels import launch  # noqa: E402 - needs triton
+from liteframe_kernels.launch import TunedKernel  # noqa: E402 - as above
 
 
 class Machine:
@@ -107,3 +111,22 @@ def test_what_triton_says_in_a_capture_is_explained(machine, monkeypatch, captur
     launch = launcher(TunedKernel(Unloaded(), [triton.Config({"BT": 8})]))
     with pytest.raises(RuntimeError, match="before the capture" if capturing else "Triton Error"):
         launch(1, 4, 10)
+
+
+def test_where_triton_cannot_compile_the_reference_takes_its_place_and_says_so(monkeypatch, caplog):
+    tries = []
+
+    def no_compiler():
+        tries.append(1)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(launch, "try_triton", no_compiler)
+    monkeypatch.setattr(backend, "_untried", lambda x: False)
+    backend._triton_runs.cache_clear()
+    on_gpu = SimpleNamespace(is_cuda=True)
+    try:
+        assert [backend.use_triton("temporal_conv", on_gpu, None) for _ in range(2)] == [False, False]
+    finally:
+        backend._triton_runs.cache_clear()
+    assert len(tries) == 1
+    assert "Failed to find C compiler" in caplog.text

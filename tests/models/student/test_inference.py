@@ -1,11 +1,12 @@
 """The inference form against the training form and, in bfloat16, against float64."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from worlds import students
+from worlds import ROOT, students
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 from liteframe.models.student.inference import ByteEncoder, InferenceEncoder, InferenceMlp
@@ -142,3 +143,12 @@ def test_it_compiles_without_a_break():
     with torch.no_grad():
         compiled = torch.compile(form, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(frames), form(frames), rtol=1e-4, atol=1e-5)
+
+
+def test_the_snippet_of_the_docs(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "bytes.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    scrambled().save_pretrained("runs/my_ctd/encoder")
+    names = {"frames": frames_of(1, 4, 3, 32, 32)}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    assert names["features"].shape == (1, 1, 4, 4, 20)
