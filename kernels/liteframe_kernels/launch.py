@@ -16,6 +16,7 @@ from liteframe_kernels.precision import accumulator
 COUNTS = (
     "T", "N", "TO", "HO", "WO", "rows", "cls_rows", "parts", "n_span", "blocks_per_program",
 )  # fmt: skip
+MULTIPROCESSORS = 132  # of an H100 and an H200; an A100 has 108
 # Contracting a*b+c into one instruction is the default of Triton 3.6 to 3.9 and no longer that of 3.10.
 FIXED_OPTIONS = {"enable_fp_fusion": True}
 
@@ -98,6 +99,20 @@ def _capturing() -> bool:
 def channel_block(channels: int, limit: int = 256) -> int:
     """Width of a block of channels: a power of two, at most `limit`."""
     return min(triton.next_power_of_2(channels), limit)
+
+
+def share(pieces: int, *, resident: int, most: int) -> int:
+    """How many of so many equal pieces of work a program takes whose sums take a second stage.
+
+    As many as `most`, fewer where the programs would not fill a card: at small stages of a student, 72 programs would
+    leave half of an H100 idle. It does not ask which card there is: the order of sums is the same on all.
+
+    Args:
+        pieces: of work, over all programs.
+        resident: programs that a multiprocessor holds at once.
+        most: pieces that a program may take.
+    """
+    return max(1, min(most, pieces // (MULTIPROCESSORS * resident)))
 
 
 def rows_of(tensor: Tensor) -> Tensor:

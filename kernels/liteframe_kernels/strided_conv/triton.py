@@ -8,7 +8,7 @@
 
 The windows do not overlap, so each token is read once: forward reads x and writes 1/(KT KH KW) of it, backward reads x
 and g and writes dx. A program owns BR output tokens x BC channels; the last programs of the launch own cls tokens.
-Backward programs take one temporal tap each, which bounds the sums held in registers, and walk over `BLOCKS` blocks of
+Backward programs take one temporal tap each, which bounds the sums held in registers, and walk over several blocks of
 tokens; their partial sums are added by a second kernel in fixed order.
 """
 
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, share, wide
 from liteframe_kernels.precision import accumulator
 
 
@@ -89,12 +89,13 @@ def strided_conv_forward_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def strided_conv_backward_kernel(
     p_g, p_g_cls, p_x, p_cls, p_w, p_dx, p_dcls, p_part,
-    rows, cls_rows, TO, HO, WO, C, parts, stride_b, stride_t, stride_h, stride_w, cls_stride_b, cls_stride_t,
+    rows, cls_rows, TO, HO, WO, C, parts, blocks_per_program,
+    stride_b, stride_t, stride_h, stride_w, cls_stride_b, cls_stride_t,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CLS: tl.constexpr,
     NEED_DX: tl.constexpr, NEED_DW: tl.constexpr,
-    ACC: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, BLOCKS: tl.constexpr,
+    ACC: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: temporal tap i of BLOCKS x BR windows, of patches or of cls, and its partial sums."""
+    """One program: temporal tap i of blocks_per_program x BR windows, of patches or of cls, and its partial sums."""
     BR: tl.constexpr = TILE // BC
     n_c = tl.cdiv(C, BC)
     o_c = tl.program_id(0) % n_c * BC + tl.arange(0, BC)
@@ -108,8 +109,9 @@ def strided_conv_backward_kernel(
         sums = ()
         for _ in tl.static_range(KH * KW):
             sums = sums + (tl.zeros([BR, BC], ACC),)
-        for i_block in range(tl.minimum(BLOCKS, tl.cdiv(rows, BR) - i_part * BLOCKS)):
-            o_r = (i_part * BLOCKS + i_block) * BR + tl.arange(0, BR)
+        first = i_part * blocks_per_program
+        for i_block in range(first, tl.minimum(first + blocks_per_program, tl.cdiv(rows, BR))):
+            o_r = i_block * BR + tl.arange(0, BR)
             m = (o_r < rows)[:, None] & m_c
             i_b, i_t, i_h, i_w = window_rows(o_r, TO, HO, WO, KT, KH, KW)
             b_g = tl.load(p_g + o_r.to(tl.int64)[:, None] * C + o_c[None, :], mask=m, other=0.0).to(ACC)
@@ -133,8 +135,9 @@ def strided_conv_backward_kernel(
                 tl.store(p_row + (j + 1) * C, tl.sum(sums[j], 0), mask=o_c < C)
     elif CLS:
         cls_sum = tl.zeros([BR, BC], ACC)
-        for i_block in range(tl.minimum(BLOCKS, tl.cdiv(cls_rows, BR) - (i_part - parts) * BLOCKS)):
-            o_r = ((i_part - parts) * BLOCKS + i_block) * BR + tl.arange(0, BR)
+        first = (i_part - parts) * blocks_per_program
+        for i_block in range(first, tl.minimum(first + blocks_per_program, tl.cdiv(cls_rows, BR))):
+            o_r = i_block * BR + tl.arange(0, BR)
             m = (o_r < cls_rows)[:, None] & m_c
             i_b, i_t, i_h, i_w = window_rows(o_r, TO, 1, 1, KT, 1, 1)
             b_g = tl.load(p_g_cls + o_r.to(tl.int64)[:, None] * C + o_c[None, :], mask=m, other=0.0).to(ACC)
@@ -160,12 +163,11 @@ FORWARD = TunedKernel(
     ],
     key=("C", "KT", "KH", "KW"),
 )
-# The sums of up to four spatial taps fit in 128 registers; BLOCKS fixes their order.
-BACKWARD = TunedKernel(
-    strided_conv_backward_kernel, [triton.Config({"TILE": 1024, "BLOCKS": 32}, num_warps=4, maxnreg=128)]
-)
+MOST_BLOCKS = 32  # of tokens that a program walks
+# The sums of up to four spatial taps fit in 128 registers.
+BACKWARD = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 1024}, num_warps=4, maxnreg=128)])
 # Up to nine of them, where a thread holds two channels instead of eight.
-BACKWARD_WIDE = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 512, "BLOCKS": 32}, num_warps=8)])
+BACKWARD_WIDE = TunedKernel(strided_conv_backward_kernel, [triton.Config({"TILE": 512}, num_warps=8)])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, cls: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -212,9 +214,11 @@ def backward(
         cls = x if cls is None else rows_of(cls)
         block = channel_block(channels)
         kernel_function = BACKWARD if kernel[1] * kernel[2] <= 4 else BACKWARD_WIDE
-        meta = kernel_function.configs[0].kwargs
-        rows_per_part = meta["TILE"] // block * meta["BLOCKS"]
         rows, cls_rows = grad.numel() // channels, batch * out[0] if with_cls else 0
+        rows_of_block = kernel_function.configs[0].kwargs["TILE"] // block
+        pieces = triton.cdiv(rows, rows_of_block) * kernel[0] * triton.cdiv(channels, block)
+        each = share(pieces, resident=4, most=MOST_BLOCKS)
+        rows_per_part = rows_of_block * each
         parts, cls_parts = triton.cdiv(rows, rows_per_part), triton.cdiv(cls_rows, rows_per_part)
         partial = sums.new_empty((parts + cls_parts, *sums.shape))
         kernel_function.launch(
@@ -222,7 +226,8 @@ def backward(
             x,
             p_g=grad, p_g_cls=grad_cls, p_x=x, p_cls=cls, p_w=weight.flatten(1).t().contiguous(),
             p_dx=dx, p_dcls=dcls, p_part=partial,
-            rows=rows, cls_rows=cls_rows, TO=out[0], HO=out[1], WO=out[2], C=channels, parts=parts, **strides(x, cls),
+            rows=rows, cls_rows=cls_rows, TO=out[0], HO=out[1], WO=out[2], C=channels, parts=parts,
+            blocks_per_program=each, **strides(x, cls),
             KT=kernel[0], KH=kernel[1], KW=kernel[2], CLS=with_cls, NEED_DX=need_dx, NEED_DW=need_dw,
             ACC=wide(x), BC=block,
         )  # fmt: skip

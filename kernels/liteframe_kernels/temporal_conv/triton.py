@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, share, wide
 from liteframe_kernels.precision import accumulator
 
 
@@ -144,7 +144,7 @@ FORWARD = TunedKernel(
     ],
     key=("C", "K", "RESIDUAL"),
 )
-# SPAN: frames x token blocks that a program walks, which fixes the order of the sums. Three taps fit in 128 registers,
+# SPAN: frames x token blocks that a program walks at most. Three taps fit in 128 registers,
 # five where a thread holds four channels instead of eight.
 BACKWARD = TunedKernel(
     temporal_conv_backward_kernel,
@@ -195,7 +195,8 @@ def backward(
     meta = kernel.configs[0].kwargs
     spans = triton.cdiv(frames, meta["SPAN"])
     token_blocks = triton.cdiv(tokens, meta["TILE"] // block)
-    per_program = min(token_blocks, max(1, meta["SPAN"] // frames))
+    pieces = batch * spans * token_blocks * triton.cdiv(channels, block)
+    per_program = share(pieces, resident=4, most=min(token_blocks, max(1, meta["SPAN"] // frames)))
     parts = batch * spans * triton.cdiv(token_blocks, per_program)
     partial = sums.new_empty((parts, *sums.shape) if need_dw else (0,))
     kernel.launch(

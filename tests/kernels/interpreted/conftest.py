@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 import triton
+from liteframe_kernels import launch
 from liteframe_kernels.backend import INTERPRETING
 from packaging.version import Version
 
@@ -18,6 +19,12 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, tor
 def triton_and_numpy_agree():
     """Triton before 3.7 makes Python numbers of arrays of one element, which numpy 2.4 no longer does."""
     return Version(triton.__version__) >= Version("3.7") or Version(numpy.__version__) < Version("2.4")
+
+
+@pytest.fixture(autouse=True)
+def small_card(monkeypatch):
+    """A card that a few programs fill, so that each takes several pieces of a small input."""
+    monkeypatch.setattr(launch, "MULTIPROCESSORS", 1)
 
 
 @pytest.fixture(autouse=True)
