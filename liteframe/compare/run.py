@@ -1,7 +1,7 @@
 """A comparison from options to figures: ask what has no reply, time what has no time, write what came out.
 
 The folder holds settings.json, what determines all figures; answers/SYSTEM-FRAMES/, each as `liteframe eval` leaves it;
-times.jsonl, a line for each number of frames; compare.json, results.md and the pictures.
+times.jsonl, a line for each round of timing; compare.json, results.md and the pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from liteframe.compare.pictures import draw
 from liteframe.compare.points import Point, as_json, point_of
 from liteframe.compare.systems import BLIND, SystemName, build_systems, space_of
 from liteframe.compare.tables import markdown
-from liteframe.compare.times import reason, time_systems, warmups
+from liteframe.compare.times import Timed, reason, time_points, warmups
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, System, VideoFrames, ask_all, question_text, read_video
@@ -149,29 +149,36 @@ def _ask(
 def _time(
     comparison: Comparison, plain: System, folder: Path, failures: dict[tuple[str, int], str], console: Console
 ) -> tuple[dict[int, dict[str, Any]], dict[tuple[str, int], str]]:
-    """Times by frames and system, those of earlier runs of the same systems included; and why some have none."""
-    found, untimed = dict[int, dict[str, Any]](), dict[tuple[str, int], str]()
+    """Times by frames and system, all in one round of turns, or those of an earlier run of the same points; and why
+    some have none.
+    """
+    points = {
+        f"{system}-{frames}": (str(system), frames)
+        for system, frames in comparison.points()
+        if (str(system), frames) not in failures
+    }
+    wanted = {"points": list(points), "runs": comparison.timing_runs}
     with Journal(folder / "times.jsonl") as journal:
         rows = [row for _, row in journal.rows("remove this line, and it is timed again")]
-        built = dict[str, System]()
-        for frames in comparison.frames:
-            names = [str(s) for s, count in comparison.points() if count == frames and (str(s), frames) not in failures]
-            wanted = {"frames": frames, "systems": names, "runs": comparison.timing_runs}
-            row = next((row for row in rows if {name: row[name] for name in wanted} == wanted), None)
-            if row is None:
-                built = built or _built(comparison, plain)
-                video, text = _sample(comparison, plain, frames)
-                chosen = {name: (built[name], video.frames) for name in names}
-                said = f"timing {len(names)} systems in turns, {frames} frames, {comparison.timing_runs} passes of each"
-                with console.status(said):
-                    times, errors = time_systems(chosen, text, comparison.timing_runs)
-                row = {**wanted, "warmups": warmups(comparison.timing_runs), **environment(plain.model.device)}
-                row |= {"times": times, "failed": errors}
-                journal.append(row)
-                journal.sync()
-            found[frames] = row["times"]
-            untimed |= {(name, frames): f"not timed: {why}" for name, why in row["failed"].items()}
-    return found, untimed
+        row = next((row for row in rows if {name: row[name] for name in wanted} == wanted), None)
+        if row is None:
+            built = _built(comparison, plain)
+            samples = {frames: _sample(comparison, plain, frames) for frames in comparison.frames}
+            passes = {
+                key: Timed(built[name], samples[frames][0].frames, samples[frames][1])
+                for key, (name, frames) in points.items()
+            }
+            with console.status(f"timing {len(points)} points in turns, {comparison.timing_runs} passes of each"):
+                times, errors = time_points(passes, comparison.timing_runs)
+            row = {**wanted, "warmups": warmups(comparison.timing_runs), **environment(plain.model.device)}
+            row |= {"times": times, "failed": errors}
+            journal.append(row)
+            journal.sync()
+    found: dict[int, dict[str, Any]] = {frames: {} for frames in comparison.frames}
+    for key, times_of_point in row["times"].items():
+        name, frames = points[key]
+        found[frames][name] = times_of_point
+    return found, {points[key]: f"not timed: {why}" for key, why in row["failed"].items()}
 
 
 def _built(comparison: Comparison, plain: System) -> dict[str, System]:

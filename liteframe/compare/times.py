@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,20 +23,26 @@ def warmups(runs: int) -> int:
     return max(3, 2 * runs // 5)
 
 
-def time_systems(
-    systems: Mapping[str, tuple[System, np.ndarray]], question: str, runs: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+class Timed(NamedTuple):
+    """A system, frames uint8 [T,H,W,3] of a video for it, and what it is asked."""
+
+    system: System
+    frames: np.ndarray
+    question: str
+
+
+def time_points(points: Mapping[str, Timed], runs: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Median milliseconds of each stage and of all, 90th percentile, peak memory; and why some have none.
 
-    Tokenizing is left out, and what a plain model's projector has around it (pixel shuffle, pooling) counts as it.
+    All points take turns, so that what else the machine does meets each alike. Tokenizing is left out, and what a plain
+    model's projector has around it (pixel shuffle, pooling) counts as it.
 
     Args:
-        systems: by name, all on one device, with frames uint8 [T,H,W,3] of a video for each.
-        question: put to the model.
+        points: by name, all on one device.
         runs: passes of each that are counted.
     """
     passes, failures = dict[str, partial[dict[str, float]]](), dict[str, str]()
-    for name, (system, frames) in systems.items():
+    for name, (system, frames, question) in points.items():
         try:
             once = partial(one_pass, system, system.encoder.pixels(system.encoder.resized(frames)), question)
             once()  # alone: one that does not fit must not take the others with it
@@ -45,7 +51,7 @@ def time_systems(
             failures[name] = reason(error)
     if not passes:
         return {}, failures
-    device = next(iter(systems.values()))[0].model.device
+    device = next(iter(points.values())).system.model.device
     found = time_in_turns(passes, device, warmup=warmups(runs), runs=runs)
     return {name: _summary(samples) for name, samples in found.items()}, failures
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from liteframe.compare.times import time_systems
+from liteframe.compare.times import Timed, time_points
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 from liteframe.demo.report import BENCHMARK, CTD, LMA, POOLED, TEACHER, UNTRAINED, SystemResult
@@ -132,7 +132,7 @@ def compare_systems(
     points = [(system, frames) for system, counts in FRAMES.items() for frames in counts]
     torch.manual_seed(0)  # of what weight selection leaves to chance
     built = {system: build(system, encoder, adapter) for system in FRAMES}
-    answers, passes = dict[str, list[Result]](), dict[str, tuple[System, np.ndarray]]()
+    answers, passes = dict[str, list[Result]](), dict[str, Timed]()
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         for system, frames in points:
@@ -140,19 +140,19 @@ def compare_systems(
             task = progress.add_task(name, total=len(questions))
             answers[name] = answer_questions(model, processor, questions, frames, partial(progress.advance, task))
             clip = read_evenly([questions[0].video], frames)[questions[0].video]
-            passes[name] = (System.of(model, processor), clip)
+            passes[name] = Timed(System.of(model, processor), clip, questions[0].text)
     console.print(f"timing them in turns, {runs} passes of each", highlight=False)
-    times, failed = time_systems(passes, questions[0].text, runs)
+    times, failed = time_points(passes, runs)
     if failed:
         raise ValueError(f"systems could not be timed: {failed}")
     rows = []
     for system, frames in points:
-        looking, clip = passes[name_of(system, frames)]
+        looking, clip, text = passes[name_of(system, frames)]
         spent, scores = times[name_of(system, frames)], score(answers[name_of(system, frames)])
         row = SystemResult(
             system,
             frames,
-            looking.look(clip).ask(questions[0].text, max_new_tokens=1).tokens / frames,
+            looking.look(clip).ask(text, max_new_tokens=1).tokens / frames,
             spent["total"] - spent["prefill"],
             spent["prefill"],
             scores.whole.accuracy,

@@ -165,7 +165,7 @@ def test_a_killed_comparison_goes_on_where_it_was(world, whole, tmp_path, monkey
         compare(world, tmp_path / "run")
     before = sum(map(len, replies(tmp_path / "run").values()))
     assert before == 19
-    monkeypatch.setattr(running, "time_systems", lambda systems, *rest: ({name: TIMES for name in systems}, {}))
+    monkeypatch.setattr(running, "time_points", lambda points, runs: ({name: TIMES for name in points}, {}))
     assert compare(world, tmp_path / "run") == 1
     kept, expected = replies(tmp_path / "run"), replies(whole)
     assert {name: {row["id"]: row for row in part} for name, part in kept.items()} == {
@@ -174,7 +174,7 @@ def test_a_killed_comparison_goes_on_where_it_was(world, whole, tmp_path, monkey
     count = len(asked)
     assert compare(world, tmp_path / "run") == 1
     assert len(asked) == count + 2 * 13  # only those of the video that cannot be read, which are tried again
-    assert len((tmp_path / "run/times.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run/times.jsonl").read_text().splitlines()) == 1
 
 
 TIMES = {**dict.fromkeys(("tower", "signals", "reduction", "projector", "prefill"), 1.0), "total": 5.0,
