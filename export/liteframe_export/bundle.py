@@ -9,9 +9,12 @@ operations are registered under the name of the export's package, so that export
 
 import ast
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -216,3 +219,17 @@ def _check_found(entries: Sequence[str], done: dict[str, str], folder: Path) -> 
     if found != set(done.values()):
         odd = sorted(found ^ set(done.values()))
         raise ValueError(f"transformers would load other files than the export holds: {', '.join(odd)}")
+
+
+def load_bundle(folder: Path, module: str) -> ModuleType:
+    """A bundled module as Python runs it in this process, in a package of the folder's own name.
+
+    Args:
+        folder: where `bundle` has put the module; not needed afterwards.
+        module: its dotted name in the library.
+    """
+    package = ModuleType(f"exported_{folder.name}")
+    package.__path__ = [str(folder)]
+    package.__spec__ = ModuleSpec(package.__name__, None, is_package=True)
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.{Path(file_name(module)).stem}")

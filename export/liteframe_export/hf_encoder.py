@@ -1,12 +1,8 @@
 """A trained encoder as a Hugging Face model folder with its own code."""
 
-import importlib
 import os
-import sys
 import tempfile
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +15,7 @@ from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import preprocessor_dict
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
 from liteframe_export import card, verify
-from liteframe_export.bundle import bundle, file_name
+from liteframe_export.bundle import bundle, file_name, load_bundle
 from liteframe_export.files import add_auto_map, save_weights, staged
 from liteframe_export.provenance import run_report
 
@@ -121,9 +117,4 @@ def exported_encoder(encoder: LiteFrameEncoder) -> nn.Module:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         save_encoder(encoder, folder)
-        package = ModuleType(f"exported_{folder.name}")
-        package.__path__ = [scratch]
-        package.__spec__ = ModuleSpec(package.__name__, None, is_package=True)
-        sys.modules[package.__name__] = package
-        module = importlib.import_module(f"{package.__name__}.{Path(file_name(MODEL)).stem}")
-        return module.LiteFrameVisionModel.from_pretrained(folder).eval()
+        return load_bundle(folder, MODEL).LiteFrameVisionModel.from_pretrained(folder).eval()

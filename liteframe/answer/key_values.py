@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from liteframe.answer.positions import RESERVE, Compact, Positions, rotate
-from liteframe.answer.prefill import cache_name
+from liteframe.answer.prefill import cache_name, fork_cache
 from liteframe.models.vlm.attention import causal_in_parts
 
 TEXT, LABEL, VIDEO, PROTOTYPE = range(4)  # kinds of entries: before the video, around a slot, of a slot, merged ones
@@ -163,8 +163,7 @@ class KeyValues:
     def fork(self) -> KeyValues:
         """One that goes on from here and leaves this one as it is; the tensors are shared."""
         other = copy.copy(self)
-        other.cache = copy.copy(self.cache)
-        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # all changes put new tensors in place
+        other.cache = fork_cache(self.cache)
         other.made = None if self.made is None else list(self.made)
         return other
 

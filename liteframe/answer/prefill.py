@@ -72,8 +72,7 @@ class Prefill:
         """One that goes on from here and leaves this one as it is; the tensors are shared."""
         other = copy.copy(self)
         other.ids = list(self.ids)
-        other.cache = copy.copy(self.cache)
-        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # update puts new tensors in place
+        other.cache = fork_cache(self.cache)
         return other
 
     @property
@@ -94,9 +93,7 @@ class Prefill:
     @torch.inference_mode()
     def _read(self, end: int, features: Tensor | None) -> None:
         ids = torch.tensor([self.ids[self.read : end]])  # [1,n]
-        embeddings = self.model.get_input_embeddings()(ids.to(self.model.device))  # [1,n,D]
-        if features is not None:
-            embeddings = place_features(embeddings, ids, self.encoder.placeholder_id, [features])
+        embeddings = embed(self.model, ids, self.encoder.placeholder_id, features)  # [1,n,D]
         language_model = self.model.model.language_model
         kept = {"use_cache": True, cache_name(language_model): self.cache}
         with causal_in_parts(language_model, embeddings.shape[1], self.read) as mask:
@@ -120,12 +117,28 @@ def whole_prompt(
     head, tail = question_prompt(question, system).split(PLACEHOLDER)
     text = head + tail.removeprefix("\n") if shown is None else head + lines.text(shown) + tail
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]  # [1,L]
-    embeddings = model.get_input_embeddings()(ids.to(model.device))  # [1,L,D]
+    features = None
     if shown is not None:
         end = lines.encoder.end_embedding()
         features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
-        embeddings = place_features(embeddings, ids, lines.encoder.placeholder_id, [features])
-    return ids, embeddings
+    return ids, embed(model, ids, lines.encoder.placeholder_id, features)
+
+
+def embed(model: Any, ids: Tensor, placeholder_id: int, features: Tensor | None) -> Tensor:
+    """What the language model reads for tokens [1,n] on the CPU: [1,n,D], features [N,D] in their placeholders' places.
+
+    Raises:
+        ValueError: there are features, and not as many as placeholders.
+    """
+    embeddings: Tensor = model.get_input_embeddings()(ids.to(model.device))
+    return embeddings if features is None else place_features(embeddings, ids, placeholder_id, [features])
+
+
+def fork_cache(cache: DynamicCache) -> DynamicCache:
+    """A cache that grows apart from this one; the tensors are shared, for a change puts new ones in their place."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
 
 
 def cache_name(language_model: Any) -> str:

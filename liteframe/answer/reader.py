@@ -12,8 +12,7 @@ from torch import Tensor
 from liteframe.answer.key_values import LABEL, TEXT, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.positions import Positions
-from liteframe.answer.prefill import cache_name
-from liteframe.models.vlm.placeholders import place_features
+from liteframe.answer.prefill import cache_name, embed
 from liteframe.reduce.base import Tokens
 
 
@@ -116,8 +115,4 @@ class Reader:
         return ids
 
     def _embed(self, ids: list[int], features: Tensor | None) -> Tensor:
-        tokens = torch.tensor([ids])  # [1,n]
-        embeddings = self.model.get_input_embeddings()(tokens.to(self.model.device))  # [1,n,D]
-        if features is None:
-            return embeddings
-        return place_features(embeddings, tokens, self.lines.encoder.placeholder_id, [features])
+        return embed(self.model, torch.tensor([ids]), self.lines.encoder.placeholder_id, features)  # [1,n,D]

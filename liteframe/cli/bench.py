@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from liteframe_export.bundle import bundle, file_name
+from liteframe_export.bundle import bundle, load_bundle
 from torch import nn
 
 from liteframe.bench.bytes import measure_bytes, write_bytes
@@ -112,15 +110,11 @@ def _bytes(args: argparse.Namespace) -> int:
 
 def exported_encoder(config: LiteFrameConfig, triton: bool) -> nn.Module:
     """The encoder on "meta", by the code that an export carries, as a machine with or without Triton runs it."""
-    name = f"liteframe_export_{'with' if triton else 'without'}_triton"
     with tempfile.TemporaryDirectory() as scratch:
         bundle([LiteFrameVisionModel.__module__], Path(scratch))
-        package = ModuleType(name)
-        package.__path__ = [scratch]
-        sys.modules[name] = package
-        carried = importlib.import_module(f"{name}.{Path(file_name(LiteFrameVisionModel.__module__)).stem}")
+        carried: Any = load_bundle(Path(scratch), LiteFrameVisionModel.__module__)
         if not triton:
-            sys.modules[f"{name}.backend"].CUDA_BACKEND = "reference"  # type: ignore[attr-defined]
+            sys.modules[f"{carried.__package__}.backend"].CUDA_BACKEND = "reference"  # type: ignore[attr-defined]
     with torch.device("meta"):
         return carried.LiteFrameVisionModel(carried.LiteFrameVisionConfig(**config.to_dict()))
 

@@ -2,21 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from worlds.host_reads import watched
+from worlds.host_reads import watch
 
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
-
-
-def watch(monkeypatch, owner, name, found):
-    original = getattr(owner, name)
-
-    def step(self, *args, **kwargs):
-        if self.trainer.global_step == 0:  # what is kept from then on is made in the first step
-            return original(self, *args, **kwargs)
-        return watched(original, found)(self, *args, **kwargs)
-
-    monkeypatch.setattr(owner, name, step)
 
 
 def test_a_micro_batch_reads_nothing_from_the_device(run, lma_world, tmp_path, monkeypatch):

@@ -2,21 +2,10 @@
 
 import pytest
 import torch
-from worlds.host_reads import watched
+from worlds.host_reads import watch, watched
 
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.module import CTDModule
-
-
-def watch(monkeypatch, owner, name, found):
-    original = getattr(owner, name)
-
-    def step(self, *args, **kwargs):
-        if self.trainer.global_step == 0:  # what is kept from then on is made in the first step
-            return original(self, *args, **kwargs)
-        return watched(original, found)(self, *args, **kwargs)
-
-    monkeypatch.setattr(owner, name, step)
 
 
 @pytest.mark.parametrize("clipping", ["channel_clamp", "token_mask", "loss_clip"])

@@ -60,3 +60,15 @@ def watched(function: Callable[..., Any], found: list[str]) -> Callable[..., Any
             return function(*args, **kwargs)
 
     return watching
+
+
+def watch(monkeypatch: Any, owner: type, name: str, found: list[str]) -> None:
+    """Have a method of a Lightning module or data module watched from the second step on."""
+    original = getattr(owner, name)
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.trainer.global_step == 0:  # what is kept from then on is made in the first step
+            return original(self, *args, **kwargs)
+        return watched(original, found)(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, step)
