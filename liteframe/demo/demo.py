@@ -226,7 +226,8 @@ def run_demo(folder: Path, settings: Settings, seed: int, console: Console) -> d
     report = {
         **started,
         "command": "liteframe demo" + (" --full" if settings == FULL else "") + (f" --seed {seed}" if seed else ""),
-        "machine": f"{platform.system()} {platform.machine()}, {processor_name()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {processor_name()}, {os.cpu_count()} cores, "
+        f"threads: {torch.get_num_threads()}",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "lightning", "av")},
         "seconds": watch.seconds,
         "chance": CHANCE,
