@@ -12,6 +12,7 @@ from typing import Any
 from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import preprocessor_dict
+from liteframe.models.teacher.licenses import warning
 from liteframe_export.files import staged
 from liteframe_export.provenance import run_report
 
@@ -243,7 +244,12 @@ def teacher_section(teacher: Mapping[str, Any]) -> str:
         "sha256 of its weights": teacher.get("sha256") or UNKNOWN,
         "license": teacher.get("license") or "not stated in its files: see the teacher's own card",
     }
-    return table("Teacher", rows) + f"\n\n{duties('teacher', teacher.get('license'))}"
+    terms = warning(teacher.get("license"))
+    return (
+        table("Teacher", rows)
+        + f"\n\n{duties('teacher', teacher.get('license'))}"
+        + (f" Its terms: {terms}." if terms else "")
+    )
 
 
 def duties(what: str, license: str | None) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
 from liteframe.models.checkpoints import checkpoint_source
+from liteframe.models.teacher.licenses import license_of
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.texts import read_json
@@ -30,7 +30,7 @@ def run_report(run: Path) -> dict[str, Any]:
 
 
 def checkpoint_license(name: str) -> str | None:
-    """`license` in the front matter of the model card of a checkpoint (local folder or Hugging Face id), if stated."""
+    """The license that the model card of a checkpoint (local folder or Hugging Face id) states, if it does."""
     path = cached_file(
         checkpoint_source(name),
         "README.md",
@@ -38,8 +38,7 @@ def checkpoint_license(name: str) -> str | None:
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    license = (metadata_load(path) or {}).get("license") if path else None
-    return license if isinstance(license, str) else None
+    return license_of(path)
 
 
 @dataclass(frozen=True)

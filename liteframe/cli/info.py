@@ -13,13 +13,20 @@ from liteframe.models.student.mixers import MIXERS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe info`."""
-    parser.add_argument("encoder", nargs="?", type=Path, metavar="DIR", help="a saved encoder folder to describe")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("encoder", nargs="?", type=Path, metavar="DIR", help="a saved encoder folder to describe")
+    what.add_argument("--teachers", action="store_true", help="what load_teacher takes, as a table in Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables; ValueError or FileNotFoundError when DIR is no readable encoder."""
     if args.encoder is not None:
         print("\n".join(describe_encoder(args.encoder)))
+        return 0
+    if args.teachers:
+        from liteframe.models.teacher.catalog import table  # imports transformers and timm
+
+        print("\n".join(table()))
         return 0
     rows = [
         ("teacher: InternViT-300M", cost(INTERNVIT_300M)),

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from liteframe.distill.module import CTDModule
 from liteframe.files import write_json
+from liteframe.models.teacher.licenses import warning
 from liteframe.training.ema import weight_ema
 from liteframe.training.report import ProgressLine, environment, tell
 from liteframe.training.run_folder import RunFolder
@@ -59,6 +60,8 @@ class CTDProgress(ProgressLine):
             f"{total_steps(trainer)} steps of {data.batch_size} clips x {data.clip_frames} frames, "
             f"{len(data.train_entries)} videos, {len(data.val_entries)} held out"
         )
+        if terms := warning(teacher.license):
+            tell(f"license of {teacher.name}: {teacher.license}: {terms}")
 
 
 def _millions(module: nn.Module) -> str:

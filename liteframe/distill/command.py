@@ -34,7 +34,10 @@ class CTDCommand(TrainingCommand):
         """What CTD adds to a training command."""
         super().add_arguments_to_parser(parser)
         parser.add_argument(
-            "--init_from", type=str | None, default=None, help="folder of a saved encoder to start from"
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="folder of a saved encoder to start from, or timm/<name>: a ViT of the student's width",
         )
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.student.clip_frames", "data.clip_frames")

@@ -21,9 +21,8 @@ from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.objectives import objectives
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
-from liteframe.distill.student_init import build_student, check_grids, unfold_head, with_preprocessing
+from liteframe.distill.student_init import build_student, check_grids, head_is_raw, unfold_head, with_preprocessing
 from liteframe.distill.targets import TargetSettings
-from liteframe.files import file_digest
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import TeacherSettings
@@ -46,7 +45,8 @@ class CTDModule(GuardedModule):
         target: how targets are pooled, clipped and standardized.
         loss: between student and target.
         init: weights to start from: cut from the teacher, or random.
-        init_from: folder of a saved encoder to start from instead.
+        init_from: folder of a saved encoder to start from instead, or `timm/<name>`, a ViT at least as large as the
+            student.
         optimizer: AdamW or Muon, and its schedule.
         guard: which steps are skipped, and when the run stops.
         compile: run the blocks of teacher and student through torch.compile; the first steps then take a minute.
@@ -94,6 +94,7 @@ class CTDModule(GuardedModule):
         """What the target of a given clip depends on, under the names of CacheSettings."""
         return {
             "teacher_sha256": self.teacher.identity,
+            "saliency": self.teacher.saliency,
             "dim": self.teacher.dim,
             "compression": self.student_config.compression,
             "scope": self.target_settings.scope,
@@ -109,8 +110,7 @@ class CTDModule(GuardedModule):
         check_grids(self.student_config, self.teacher, data.frame_format.size)
         if data.target_cache is not None:
             check_cache(data.target_cache, {**self.target_identity, **data.clip_identity()})
-        self.student = build_student(self.student_config, self.teacher, self.init, self.init_from)
-        start = None if self.init_from is None else file_digest(Path(self.init_from) / "model.safetensors")
+        self.student, start = build_student(self.student_config, self.teacher, self.init, self.init_from)
         self.contents = {"model.teacher.name": self.teacher.identity, "init_from": start}
         if data.target_cache is not None:
             self.teacher.drop_tower()
@@ -139,7 +139,7 @@ class CTDModule(GuardedModule):
         normalizer = self.objective.normalizer
         if self.trainer.is_global_zero:
             normalizer.save(statistics.count, Path(self.trainer.default_root_dir))
-        if self.init == "weight_selection" or self.init_from:
+        if head_is_raw(self.init, self.init_from):
             unfold_head(self.student.head, normalizer.standardizer)
 
     @override

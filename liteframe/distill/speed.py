@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from liteframe.models.teacher.base import Teacher
+from liteframe.models.teacher.base import Teacher, transformer_blocks
 
 
 def prepare_teacher(teacher: Teacher, device: torch.device, precision: str) -> None:
@@ -31,17 +31,17 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     Blocks of one shape share one compiled graph, which takes less time than compiling the whole model.
 
     Args:
-        model: a student or a teacher's tower.
+        model: a student or a teacher's tower, whose watched block stays as it is.
         backend: of torch.compile.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
+    blocks, watched = list(transformer_blocks(model)), getattr(model, "watched", None)
     # Beyond the limit, blocks would run eagerly without a word. Strides may give each block a shape of its own, and a
     # shape has a graph for steps, one for validation and one under inference mode.
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 3 * len(blocks))
     for block in blocks:
-        block.compile(dynamic=False, backend=backend)
+        if block is not watched:
+            block.compile(dynamic=False, backend=backend)
 
 
 def whole_batches(clips: int, micro_batch_size: int) -> AbstractContextManager[object]:

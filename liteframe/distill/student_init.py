@@ -1,18 +1,23 @@
 """How a student starts: fitted to its teacher, with weights of its own, its head in the space of the loss."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from liteframe.distill.targets import Standardizer
+from liteframe.files import file_digest
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.models.student.weight_selection import initialize_student, select_from_student
+from liteframe.models.student.weight_selection import initialize_student, select_from_student, select_from_vit
 from liteframe.models.teacher.base import Teacher
+from liteframe.models.teacher.load import load_teacher
 from liteframe.training.report import tell
 from liteframe.training.sharded import copy_into_shards, full_tensor
+
+TIMM = "timm/"  # what a ViT of timm begins with, where a folder could stand
 
 
 def with_preprocessing(config: LiteFrameConfig, teacher: Teacher) -> LiteFrameConfig:
@@ -54,33 +59,55 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
 
 def build_student(
     config: LiteFrameConfig, teacher: Teacher, init: Literal["weight_selection", "random"], init_from: str | None
-) -> LiteFrameEncoder:
-    """A student with weights to start from; its head emits raw features, except after "random".
+) -> tuple[LiteFrameEncoder, str | None]:
+    """A student with weights to start from, and the digest of those that `init_from` names.
 
-    Said on stderr: that a saved encoder (`init_from`) larger than the student is cut to it, and what the teacher
-    computes otherwise than a student does.
+    Its head emits raw features, except after "random" and from a ViT of timm (see head_is_raw).
+
+    Said on stderr: that a saved encoder (`init_from`) larger than the student is cut to it, and what the ViT that the
+    weights come from (the teacher, or one of timm) computes otherwise than a student does.
 
     Raises:
-        ValueError: the saved encoder or the teacher cannot be cut to the student.
+        ValueError: the saved encoder, the ViT or the teacher cannot be cut to the student.
     """
-    if init_from is None:
-        student = LiteFrameEncoder(config)
-        if init == "weight_selection":
-            for difference in initialize_student(student, teacher).differences:
-                tell(f"weight selection: teacher {teacher.name} is not repeated exactly, {difference}")
-        return student
-    saved = LiteFrameEncoder.from_pretrained(init_from).float()
+    if init_from is not None:
+        try:
+            load = _from_timm if init_from.startswith(TIMM) else _from_saved
+            return load(config, init_from)
+        except ValueError as error:
+            raise ValueError(f"--init_from {init_from}: {error}") from error
+    student = LiteFrameEncoder(config)
+    if init == "weight_selection":
+        for difference in initialize_student(student, teacher).differences:
+            tell(f"weight selection: teacher {teacher.name} is not repeated exactly, {difference}")
+    return student, None
+
+
+def head_is_raw(init: str, init_from: str | None) -> bool:
+    """Whether a new student's head emits raw features of the teacher, as one cut from the teacher or saved does."""
+    return init == "weight_selection" if init_from is None else not init_from.startswith(TIMM)
+
+
+def _from_saved(config: LiteFrameConfig, folder: str) -> tuple[LiteFrameEncoder, str]:
+    saved, digest = LiteFrameEncoder.from_pretrained(folder).float(), file_digest(Path(folder) / "model.safetensors")
     ours, theirs = config.to_dict(), saved.config.to_dict()
     if ours == theirs:
-        return saved.train()
-    try:
-        student = select_from_student(saved, config)
-    except ValueError as error:
-        raise ValueError(f"--init_from {init_from}: {error}") from error
+        return saved.train(), digest
+    student = select_from_student(saved, config)
     cut = ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
     before, after = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (saved, student))
-    tell(f"--init_from {init_from}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})")
-    return student
+    tell(f"--init_from {folder}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})")
+    return student, digest
+
+
+def _from_timm(config: LiteFrameConfig, name: str) -> tuple[LiteFrameEncoder, str]:
+    vit, student = load_teacher(name), LiteFrameEncoder(config)
+    selection = select_from_vit(vit, config)
+    student.load_state_dict(student.state_dict() | selection.weights)
+    tell(f"--init_from {name}: its first {config.depth} blocks; random: {', '.join((*selection.random, 'head'))}")
+    for difference in selection.differences:
+        tell(f"--init_from {name}: the ViT is not repeated exactly, {difference}")
+    return student, vit.identity
 
 
 def unfold_head(head: nn.Linear, standardizer: Standardizer) -> None:

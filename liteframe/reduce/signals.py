@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from liteframe.models.teacher.saliency import attention_received
 from liteframe.models.vlm.family import family_of
-from liteframe.models.vlm.tower_steps import FRAMES_AT_ONCE, TowerSteps, head_mean_attention
+from liteframe.models.vlm.tower_steps import FRAMES_AT_ONCE, TowerSteps
 from liteframe.reduce.base import Signals, Tokens
 from liteframe.reduce.reducer import Reducer
 
@@ -112,7 +113,8 @@ class FrameTower:
         if {"saliency", "keys"} & set(needs) and seen.keys is None:
             raise ValueError("queries and keys were not kept: name saliency or keys in `see` too")
         if "saliency" in needs and seen.queries is not None and seen.keys is not None:
-            received = head_mean_attention(seen.queries, seen.keys, self.heads)  # [F,N]
+            queries, all_keys = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (seen.queries, seen.keys))
+            received = attention_received(queries, all_keys)  # [F,N]
             of_tokens = self._pooled(seen, received[..., None], tokens)[..., 0]  # [F,n]
             saliency = of_tokens / of_tokens.sum(1, keepdim=True)
             notes += [] if self.steps.cls else [RECEIVED]

@@ -11,4 +11,5 @@ def test_folders_have_the_license_of_their_code(exported_encoder, exported_vlm):
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert "`LICENSE` (Apache-2.0) is that of the Python files. It does not cover the weights" in card
         assert "The teacher's license (cc-by-nc-4.0) applies here too" in card
+        assert "Its terms: no commercial use; whether a distilled student is derived" in card
     assert "The Video LLM's license (mit) applies here too" in (exported_vlm / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import torch.nn.functional as functional
 from worlds.vlms import make_internvl, make_llava_onevision
 
 from liteframe import reducers
-from liteframe.models.vlm import tower_steps
+from liteframe.models.teacher import saliency
 from liteframe.models.vlm.family import INTERNVL, LLAVA_ONEVISION
 from liteframe.reduce import Reduced
 from liteframe.reduce.signals import FrameTower, in_frames, student_signals
@@ -112,7 +112,7 @@ def test_frames_and_weights_in_chunks_change_nothing(world, monkeypatch):
     tower = FrameTower(model)
     seen = tower.see(pixels)
     whole = tower.signals(seen, tower.tokens(seen, "projected"))
-    monkeypatch.setattr(tower_steps, "ATTENTION_WEIGHTS", 1)
+    monkeypatch.setattr(saliency, "ATTENTION_WEIGHTS", 1)
     monkeypatch.setattr("liteframe.reduce.signals.FRAMES_AT_ONCE", 2)
     seen = tower.see(pixels)
     parts = tower.signals(seen, tower.tokens(seen, "projected"))

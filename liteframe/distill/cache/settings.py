@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from liteframe.models.teacher.base import Saliency
 from liteframe.reduce.wap import SoftmaxOver
 from liteframe.texts import parse_json
 
 Codec = Literal["bf16", "int8"]
 Split = Literal["train", "val"]
-FORMAT = 2
+FORMAT = 3
 
 # A teacher may have moved; its weights say who it is.
 NAMES = ("teacher", "teacher_options", "license")
@@ -32,6 +33,7 @@ class CacheSettings:
         dim: channels C.
         patch_size: pixels.
         license: as the teacher's metadata states it.
+        saliency: what the teacher's patches are weighed by.
         precision: of the teacher's forward pass, "32-true" or "bf16-mixed".
         compression: (t,h,w) of a block of weighted average pooling.
         scope: of its softmax.
@@ -63,6 +65,7 @@ class CacheSettings:
     dim: int
     patch_size: int
     license: str | None
+    saliency: Saliency
     precision: str
     compression: tuple[int, int, int]
     scope: SoftmaxOver

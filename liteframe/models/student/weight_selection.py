@@ -77,6 +77,30 @@ def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
     return Selection(weights, random, vit.differences)
 
 
+def select_from_vit(other: Teacher, config: LiteFrameConfig) -> Selection:
+    """Cut the weights of a ViT that is not the student's teacher; the head is left to its random start.
+
+    The ViT's own mean and std are folded into the patch embedding, since the student sees frames as its teacher does.
+
+    Raises:
+        ValueError: the ViT is smaller than the student in some respect, or its blocks are of another kind.
+    """
+    vit = other.tower.vit_weights()
+    _check_sizes(vit, config, "ViT")
+    weights = _cut(vit, config, range(config.depth), _kept(vit, config), mixer={})
+    weights = {name: tensor.float().cpu().clone() for name, tensor in weights.items()}
+    # (pixel - mean) / std of the ViT = frame * scale + shift, where frame is normalized as the student's are.
+    (mean, std), (own_mean, own_std) = (
+        torch.tensor([statistics.image_mean, statistics.image_std]) for statistics in (other, config)
+    )
+    scale, shift = own_std / std, (own_mean - mean) / std  # [3]
+    patch = weights["patch_embed.weight"]  # [C,3,p,p]
+    weights["patch_embed.bias"] += torch.einsum("cxhw,x->c", patch, shift)
+    weights["patch_embed.weight"] = patch * scale[:, None, None]
+    random = tuple(name for name in ("cls_token", "pos_embed") if name not in weights)
+    return Selection(weights, random, vit.differences)
+
+
 def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> LiteFrameEncoder:
     """A smaller student with a larger one's weights: its mixers, its strided convs and its head are cut as well.
 

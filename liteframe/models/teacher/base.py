@@ -4,18 +4,25 @@ Shapes: B videos, T frames, M images, H x W pixels, (h,w) patch grid, C teacher 
 """
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from liteframe.models.teacher.saliency import AttentionWatch
 from liteframe.models.teacher.vit_weights import VitWeights
+
+# What WAP weighs a teacher's patches by: their product with the cls token of their frame, the attention that the probe
+# of a pooling head pays to them, the attention that they receive in the last block, nothing, or a tower's own logits.
+Saliency: TypeAlias = Literal["cls", "probe", "received", "mean", "own"]
+
+# Mean and std of the channels of normalized frames.
+Statistics: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+HALVES: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class TeacherFeatures(NamedTuple):
@@ -24,7 +31,8 @@ class TeacherFeatures(NamedTuple):
     Attributes:
         patches: [B,T,h,w,C], the last hidden state with its library's own final norm (if it has one), prefixes removed.
         query: [B,T,C], the cls token of each frame, or None.
-        logits: [B,T,h,w], saliency from an attention-pooling head, or None.
+        logits: [B,T,h,w], log of the attention that a patch gets (from a pooling head's probe, or from all tokens of
+            its frame), or None.
     """
 
     patches: Tensor
@@ -33,9 +41,19 @@ class TeacherFeatures(NamedTuple):
 
 
 class Tower(nn.Module, ABC):
-    """A library's ViT behind one signature. `model` is the library's own module."""
+    """A library's ViT behind one signature.
+
+    Attributes:
+        model: the library's own module.
+        saliencies: what it can be asked for, the default first.
+        saliency: which of them `forward` gives.
+        watched: the block whose attention is seen from outside, and which is therefore never compiled; or None.
+    """
 
     model: Any
+    saliencies: tuple[Saliency, ...] = ("own",)
+    saliency: Saliency = "own"
+    watched: nn.Module | None = None
 
     @abstractmethod
     def forward(self, video: Tensor) -> TeacherFeatures:
@@ -44,6 +62,16 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def vit_weights(self) -> VitWeights:
         """The ViT's weights under the student's names; ValueError where its blocks cannot be expressed so."""
+
+    def weigh_by(self, saliency: Saliency) -> None:
+        """Choose the saliency.
+
+        Raises:
+            ValueError: the tower does not have it.
+        """
+        if saliency not in self.saliencies:
+            raise ValueError(f"the teacher has no saliency {saliency!r}; it has {', '.join(self.saliencies)}")
+        self.saliency = saliency
 
 
 class ImageTower(Tower):
@@ -62,6 +90,71 @@ class ImageTower(Tower):
     @abstractmethod
     def forward_images(self, images: Tensor) -> TeacherFeatures:
         """[M,3,H,W] -> patches [M,h,w,C], query [M,C] or None, logits [M,h,w] or None."""
+
+
+class VitTower(ImageTower):
+    """A ViT whose tokens are a prefix (cls, registers) and then the patches of a frame, row by row.
+
+    Attributes:
+        dim: channels C. image_size: pixels per side that the ViT is made for.
+        statistics: mean and std of frames that it needs, whatever the checkpoint's files say; or None.
+
+    Args:
+        model: the library's own module.
+        patch_size: in pixels.
+        cls: number of cls tokens; the query is the first.
+        prefix: number of tokens before the patches, cls included.
+        pool: the pooling head that has a probe, or None.
+    """
+
+    dim: int
+    image_size: int
+    statistics: Statistics | None
+
+    def __init__(self, model: Any, *, patch_size: int, cls: int, prefix: int, pool: nn.Module | None):
+        super().__init__()
+        self.model, self.patch_size, self.cls, self.prefix = model, patch_size, cls, prefix
+        # A tuple hides modules from nn.Module's registration: they are registered in the model.
+        self._parts = (pool, transformer_blocks(model)[-1])
+        have: dict[Saliency, bool] = {"cls": cls > 0, "probe": pool is not None, "received": True, "mean": True}
+        self.saliencies = tuple(name for name, there in have.items() if there)
+        self.weigh_by(self.saliencies[0])
+
+    @property
+    @override
+    def watched(self) -> nn.Module | None:  # type: ignore[override]
+        return self._parts[1] if self.saliency == "received" else None
+
+    @override
+    def forward_images(self, images: Tensor) -> TeacherFeatures:
+        query = logits = None
+        if self.saliency == "received":
+            with AttentionWatch(self._parts[1]) as watch:
+                tokens = self.tokens(images)  # [M,prefix+h*w,C]
+            logits = watch.received()  # [M,prefix+h*w]
+        else:
+            tokens = self.tokens(images)
+        if self.saliency == "cls":
+            query = tokens[:, 0]
+        elif self.saliency == "probe":
+            logits = self.probe(self._parts[0], tokens)
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        logits = None if logits is None else logits[:, self.prefix :].unflatten(1, grid)  # [M,h,w]
+        return TeacherFeatures(tokens[:, self.prefix :].unflatten(1, grid), query, logits)
+
+    @abstractmethod
+    def tokens(self, images: Tensor) -> Tensor:
+        """[M,3,H,W] -> [M,prefix+h*w,C]."""
+
+    @abstractmethod
+    def probe(self, pool: Any, tokens: Tensor) -> Tensor:
+        """What the probe of the pooling head attends to: [M,prefix+h*w,C] -> [M,prefix+h*w], see probe_logits."""
+
+
+def transformer_blocks(model: nn.Module) -> nn.ModuleList | nn.Sequential:
+    """The blocks of a ViT, in order: the longest of its lists of modules by parameters."""
+    lists = [part for part in model.modules() if isinstance(part, (nn.ModuleList, nn.Sequential))]
+    return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
 
 
 class Teacher(nn.Module):
@@ -101,6 +194,7 @@ class Teacher(nn.Module):
         self.image_mean, self.image_std, self.resize = image_mean, image_std, resize
         # A tuple hides modules from nn.Module's registration.
         self._hidden: tuple[Tower | None, nn.Module | None] = (tower, projector)
+        self._saliency = tower.saliency
         for module in self.parts:
             module.requires_grad_(False).eval()
         super().train(False)
@@ -115,6 +209,20 @@ class Teacher(nn.Module):
         if self._hidden[0] is None:
             raise ValueError(f"the ViT of teacher {self.name} was dropped: its targets come from a cache")
         return self._hidden[0]
+
+    @property
+    def saliency(self) -> Saliency:
+        """What WAP weighs its patches by."""
+        return self._saliency
+
+    def weigh_by(self, saliency: Saliency) -> None:
+        """Choose the saliency.
+
+        Raises:
+            ValueError: the tower does not have it, or was dropped.
+        """
+        self.tower.weigh_by(saliency)
+        self._saliency = saliency
 
     @property
     def projector(self) -> nn.Module | None:
@@ -181,34 +289,3 @@ class Teacher(nn.Module):
         for module in self.parts:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-
-def probe_logits(tokens: Tensor, probe: Tensor, to_query: tuple[Tensor, Tensor], to_key: Tensor, heads: int) -> Tensor:
-    """Log of the attention that the probe of a pooling head pays to each token, averaged over heads (methods 15).
-
-    The probe goes through the layer of the keys instead of the tokens: q . (W x) = (q W) . x. What a bias of the keys
-    adds is the same for all tokens of a head, and no softmax sees it.
-
-    Args:
-        tokens: [M,N,C], what the head pools.
-        probe: [C].
-        to_query: weight [C,C] and bias [C] of the layer that makes its query.
-        to_key: weight [C,C] of the layer that makes keys.
-        heads: between which the channels of query and keys are divided.
-
-    Returns:
-        [M,N], float32 inside autocast too (float64 stays); exp of it sums to one over N.
-    """
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    weight, bias, keys, probe = (x.to(dtype) for x in (*to_query, to_key, probe))
-    with torch.autocast(tokens.device.type, enabled=False):
-        query = F.linear(probe, weight, bias).unflatten(0, (heads, -1))  # [heads,C/heads]
-        probes = torch.einsum("hd,hdc->hc", query, keys.unflatten(0, query.shape))
-        scores = torch.einsum("mnc,hc->mhn", tokens.to(dtype), probes) / math.sqrt(query.shape[1])
-    return head_mean_log_attention(scores)
-
-
-def head_mean_log_attention(scores: Tensor) -> Tensor:
-    """Scaled products [M,heads,N] -> log of the mean over heads of their softmax over N, [M,N], float32 inside."""
-    logs = F.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return logs.logsumexp(dim=1) - math.log(scores.shape[1])

@@ -1,113 +1,35 @@
 """Teachers from Hugging Face ids and local folders: a ViT, or the vision tower and projector of a whole VLM."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
-from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
-from typing_extensions import override
 
 from liteframe.models.checkpoints import check_weight_index, checkpoint_source
-from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures, probe_logits
-from liteframe.models.teacher.vit_weights import VitWeights, vit_weights
+from liteframe.models.teacher.base import Statistics, Teacher
+from liteframe.models.teacher.hf_vit import REFUSED, VIT_CLASSES, HfTower
+from liteframe.models.teacher.licenses import license_of
+from liteframe.models.teacher.timm_vit import TimmTower
 from liteframe.models.vlm.family import FAMILIES, Family
 from liteframe.texts import read_json
 
-
-@dataclass(frozen=True)
-class VitClass:
-    """What loading and reading a transformers ViT needs to know of its class.
-
-    Attributes:
-        name: of the class in transformers.
-        cls: whether it has a cls token.
-        registers: whether its config has num_register_tokens.
-        rotary: whether it turns queries and keys by their position.
-        interpolates: whether its forward resamples positions only when asked; the others do so unasked.
-        whole: whether the config is that of a whole model, of which the class is the half that sees.
-    """
-
-    name: str
-    cls: bool = True
-    registers: bool = False
-    rotary: bool = False
-    interpolates: bool = False
-    whole: bool = False
-
-
-# By model_type.
-VIT_CLASSES = {
-    "internvl_vision": VitClass("InternVLVisionModel"),
-    "dinov2": VitClass("Dinov2Model"),
-    "dinov2_with_registers": VitClass("Dinov2WithRegistersModel", registers=True),
-    "dinov3_vit": VitClass("DINOv3ViTModel", registers=True, rotary=True),
-    "vit": VitClass("ViTModel", interpolates=True),
-    "clip": VitClass("CLIPVisionModel", interpolates=True, whole=True),
-    "clip_vision_model": VitClass("CLIPVisionModel", interpolates=True),
-    "siglip": VitClass("SiglipVisionModel", cls=False, interpolates=True, whole=True),
-    "siglip_vision_model": VitClass("SiglipVisionModel", cls=False, interpolates=True),
+# Whole Video LLMs of which only the tower is known here: transformers' PreTrainedModel, and the tower's name in
+# `model`.
+WHOLE_MODELS = {
+    "gemma3": ("Gemma3PreTrainedModel", "vision_tower"),
+    "gemma4": ("Gemma4PreTrainedModel", "vision_tower"),
+    "idefics3": ("Idefics3PreTrainedModel", "vision_model"),
+    "paligemma": ("PaliGemmaPreTrainedModel", "vision_tower"),
+    "perception_lm": ("PerceptionLMPreTrainedModel", "vision_tower"),
+    "smolvlm": ("SmolVLMPreTrainedModel", "vision_model"),
 }
-
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-
-
-class HfTower(ImageTower):
-    """A transformers ViT, its output split into patches and prefix.
-
-    Args:
-        model: the ViT.
-        layer: number of the hidden state to take, as a VLM's `vision_feature_layer`; None takes last_hidden_state,
-            which some families normalize once more.
-    """
-
-    def __init__(self, model: Any, layer: int | None = None):
-        super().__init__()
-        self.model, self.layer = model, layer
-        config = model.config
-        self.patch_size = _square("patch_size", config.patch_size)
-        self.grid = _square("image_size", config.image_size) // self.patch_size
-        self.kind = VIT_CLASSES[config.model_type]
-        self.registers: int = config.num_register_tokens if self.kind.registers else 0
-        pools = [part for part in model.modules() if isinstance(part, SiglipMultiheadAttentionPoolingHead)]
-        self.pool = pools[0] if pools else None
-
-    @override
-    def forward_images(self, images: Tensor) -> TeacherFeatures:
-        arguments = {"interpolate_pos_encoding": True} if self.kind.interpolates else {}
-        if self.layer is None:
-            tokens = self.model(pixel_values=images, **arguments).last_hidden_state  # [M,prefix+h*w,C]
-        else:
-            output = self.model(pixel_values=images, output_hidden_states=True, **arguments)
-            tokens = output.hidden_states[self.layer]  # [M,prefix+h*w,C]
-        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        patches = tokens[:, self.kind.cls + self.registers :].unflatten(1, grid)  # [M,h,w,C]
-        if self.kind.cls:
-            return TeacherFeatures(patches, tokens[:, 0], None)
-        if self.pool is None:
-            return TeacherFeatures(patches, None, None)
-        return TeacherFeatures(patches, None, siglip_logits(self.pool, tokens).unflatten(1, grid))
-
-    @override
-    def vit_weights(self) -> VitWeights:
-        config = self.model.config
-        return vit_weights(
-            self.model.state_dict(),
-            heads=config.num_attention_heads,
-            cls=self.kind.cls,
-            registers=self.registers,
-            grid=(self.grid, self.grid),
-            rotary=self.kind.rotary,
-            activation=ACT2FN[config.hidden_act],
-        )
 
 
 class VlmProjector(nn.Module):
@@ -131,13 +53,6 @@ class VlmProjector(nn.Module):
             return self.mlp(self.merge_patches(patches.to(dtype)))
 
 
-def siglip_logits(pool: Any, tokens: Tensor) -> Tensor:
-    """What SigLIP's pooling probe attends to: [M,N,C] -> [M,N], see probe_logits."""
-    attention = pool.attention
-    (query, key, _), (bias, _, _) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    return probe_logits(tokens, pool.probe[0, 0], (query, bias), key, attention.num_heads)
-
-
 def load_hf(
     name: str,
     *,
@@ -156,47 +71,75 @@ def load_hf(
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     config = _config(source, hub)
     dtype = dtype or torch.float32
-    processor = _processor(source, hub)
-    mean = _statistics(source, "image_mean", image_mean, processor)
-    std = _statistics(source, "image_std", image_std, processor)
     projector = layer = None
     if family := FAMILIES.get(config.model_type):
         _check_vlm(source, config, family.feature_strategy)
         half = _build(family.teacher_half, source, config, pretrained, dtype, kwargs)
         model, layer = half.model.vision_tower, family.feature_layer
         projector = VlmProjector(family, config, half.model.multi_modal_projector)
+    elif config.model_type in WHOLE_MODELS:
+        base, attribute = WHOLE_MODELS[config.model_type]
+        half = _build(_tower_alone(base, attribute), source, config, pretrained, dtype, kwargs)
+        model = getattr(half.model, attribute)
     else:
         kind = VIT_CLASSES[config.model_type]
         vision_config = config.vision_config if kind.whole else config
         model = _build(getattr(transformers, kind.name), source, vision_config, pretrained, dtype, kwargs)
-    tower = HfTower(model, layer)
+    tower = TimmTower(model.timm_model) if model.config.model_type == "timm_wrapper" else HfTower(model, layer)
+    processor = _processor(source, hub)
+    mean, std = _normalization(source, tower.statistics, image_mean, image_std, processor)
     return Teacher(
         tower,
         name=name,
-        dim=model.config.hidden_size,
+        dim=tower.dim,
         patch_size=tower.patch_size,
-        image_size=_square("image_size", model.config.image_size),
+        image_size=tower.image_size,
         image_mean=mean,
         image_std=std,
         resize="crop" if processor.get("do_center_crop") else "squash",
-        license=_license(source, hub) if pretrained else None,
+        license=license_of(_repository_file(source, "README.md", hub)) if pretrained else None,
         projector=projector,
     )
 
 
+def _tower_alone(base: str, attribute: str) -> Any:
+    """The tower of a Video LLM as a class whose from_pretrained reads nothing of the rest.
+
+    Args:
+        base: name of transformers' PreTrainedModel of the family, so that its conversion of weight names applies.
+        attribute: the tower's name in `model`.
+    """
+
+    class TowerAlone(getattr(transformers, base)):  # type: ignore[misc]
+        _keys_to_ignore_on_load_unexpected = [rf"^(?!model\.{attribute}\.)"]
+
+        def __init__(self, config: Any):
+            super().__init__(config)
+            vision = config.vision_config
+            if vision.model_type == "timm_wrapper":  # else it takes frames of one size only
+                vision.model_args = {**(vision.model_args or {}), "dynamic_img_size": True}
+            self.model = nn.Module()
+            setattr(self.model, attribute, AutoModel.from_config(vision))
+            self.post_init()
+
+    return TowerAlone
+
+
 def _config(name: str, hub: dict[str, Any]) -> Any:
+    known = (*FAMILIES, *WHOLE_MODELS, *VIT_CLASSES)
     try:
         # The raw file first: AutoConfig would offer to run a checkpoint's own code.
         model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
-        if model_type in (*FAMILIES, *VIT_CLASSES):
+        if model_type in known:
             return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
         ) from error
+    if reason := REFUSED.get(str(model_type).removesuffix("_vision")):
+        raise ValueError(f"{name} (model_type {model_type!r}) cannot be a teacher: {reason}")
     raise ValueError(
-        f"{name} has model_type {model_type!r}; teachers can be {', '.join((*FAMILIES, *VIT_CLASSES))}, or "
-        "timm/<model>. "
+        f"{name} has model_type {model_type!r}; teachers can be {', '.join(known)}, or timm/<model>. "
         "InternVL must be in transformers' own format (names that end in -hf)"
     )
 
@@ -227,13 +170,6 @@ def _check_vlm(name: str, config: Any, strategy: str) -> None:
         )
 
 
-def _square(field: str, value: int | list[int] | tuple[int, ...]) -> int:
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1:
-        raise ValueError(f"teacher's {field}={value} is not square")
-    return sides.pop()
-
-
 def _repository_file(name: str, file: str, hub: dict[str, Any]) -> Path | None:
     path = cached_file(
         name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
@@ -254,6 +190,23 @@ def _processor(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _normalization(
+    name: str,
+    own: Statistics | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    processor: dict[str, Any],
+) -> Statistics:
+    """Mean and std that frames get: the tower's own, else those given, else those in the checkpoint's files."""
+    if own is not None:
+        if mean or std:
+            raise ValueError(f"{name} normalizes frames by itself, with {own}; leave out image_mean and image_std")
+        return own
+    if processor.get("do_normalize") is False:
+        processor = {**processor, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    return _statistics(name, "image_mean", mean, processor), _statistics(name, "image_std", std, processor)
+
+
 def _statistics(
     name: str, field: str, given: tuple[float, float, float] | None, processor: dict[str, Any]
 ) -> tuple[float, float, float]:
@@ -265,10 +218,3 @@ def _statistics(
         )
     r, g, b = value
     return (float(r), float(g), float(b))
-
-
-def _license(name: str, hub: dict[str, Any]) -> str | None:
-    """`license` in the front matter of the checkpoint's model card."""
-    card = _repository_file(name, "README.md", hub)
-    license = (metadata_load(card) or {}).get("license") if card else None
-    return license if isinstance(license, str) else None

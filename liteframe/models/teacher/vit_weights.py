@@ -5,14 +5,17 @@ mapping is total: a tensor that finds no place, and is not known to be dispensab
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REMEDY = "so its weights cannot start a student; start the student from random weights (init: random)"
+REMEDY = (
+    "so its weights cannot start a student; start the student from random weights (init: random) or from another ViT "
+    "(--init_from timm/<name>)"
+)
 
 # Block-local names in timm (VisionTransformer, Eva) and transformers (InternVL, ViT, DINOv2, DINOv3, SigLIP, CLIP).
 _BLOCK = re.compile(r"(?:(?:encoder|model)\.)?(?:blocks|layers?)\.(\d+)\.(.+)")
@@ -74,7 +77,7 @@ class VitWeights:
 
 
 def vit_weights(
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor],
     *,
     heads: int,
     cls: bool,
@@ -109,7 +112,7 @@ def vit_weights(
         elif match := _PATCH.fullmatch(embedding):
             tensors[f"patch_embed.{match[1]}"] = tensor
         elif _CLS.fullmatch(embedding):
-            tensors["cls_token"] = tensor.reshape(1, 1, -1)  # [1,1,C]
+            tensors["cls_token"] = tensor.reshape(1, -1, tensor.shape[-1])[:, :1]  # [1,1,C], the first of several
         elif _POSITIONS.fullmatch(embedding):
             positions = tensor.reshape(1, -1, tensor.shape[-1])  # [1,tokens,C]
             tensors["pos_embed"] = _cls_and_patches(positions, cls + registers, grid)  # [1,1+h*w,C]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,31 +43,8 @@ class TowerSteps:
     pool: Callable[[Any, Tensor], Tensor]
 
 
-# Weights of one layer's attention that are in memory at once, and frames that a tower takes at once.
-ATTENTION_WEIGHTS = 2**26
+# Frames that a tower takes at once.
 FRAMES_AT_ONCE = 32
-
-
-def head_mean_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """What each token receives of a layer's attention: mean over heads and queries of the softmax over keys.
-
-    Args:
-        queries: [F,Q,heads*d]: the cls token's alone, or all.
-        keys: [F,N,heads*d].
-        heads: between which the channels are divided.
-
-    Returns:
-        [F,N], sums to 1 in each frame; float32 inside autocast too (float64 stays).
-    """
-    dtype = torch.promote_types(keys.dtype, torch.float32)
-    frames = max(1, ATTENTION_WEIGHTS // (heads * queries.shape[1] * keys.shape[1]))
-    received = []
-    with torch.autocast(keys.device.type, enabled=False):
-        for q, k in zip(queries.split(frames), keys.split(frames), strict=True):
-            q, k = (x.to(dtype).unflatten(-1, (heads, -1)) for x in (q, k))  # [f,N,heads,d]
-            scores = torch.einsum("fqhd,fkhd->fhqk", q * q.shape[-1] ** -0.5, k)
-            received.append(scores.softmax(-1).mean((1, 2)))  # [f,N]
-    return torch.cat(received)
 
 
 def _internvl_states(model: Any, pixels: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ know nothing of the mapping of weights: registers leave before the first block, 
 student's cls token stands before the patches of a teacher that has none, norms after the last block are left out.
 """
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,8 @@ import transformers
 from torch import nn
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, load_teacher
-from liteframe.models.student.weight_selection import initialize_student, select_weights
+from liteframe.models.student.weight_selection import initialize_student, select_from_vit, select_weights
+from liteframe.models.teacher.hf_vit import VIT_CLASSES
 from liteframe.models.teacher.vit_weights import vit_weights
 
 MEAN = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -34,6 +37,10 @@ ACCEPTED_TIMM = {
     "vit_small_patch16_dinov3": ({}, [REGISTERS, ROTARY]),
     "eva02_tiny_patch14_224": ({"swiglu_mlp": False, "qkv_fused": False}, [ROTARY]),
     "beit3_base_patch16_224": ({"scale_attn_norm": False, "scale_mlp_norm": False}, []),
+    "vit_base_patch14_reg1_tipsv2": ({}, [REGISTERS]),
+    "naflexvit_base_patch16_siglip": ({"pos_embed_grid_size": (4, 4)}, [TANH, CLS]),
+    "naflexvit_so400m_patch16_radio_v4": ({"pos_embed_grid_size": (4, 4)}, [REGISTERS]),
+    "qwen3_vit_88m": ({"pos_embed_grid_size": 4}, [TANH, CLS, ROTARY]),
 }
 # model_type: class, extra arguments, differences
 ACCEPTED_HF = {
@@ -43,6 +50,10 @@ ACCEPTED_HF = {
     "dinov2_with_registers": ("Dinov2WithRegisters", {"num_register_tokens": 3, "mlp_ratio": 2}, [REGISTERS]),
     "dinov3_vit": ("DINOv3ViT", {"num_register_tokens": 2}, [REGISTERS, ROTARY]),
     "siglip_vision_model": ("SiglipVision", {}, [TANH, CLS]),
+    "siglip2_vision_model": ("Siglip2Vision", {"num_patches": 16}, [TANH, CLS]),
+    "tipsv2_vision_model": ("Tipsv2Vision", {"mlp_ratio": 1.5}, [REGISTERS]),
+    "ijepa": ("IJepa", {}, [CLS]),
+    "radio": ("Radio", {"max_img_size": 32, "num_cls_tokens": 2, "num_registers": 1, "mlp_ratio": 1.5}, [REGISTERS]),
     "siglip without head": ("SiglipVision", {"vision_use_head": False, "hidden_act": "gelu"}, [CLS]),
 }
 REFUSED_TIMM = {
@@ -63,6 +74,8 @@ REFUSED_HF = {
     "vit with relu": ("ViT", {"hidden_act": "relu"}, r"another activation \(ReLU"),
     "internvl with rms norm": ("InternVLVision", {"norm_type": "rms_norm"}, r"block 0 .*norm1.bias is missing"),
     "internvl with qk norm": ("InternVLVision", {"use_qk_norm": True}, r"attention.q_norm.weight has no counterpart"),
+    "radio with swiglu": ("Radio", {"use_swiglu_ffn": True}, r"mlp\.gate_proj\.\w+ has no counterpart"),
+    "gemma4": ("Gemma4Vision", {"num_key_value_heads": 4, "head_dim": 8}, "has no counterpart"),
     "dinov2 with swiglu": ("Dinov2", {"use_swiglu_ffn": True}, r"mlp\.(gate_proj|weights_in)\.\w+ has no counterpart"),
 }
 
@@ -78,7 +91,7 @@ def hf_teacher(name, extra, make, folder):
     model = getattr(transformers, f"{name}Model")(config).eval()
     make.scramble(model)
     model.save_pretrained(folder)
-    return load_teacher(folder, **MEAN)
+    return load_teacher(folder, **({} if name in ("Radio", "Gemma4Vision") else MEAN))
 
 
 def first_tokens(student, cls, registers):
@@ -92,9 +105,25 @@ def first_tokens(student, cls, registers):
     return lambda module, _, out: (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
 
+def qwen3_as_the_student_sees(model, student):
+    """The network of Qwen's ViT with the student's tokens, attention and activation."""
+
+    def run(images):
+        x = model.patch_embed(images).flatten(1, 2) + model.pos_embed
+        x = torch.cat([student.cls_token.expand(len(x), -1, -1), x], dim=1)
+        for block in model.blocks:
+            block.mlp.act = nn.GELU()
+            x = block(x, rope=None)
+        return x[:, 1:]
+
+    return run
+
+
 def timm_as_the_student_sees(model, student):
     """The network of a timm ViT with the student's tokens, attention and activation, without its last norm."""
-    cls = model.cls_token is not None
+    if hasattr(model, "merger"):
+        return qwen3_as_the_student_sees(model, student)
+    cls = getattr(model, "embeds", model).cls_token is not None
     model.norm_pre.register_forward_hook(first_tokens(student, cls, model.num_prefix_tokens - cls))
     model.norm = model.fc_norm = nn.Identity()
     if hasattr(model, "rope"):
@@ -106,8 +135,9 @@ def timm_as_the_student_sees(model, student):
 
 def hf_as_the_student_sees(model, student):
     """The same of a transformers ViT."""
-    cls = not model.config.model_type.startswith("siglip")
-    registers = model.config.to_dict().get("num_register_tokens", 0)
+    cls = not model.config.model_type.startswith(("siglip", "ijepa"))
+    facts = model.config.to_dict()
+    registers = facts.get("num_register_tokens", 0) + facts.get("num_cls_tokens", 1) - 1 + facts.get("num_registers", 0)
     model.embeddings.register_forward_hook(first_tokens(student, cls, registers))
     for name, module in list(model.named_modules()):
         if name in ("norm", "layernorm", "post_layernorm"):
@@ -117,7 +147,8 @@ def hf_as_the_student_sees(model, student):
         if name.endswith("mlp") and name != "head.mlp":
             (activation,) = (n for n in ("activation_fn", "act_fn", "activation") if hasattr(module, n))
             setattr(module, activation, nn.GELU())
-    return lambda images: model(pixel_values=images).last_hidden_state[:, 1:]
+    run = VIT_CLASSES[model.config.model_type].run
+    return lambda images: run(model, images, None)[:, 1:]
 
 
 def check_repeats(teacher, mlp_dim, eps, differences, as_the_student_sees):
@@ -158,6 +189,33 @@ def test_transformers_families_are_repeated(name, make, tmp_path):
     config = teacher.tower.model.config
     mlp_dim = 64 if name.startswith("dinov2") else 48
     check_repeats(teacher, mlp_dim, config.layer_norm_eps, differences, hf_as_the_student_sees)
+
+
+def test_a_vit_that_is_not_the_teacher_starts_a_student(make):
+    """It sees pixels by its own mean and std, the student by its teacher's: the difference goes into the weights."""
+    vit = timm_teacher("vit_small_patch16_224", {"img_size": 64}, make)
+    config = LiteFrameConfig(
+        dim=32, depth=2, heads=4, mlp_dim=128, patch_size=16, image_size=64, teacher_dim=24, downsample={},
+        clip_frames=2, image_mean=(0.48, 0.45, 0.40), image_std=(0.27, 0.26, 0.28),
+    )  # fmt: skip
+    selection = select_from_vit(vit, config)
+    assert not {"head.weight", "head.bias", *selection.random} & set(selection.weights)
+    student = LiteFrameEncoder(config)
+    student.load_state_dict(student.state_dict() | selection.weights)
+    student.head = nn.Identity()
+    pixels = torch.rand(2, 3, 64, 64)
+
+    def normalized(mean, std):
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+    vit.tower.model.norm = nn.Identity()
+    with torch.no_grad():
+        theirs = vit(normalized(vit.image_mean, vit.image_std)[None]).patches
+        ours = student(normalized(config.image_mean, config.image_std)[None])
+    assert vit.image_mean != config.image_mean
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"smaller ViT: depth \(student 3, ViT 2\)"):
+        select_from_vit(vit, replace(config, depth=3))
 
 
 SMALLEST = LiteFrameConfig(dim=16, depth=1, heads=2, teacher_dim=32, patch_size=16, image_size=32, downsample={})

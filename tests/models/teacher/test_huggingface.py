@@ -21,7 +21,13 @@ FAMILIES = {
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"num_register_tokens": 3}, 4),
     "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"num_register_tokens": 2}, 3),
     "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel", {}, 1),
+    "metaclip_2_vision_model": ("MetaClip2VisionConfig", "MetaClip2VisionModel", {}, 1),
+    "tipsv2_vision_model": ("Tipsv2VisionConfig", "Tipsv2VisionModel", {"num_register_tokens": 2}, 3),
+    "pixio": ("PixioConfig", "PixioModel", {"n_cls_tokens": 3}, 3),
+    "ijepa": ("IJepaConfig", "IJepaModel", {}, 0),
     "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel", {}, 0),
+    "smolvlm_vision": ("SmolVLMVisionConfig", "SmolVLMVisionTransformer", {}, 0),
+    "idefics3_vision": ("Idefics3VisionConfig", "Idefics3VisionTransformer", {}, 0),
 }
 
 
@@ -94,7 +100,9 @@ def test_families(family, size, make, tmp_path):
     model.save_pretrained(tmp_path)
     teacher = load_teacher(tmp_path, **MEAN)
     video = torch.randn(2, 2, 3, *size)
-    flag = {"interpolate_pos_encoding": True} if family.startswith(("siglip", "clip", "vit")) else {}
+    flag = (
+        {"interpolate_pos_encoding": True} if family.startswith(("siglip", "clip", "metaclip", "vit", "ijepa")) else {}
+    )
     with torch.no_grad():
         tokens = model(pixel_values=video.flatten(0, 1), **flag).last_hidden_state
     features = teacher(video)
@@ -102,9 +110,11 @@ def test_families(family, size, make, tmp_path):
     torch.testing.assert_close(features.patches.flatten(0, 1).flatten(1, 2), tokens[:, prefix:])
     if prefix:
         torch.testing.assert_close(features.query.flatten(0, 1), tokens[:, 0])
-    else:
+    elif hasattr(model, "head"):
         weights = model.head.attention(model.head.probe.expand(4, -1, -1), tokens, tokens, average_attn_weights=True)[1]
         torch.testing.assert_close(features.logits.flatten(0, 1).flatten(1).exp(), weights[:, 0].detach())
+    else:
+        torch.testing.assert_close(features.logits.exp().sum((2, 3)), torch.ones(2, 2))
 
 
 def test_pretrained_false_needs_no_weights(vlm_folder, tmp_path):
@@ -165,6 +175,14 @@ def test_unsupported_requests(vlm_folder, make, tmp_path):
         load_teacher(tmp_path, **MEAN)
 
 
+def test_towers_that_cannot_teach_are_refused_with_the_reason(tmp_path):
+    transformers.VJEPA2Config().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"'vjepa2'\) cannot be a teacher: its attention runs over the frames of a clip"
+    ):
+        load_teacher(tmp_path, **MEAN)
+
+
 def test_code_in_a_checkpoint_is_not_run(vlm_folder, tmp_path):
     config = json.loads((vlm_folder / "config.json").read_text())
     config |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
@@ -207,7 +225,7 @@ def test_llava_onevision_s_tower_gives_what_its_projector_takes(tmp_path):
     video = torch.randn(2, 3, 3, 72, 80)
     features = teacher(video)
     assert features.query is None
-    assert features.logits is None
+    assert teacher.saliency == "received"
     with torch.no_grad():
         output = vlm.model.vision_tower(
             pixel_values=video.flatten(0, 1), output_hidden_states=True, interpolate_pos_encoding=True

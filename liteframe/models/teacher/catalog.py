@@ -1,0 +1,148 @@
+"""Teachers that load_teacher takes, as a table: each is built here with tiny random weights and asked what it gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import transformers
+
+from liteframe.models.teacher.base import VitTower
+from liteframe.models.teacher.hf_vit import VIT_CLASSES, HfTower
+from liteframe.models.teacher.licenses import consequence
+from liteframe.models.teacher.load import load_teacher
+
+TINY_HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TINY_TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 4}
+MIT, APACHE, NVIDIA = "mit", "apache-2.0", "nvidia-open-model-license"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        name: what people call it.
+        loads: what load_teacher takes: values of `model_type`, or names of timm.
+        license: of the published weights, where it was looked up; those of timm are as timm states them.
+        make: builds it with its own patches and positions, but few random weights.
+    """
+
+    name: str
+    loads: tuple[str, ...]
+    license: str | None
+    make: Callable[[], VitTower]
+
+
+def _hf(config: str, layer: int | None = None, **settings: Any) -> Callable[[], VitTower]:
+    def make() -> VitTower:
+        made = getattr(transformers, config)(**TINY_HF | settings)
+        model = getattr(transformers, VIT_CLASSES[made.model_type].name)(made).eval()
+        return HfTower(model, layer)
+
+    return make
+
+
+def _timm(name: str, model: str, **settings: Any) -> Entry:
+    def make() -> VitTower:
+        tower = load_teacher(f"timm/{model}", pretrained=False, **TINY_TIMM | settings).tower
+        assert isinstance(tower, VitTower)
+        return tower
+
+    published = timm.get_pretrained_cfg(model)
+    return Entry(name, (f"timm/{model}",), published.license if published else None, make)
+
+
+def entries() -> tuple[Entry, ...]:
+    """All rows, those of transformers first."""
+    siglip = {"patch_size": 14, "image_size": 384}
+    return (
+        Entry("InternVL 3 and 3.5", ("internvl", "internvl_vision"), MIT,
+              _hf("InternVLVisionConfig", patch_size=14, image_size=448, use_mean_pooling=True, attention_bias=True)),
+        Entry("LLaVA-OneVision", ("llava_onevision",), APACHE,
+              _hf("SiglipVisionConfig", layer=-1, vision_use_head=False, **siglip)),
+        Entry("SigLIP, SigLIP 2 of fixed size", ("siglip", "siglip_vision_model"), APACHE,
+              _hf("SiglipVisionConfig", **siglip)),
+        Entry("SigLIP 2 NaFlex", ("siglip2_vision_model",), APACHE,
+              _hf("Siglip2VisionConfig", patch_size=16, num_patches=256)),
+        Entry("Gemma 3, PaliGemma", ("gemma3", "paligemma"), "gemma",
+              _hf("SiglipVisionConfig", patch_size=14, image_size=896, vision_use_head=False)),
+        Entry("Gemma 4", ("gemma4", "gemma4_vision"), APACHE,
+              _hf("Gemma4VisionConfig", num_key_value_heads=4, head_dim=8)),
+        Entry("SmolVLM 2, Idefics 3", ("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), APACHE,
+              _hf("SmolVLMVisionConfig", patch_size=16, image_size=512)),
+        Entry("Perception LM", ("perception_lm",), None, _perception_lm),
+        Entry("C-RADIO v4", ("radio",), NVIDIA, _hf("RadioConfig", mlp_ratio=2.0, image_size=512)),
+        Entry("DINOv3", ("dinov3_vit",), "dinov3-license",
+              _hf("DINOv3ViTConfig", patch_size=16, image_size=224, num_register_tokens=4)),
+        Entry("DINOv2", ("dinov2",), APACHE, _hf("Dinov2Config", patch_size=14, image_size=518)),
+        Entry("DINOv2 with registers", ("dinov2_with_registers",), APACHE,
+              _hf("Dinov2WithRegistersConfig", patch_size=14, image_size=518, num_register_tokens=4)),
+        Entry("TIPSv2", ("tipsv2_vision_model",), APACHE, _hf("Tipsv2VisionConfig")),
+        Entry("CLIP", ("clip", "clip_vision_model"), MIT, _hf("CLIPVisionConfig", patch_size=14, image_size=336)),
+        Entry("MetaCLIP 2", ("metaclip_2_vision_model",), None,
+              _hf("MetaClip2VisionConfig", patch_size=14, image_size=224)),
+        Entry("I-JEPA", ("ijepa",), None, _hf("IJepaConfig", patch_size=14, image_size=224)),
+        Entry("Pixio", ("pixio",), None, _hf("PixioConfig", patch_size=16, image_size=256)),
+        Entry("ViT", ("vit",), APACHE, _hf("ViTConfig", patch_size=16, image_size=224)),
+        _timm("InternViT-300M", "vit_intern300m_patch14_448"),
+        _timm("SigLIP 2", "vit_base_patch16_siglip_256"),
+        _timm("SigLIP 2 NaFlex", "naflexvit_base_patch16_siglip"),
+        _timm("Qwen3-VL, Qwen3.5", "qwen3_vit_88m"),
+        _timm("Gemma 4", "gemma4_vit_167m", head_dim=8, intermediate_size=64),
+        _timm("Perception Encoder", "vit_pe_core_base_patch16_224"),
+        _timm("Perception Encoder G", "vit_pe_core_gigantic_patch14_448"),
+        _timm("Perception Encoder, spatial, G", "vit_pe_spatial_gigantic_patch14_448"),
+        _timm("C-RADIO v4", "naflexvit_so400m_patch16_radio_v4"),
+        _timm("C-RADIO v3", "vit_base_patch16_radio_v3"),
+        _timm("DINOv3", "vit_base_patch16_dinov3"),
+        _timm("TIPSv2", "vit_base_patch14_reg1_tipsv2"),
+        _timm("plain ViT", "vit_base_patch16_224"),
+    )  # fmt: skip
+
+
+def _perception_lm() -> VitTower:
+    from liteframe.models.teacher.timm_vit import TimmTower
+
+    arguments = {**TINY_TIMM, "img_size": 448, "depth": 2, "dynamic_img_size": True}
+    config = transformers.TimmWrapperConfig(architecture="vit_pe_lang_large_patch14_448", model_args=arguments)
+    return TimmTower(transformers.TimmWrapperModel(config).eval().timm_model)
+
+
+@torch.no_grad()
+def table() -> list[str]:
+    """The rows as lines of Markdown, under a heading."""
+    lines = [
+        "| teacher | `model_type` or name | before the patches | patches | saliency "
+        "| license of the weights, for a student | a student starts from its weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries():
+        tower = entry.make()
+        p, side = tower.patch_size, tower.image_size // tower.patch_size
+        features = tower(torch.zeros(1, 1, 3, 2 * p, 3 * p))
+        assert features.patches.shape[2:4] == (2, 3), entry.name
+        registers = tower.prefix - tower.cls
+        prefix = [f"{tower.cls} cls"] * (tower.cls > 0)
+        prefix += [f"{registers} register{'s' * (registers > 1)}"] * (registers > 0)
+        cells = (
+            entry.name,
+            ", ".join(f"`{name}`" for name in entry.loads),
+            ", ".join(prefix) or "none",
+            f"{side} x {side} of {p} px",
+            ", ".join(tower.saliencies),
+            f"{entry.license}: {consequence(entry.license)}" if entry.license else consequence(None),
+            _start(tower),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _start(tower: VitTower) -> str:
+    """Whether weight selection takes the tower's weights, and what of it the student does not repeat."""
+    try:
+        differences = tower.vit_weights().differences
+    except ValueError as error:
+        return f"no: {str(error).split(', so its weights')[0]}"
+    return f"yes, but {'; '.join(differences)}" if differences else "yes"

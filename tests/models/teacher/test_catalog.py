@@ -1,0 +1,63 @@
+"""Every teacher of docs/teachers.md: its patches lie where their pixels do, and the table says what the code does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from liteframe.cli.main import main
+from liteframe.models.teacher.catalog import entries
+from liteframe.models.teacher.hf_vit import VIT_CLASSES
+from liteframe.models.teacher.huggingface import WHOLE_MODELS
+from liteframe.models.teacher.licenses import FREE, consequence, warning
+from liteframe.models.teacher.timm_vit import KINDS
+from liteframe.models.vlm.family import FAMILIES
+
+DOCS = Path(__file__).parents[3] / "docs" / "teachers.md"
+ENTRIES = {f"{entry.name} ({entry.loads[0]})": entry for entry in entries()}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@torch.no_grad()
+def test_a_patch_of_pixels_changes_its_own_features_most(name, make):
+    tower = ENTRIES[name].make().eval()
+    make.scramble(tower)
+    p = tower.patch_size
+    torch.manual_seed(0)
+    video = torch.randn(1, 2, 3, 3 * p, 5 * p)
+    features = tower(video)
+    for row, column in ((0, 3), (2, 1)):
+        changed = video.clone()
+        changed[0, 1, :, row * p : (row + 1) * p, column * p : (column + 1) * p] *= -1
+        other = tower(changed)
+        change = (other.patches - features.patches)[0].norm(dim=-1)  # [T,h,w]
+        assert change[0].max() == 0  # frames do not see each other
+        assert divmod(int(change[1].argmax()), 5) == (row, column)
+        if features.logits is not None:
+            assert torch.equal(other.logits[0, 0], features.logits[0, 0])
+            assert not torch.equal(other.logits[0, 1], features.logits[0, 1])
+
+
+def test_the_table_is_what_the_code_gives(capsys):
+    assert main(["info", "--teachers"]) == 0
+    table = capsys.readouterr().out
+    _, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- teachers -->\n")
+    written, _, _ = rest.partition("<!-- /teachers -->")
+    assert written == table, "write the output of `liteframe info --teachers` between the markers of docs/teachers.md"
+
+
+def test_the_table_has_every_kind():
+    loads = {name for entry in ENTRIES.values() for name in entry.loads}
+    assert {*VIT_CLASSES, *WHOLE_MODELS, *FAMILIES} == {name for name in loads if not name.startswith("timm/")}
+    modules = {type(entry.make().model).__module__.rsplit(".", 1)[-1] for entry in ENTRIES.values()}
+    assert set(KINDS) <= modules
+
+
+def test_what_licenses_mean_for_a_student():
+    assert consequence("apache-2.0") == FREE
+    assert warning("mit") is None
+    assert warning(None) is None
+    for license in ("cc-by-nc-4.0", "fair-noncommercial-research-license", "CC-BY-NC-SA-4.0"):
+        assert "no commercial use" in warning(license)
+    assert "bind the student" in warning("dinov3-license")
+    assert "read it" in warning("other")
