@@ -40,7 +40,8 @@ from liteframe.distill.objectives import ClipLosses, CompressedTokens, objective
 from liteframe.evaluate.benchmarks import BENCHMARKS
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.models.student.encoder import LiteFrameEncoder
-from liteframe.models.student.mixers import MIXERS, Mixer
+from liteframe.models.student.mixer import Mixer
+from liteframe.models.student.mixers import MIXERS
 from liteframe.models.student.weight_selection import initialize_student, select_from_student
 from liteframe.models.teacher.base import ImageTower, Teacher, TeacherFeatures
 from liteframe.models.vlm.attach import attach_encoder, processor_for

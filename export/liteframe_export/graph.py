@@ -1,7 +1,7 @@
 """An encoder as one graph for every number of clips, frames and pixels, and proof that the graph computes the same.
 
 Tracing cannot follow a branch on a size. The encoder has two, which are taken out here without changing a result:
-positions are always resampled (bicubic at scale 1 is the identity), and a temporal conv's taps are multiplied by 0
+positions are always resampled (bicubic at scale 1 is the identity), and what a temporal mixer adds is multiplied by 0
 instead of leaving it out where one frame is left.
 """
 
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.export import Dim
 from typing_extensions import override
 
+from liteframe.models.student.attention_mixers import SpaceTime, TemporalAttention, TemporalBlock
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, resample_positions
 from liteframe.models.student.inference import InferenceEncoder
-from liteframe.models.student.mixers import Mixer, NoMixer, TemporalConv
+from liteframe.models.student.mixer import Mixer, NoMixer, ResidualMixer
+from liteframe.models.student.mixers import DenseConv, TemporalConv
 
 # Bounds that tracing asks for; nothing is allocated for them.
 MOST_CLIPS, MOST_SLOTS, MOST_TOKENS = 4096, 1024, 1024
@@ -34,12 +36,44 @@ class _GatedTemporalConv(TemporalConv):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        several = (torch.ones_like(x[0, :, 0, 0]).sum() > 1).to(x.dtype)
+        several = _several_frames(x)
         return temporal_conv(x, self.weight * several, self.bias * several, residual=True, backend="reference")
 
 
+class _Gated(ResidualMixer):
+    """A residual mixer without its branch."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _several_frames(x) * self.added(x)
+
+
+class _GatedAttention(_Gated, TemporalAttention):
+    pass
+
+
+class _GatedBlock(_Gated, TemporalBlock):
+    pass
+
+
+class _GatedDenseConv(_Gated, DenseConv):
+    pass
+
+
+def _several_frames(x: Tensor) -> Tensor:
+    """1 where [B,T,N,C] has several frames, 0 where it has one."""
+    return (torch.ones_like(x[0, :, 0, 0]).sum() > 1).to(x.dtype)
+
+
 # Each mixer's class -> its class without branches.
-TRACEABLE: dict[type[Mixer], type[Mixer]] = {TemporalConv: _GatedTemporalConv, NoMixer: NoMixer}
+TRACEABLE: dict[type[Mixer], type[Mixer]] = {
+    TemporalConv: _GatedTemporalConv,
+    NoMixer: NoMixer,
+    TemporalAttention: _GatedAttention,
+    TemporalBlock: _GatedBlock,
+    DenseConv: _GatedDenseConv,
+    SpaceTime: SpaceTime,
+}
 
 
 def traceable(encoder: LiteFrameEncoder) -> InferenceEncoder:

@@ -28,6 +28,7 @@ class ReducedEncoder(FrameEncoder):
         reducer: chooses or merges tokens. Of a LiteFrame encoder these are the projected ones, a slot a frame.
         ratio: share of the tokens that is left, in (0, 1].
         tower: of the model, where it has no LiteFrame encoder; None makes one.
+        fit: whether a method whose count depends on the video is brought to the budget, see Reducer.
 
     Attributes:
         space: in which the reducer acts, see Signals.tokens.
@@ -35,8 +36,10 @@ class ReducedEncoder(FrameEncoder):
 
     clip_frames = most_frames = sys.maxsize  # a video is one clip
 
-    def __init__(self, whole: FrameEncoder, reducer: Reducer, ratio: float, tower: FrameTower | None = None) -> None:
-        self._whole, self.reducer, self.ratio = whole, reducer, ratio
+    def __init__(
+        self, whole: FrameEncoder, reducer: Reducer, ratio: float, tower: FrameTower | None = None, fit: bool = False
+    ) -> None:
+        self._whole, self.reducer, self.ratio, self.fit = whole, reducer, ratio, fit
         self.placeholder_id = whole.placeholder_id
         self._tower = None
         if isinstance(whole, ClipEncoder):
@@ -74,7 +77,7 @@ class ReducedEncoder(FrameEncoder):
             shown = self._whole.whole(pixels)
             ended("projector")
             signals = student_signals(shown, (pixels.shape[-2] // self._side, pixels.shape[-1] // self._side))
-            reduced = in_frames(self.reducer(signals, signals.budget(self.ratio)), shown)
+            reduced = in_frames(self.reducer(signals, signals.budget(self.ratio), fit=self.fit), shown)
             ended("reduction")
             return reduced
         needs = self.reducer.needs
@@ -84,7 +87,7 @@ class ReducedEncoder(FrameEncoder):
         ended("projector")
         signals = self._tower.signals(seen, grid, needs)
         ended("signals")
-        reduced = self.reducer(signals, signals.budget(self.ratio))
+        reduced = self.reducer(signals, signals.budget(self.ratio), fit=self.fit)
         ended("reduction")
         projected = self._tower.project(reduced, signals.grid, self.space)
         ended("projector")
@@ -99,12 +102,14 @@ class ReducedEncoder(FrameEncoder):
         return self._whole.end_embedding()
 
 
-def check_reduction(reducer: str | None, ratio: float | None) -> None:
+def check_reduction(reducer: str | None, ratio: float | None, fit: bool = False) -> None:
     """Refuse what no reduction is: for before the model is loaded.
 
     Raises:
         ValueError: one is missing, the reducer is unknown, or the ratio is not in (0, 1].
     """
+    if fit and reducer is None:
+        raise ValueError("--fit brings what a reducer leaves to its budget: name one with --reducer")
     if (reducer is None) != (ratio is None):
         raise ValueError("--reducer and --ratio go together: how tokens are made fewer, and the share that is left")
     if reducer is not None and reducer not in reducers:
@@ -113,8 +118,10 @@ def check_reduction(reducer: str | None, ratio: float | None) -> None:
         raise ValueError(f"--ratio {ratio:g}: the share of tokens that is left lies above 0 and is at most 1")
 
 
-def encoder_with(model: Any, processor: Any, reducer: str | None, ratio: float | None) -> FrameEncoder:
+def encoder_with(
+    model: Any, processor: Any, reducer: str | None, ratio: float | None, fit: bool = False
+) -> FrameEncoder:
     """The way of a Video LLM from frames to tokens, with a reducer of the table on it or without."""
-    check_reduction(reducer, ratio)
+    check_reduction(reducer, ratio, fit)
     whole = frame_encoder(model, processor)
-    return whole if reducer is None or ratio is None else ReducedEncoder(whole, reducers[reducer], ratio)
+    return whole if reducer is None or ratio is None else ReducedEncoder(whole, reducers[reducer], ratio, fit=fit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liteframe.cli.eval import add_asking, add_benchmark, add_model, read_options, report_missing
+from liteframe.cli.eval import add_asking, add_benchmark, add_fit, add_model, read_options, report_missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", default="8,16,32", help="numbers of frames of each video (default 8,16,32)")
     parser.add_argument("--ratios", default="0.0625", help="shares of the tokens that reducers leave (default 0.0625)")
+    add_fit(parser)
     parser.add_argument("--timing-runs", type=int, default=100, help="timed passes of each system (default 100)")
     add_asking(parser)
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import check_folder
     from liteframe.evaluate.settings import asking_of
+    from liteframe.evaluate.shares import this_rank
 
     if args.timing_runs < 1:
         raise ValueError(f"--timing-runs {args.timing_runs}: at least one pass is timed")
@@ -45,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     ratios = _numbers("--ratios", args.ratios, float)
     names = None if args.systems is None else args.systems.split(",")
     systems = parse_systems(names, ratios, student=args.encoder is not None)
-    check_folder(args.run, "--run")
+    rank = this_rank()
+    if rank.ranks == 1:  # of several, the first may be writing there already
+        check_folder(args.run, "--run")
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
@@ -53,10 +57,12 @@ def run(args: argparse.Namespace) -> int:
     options = read_options(argparse.Namespace(**given))
     asking = asking_of(benchmark, dataset, options)
     check_words(benchmark, dataset.questions, asking)
-    console = Console()
+    console = Console(quiet=rank.number > 0)
     report_missing(console, dataset.questions)
     comparison = Comparison(benchmark, dataset, asking, systems, frames, options, args.timing_runs)
     points = compare(comparison, args.run, console)
+    if rank.number:
+        return 0
     console.print((args.run / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     return int(any(point.failed for point in points))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 # Values of options that neither the command line nor --config gives.
-DEFAULTS = {"frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
-MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "device", "dtype")
+DEFAULTS = {"fit": False, "frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
+MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "device", "dtype")
 OPTIONS = (*MODEL, "fps", "prompt", "max_new_tokens", *DEFAULTS)
 
 
@@ -43,9 +43,19 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reduction(parser: argparse.ArgumentParser) -> None:
-    """The two options of a reducer."""
+    """The options of a reducer."""
     parser.add_argument("--reducer", help="way to fewer tokens of a video: wap, fastvid, ...; a wrong one lists all")
     parser.add_argument("--ratio", type=float, help="share of the tokens that --reducer leaves, such as 0.0625")
+    add_fit(parser)
+
+
+def add_fit(parser: argparse.ArgumentParser) -> None:
+    """Whether counts are brought to the budget, for `liteframe compare` too."""
+    parser.add_argument(
+        "--fit", action="store_true", default=None,
+        help="call a reducer whose count depends on the video again with other budgets, until it leaves 99 to 100 %% "
+        "of --ratio",
+    )  # fmt: skip
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
@@ -70,15 +80,18 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.asking import ask_all, check_words
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
-    from liteframe.evaluate.folder import EvalFolder, answer_row, check_folder, score_report, score_table
+    from liteframe.evaluate.folder import EvalFolder, answer_row, check_folder, score_report, score_table, taker
     from liteframe.evaluate.settings import asking_of, determining, load_system
+    from liteframe.evaluate.shares import Shares, this_rank
     from liteframe.files import write_json
     from liteframe.training.report import environment
 
     options = read_options(args)
-    check_reduction(options["reducer"], options["ratio"])
-    check_folder(args.out)
-    console = Console()
+    check_reduction(options["reducer"], options["ratio"], options["fit"])
+    rank = this_rank()
+    console = Console(quiet=rank.number > 0)
+    if rank.ranks == 1:  # of several, the first may be writing there already
+        check_folder(args.out)
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
@@ -92,16 +105,24 @@ def run(args: argparse.Namespace) -> int:
         "folder": str(source),
         **{k: options[k] for k in ("vlm", "encoder", "adapter", "deadline")},
     }
-    with EvalFolder(args.out, settings, session) as folder:
-        todo = [q for q in dataset.questions if folder.rows.get(q.id, {}).get("reply") is None]
+    with Shares(args.out, rank) as shares, EvalFolder(args.out, settings, session, rank.number) as folder:
+        shares.begin()
+        todo = folder.todo(dataset.questions)
         if len(todo) < len(dataset.questions):
             console.print(f"continuing: {len(dataset.questions) - len(todo)} questions already have a reply")
-        with _progress(console) as bar:
-            task = bar.add_task("questions", total=len(todo))
-            for reply in ask_all({"": system}, benchmark, {"": todo}, asking):
-                folder.append(answer_row(benchmark, reply, options["seed"]))
-                bar.advance(task)
-            folder.sync()
+        take = taker(shares, {"": folder}, dataset.questions)
+        while todo:
+            with _progress(console) as bar:
+                task = bar.add_task("questions", total=len(todo))
+                for reply in ask_all({"": system}, benchmark, {"": todo}, asking, take=take):
+                    folder.append(answer_row(benchmark, reply, options["seed"]))
+                    bar.advance(task)
+                folder.sync()
+            if rank.number:
+                return 0
+            shares.wait_for_all()
+            folder.refresh()
+            todo = folder.todo(dataset.questions)  # of processes that died
         report = score_report(benchmark, dataset.questions, folder.rows, options["seed"])
         write_json(folder.scores, {**report, "settings": settings, "session": session})
     console.print(score_table(report, f"{benchmark.title}, {asking.frames} frames"))

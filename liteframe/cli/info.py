@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, VIT_BASE, Cost, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.mixers import MIXERS
+from liteframe.texts import read_yaml
+from liteframe.training.configs import packaged_configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,20 +41,67 @@ def run(args: argparse.Namespace) -> int:
     ]
     print("256 frames of 448x448; FLOPs are 2 per multiply-add of linear and convolution layers\n")
     print("\n".join(cost_table(rows)))
+    print("\nablations (configs/ctd/ablations), and what the paper prints for them\n")
+    print("\n".join(ablation_table()))
     return 0
+
+
+class Printed(NamedTuple):
+    """What the paper prints for an ablation: parameters in millions, TFLOPs; and what of ours is otherwise."""
+
+    params: str
+    flops: str
+    remark: str = ""
+
+
+PRINTED = {
+    "none of them": Printed("87.15", "17.92"),
+    "dense": Printed("109.54", "22.44", "not recovered: 1.18M and 0.11T of the paper's"),
+    "attn": Printed("143.83", "32.77", "the paper's module has an MLP, see attn_block"),
+    "attn_block": Printed("143.83", "32.77", "the paper's FLOPs fit strides of (4,1,1) and (1,2,2) only"),
+    "spacetime": Printed("87.15", "17.92", "the paper's counts contain temporal convolutions, its latency does not"),
+    "plain_distillation": Printed("86.31", "44.81", "the paper's counts lack the head to the teacher's channels"),
+}
+
+
+def ablation_table() -> list[str]:
+    """One line an ablation: what its student costs, and whether the paper's digits are met."""
+    base, files = packaged_configs()["ctd/internvl3_8b"], packaged_configs()
+    shape = read_yaml(base)["model"]["student"]
+    named = {name.rpartition("/")[2]: path for name, path in files.items() if name.startswith("ctd/ablations/")}
+    cells = [("ablation", "parameters / FLOPs", "with attention", "the paper's", "")]
+    for name, path in {"none of them": base, **named}.items():
+        row = cost(LiteFrameConfig(**{**shape, **read_yaml(path)["model"].get("student", {})}))
+        ours = (f"{row.params / 1e6:.2f}", f"{row.flops / 1e12:.2f}")
+        printed, verdict = PRINTED.get(name), ""
+        if printed is not None:
+            met = [what for what, own, its in zip(("parameters", "FLOPs"), ours, printed, strict=False) if own == its]
+            verdict = f"{' and '.join(met) or 'neither'} met" + (f"; {printed.remark}" if printed.remark else "")
+        theirs = "-" if printed is None else f"{printed.params}M / {printed.flops}T"
+        cells.append((name, f"{ours[0]}M / {ours[1]}T", _with_attention(row), theirs, verdict))
+    return [line.rstrip() for line in _columns(cells, left=(0, 4))]
 
 
 def cost_table(rows: list[tuple[str, Cost]]) -> list[str]:
     """One line a model, under a heading."""
     cells = [("model", "parameters / FLOPs", "with attention", "tokens a frame")]
     for name, row in rows:
-        total = (row.flops + row.attention_flops) / 1e12
-        cells.append(
-            (name, f"{row.params / 1e6:.2f}M / {row.flops / 1e12:.2f}T", f"{total:.2f}T", f"{row.tokens_per_frame:g}")
-        )
-    first, *others = [max(len(line[column]) for line in cells) for column in range(4)]
+        costs = f"{row.params / 1e6:.2f}M / {row.flops / 1e12:.2f}T"
+        cells.append((name, costs, _with_attention(row), f"{row.tokens_per_frame:g}"))
+    return _columns(cells)
+
+
+def _with_attention(row: Cost) -> str:
+    return f"{(row.flops + row.attention_flops) / 1e12:.2f}T"
+
+
+def _columns(cells: Sequence[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> list[str]:
+    """Lines of cells below each other; columns stand on the right but for those of `left`."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
-        "  ".join([line[0].ljust(first), *(cell.rjust(w) for cell, w in zip(line[1:], others, strict=True))])
+        "  ".join(
+            cell.ljust(w) if n in left else cell.rjust(w) for n, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     ]
 

@@ -24,8 +24,9 @@ from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, System, VideoFrames, ask_all, question_text, read_video
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
-from liteframe.evaluate.folder import EvalFolder, answer_row, joined_settings, score_report
-from liteframe.evaluate.settings import determining, load_system
+from liteframe.evaluate.folder import EvalFolder, answer_row, joined_settings, score_report, taker
+from liteframe.evaluate.settings import determining, load_system, reduction_of
+from liteframe.evaluate.shares import Shares, this_rank
 from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
 from liteframe.models.vlm.attach import processor_for, with_encoder
@@ -58,9 +59,15 @@ class Comparison:
         """Systems with their numbers of frames; without video there is one."""
         return [(s, count) for s in self.systems for count in (self.frames[:1] if s.base == BLIND else self.frames)]
 
+    def place(self, frames: int, student: bool) -> int:
+        """Which of the rounds over all videos this is: each can be shared out by itself."""
+        return self.frames.index(frames) + len(self.frames) * student
+
 
 def compare(comparison: Comparison, folder: Path, console: Console) -> list[Point]:
     """Do what of a comparison is not done yet, write it, and return its points, those that failed included.
+
+    Of several processes, the first times and writes when all have asked, and the others return no points.
 
     Raises:
         ValueError: the folder was begun with another model, prompt, questions or frames, or is in use.
@@ -68,25 +75,41 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
     plain = load_system({**comparison.options, "encoder": None, "adapter": None})
     whole = determining(comparison.benchmark, comparison.dataset, comparison.asking, comparison.options, plain.model)
     asked = {name: value for name, value in whole["asking"].items() if name != "frames"}
-    settings = {**whole, "asking": {**asked, "frames": list(comparison.frames)}}
+    fit = {"fit": True} if comparison.options["fit"] else {}
+    settings = {**whole, **fit, "asking": {**asked, "frames": list(comparison.frames)}}
     session = {**environment(plain.model.device), **{k: comparison.options[k] for k in ("vlm", "encoder", "adapter")}}
-    values = joined_settings(folder, settings, session, "--run")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "settings.json", values)
+    rank = this_rank()
     failures = dict[tuple[str, int], str]()
     with ExitStack() as stack:
+        shares = stack.enter_context(Shares(folder, rank))
+        values = joined_settings(folder, settings, None if rank.number else session, "--run")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "settings.json", values)
         folders = {
             (str(system), frames): stack.enter_context(
-                EvalFolder(folder / "answers" / f"{system}-{frames}", _settings(whole, system, frames), session)
+                EvalFolder(
+                    folder / "answers" / f"{system}-{frames}",
+                    _settings(whole, system, frames, bool(fit)),
+                    session,
+                    rank.number,
+                )
             )
             for system, frames in comparison.points()
         }
-        for student in (False, True):
-            of_kind = [system for system in comparison.systems if system.student == student]
-            if any(_todo(comparison, folders, system, frames) for system, frames in comparison.points()
-                   if system.student == student):  # fmt: skip
-                loaded = load_system(comparison.options) if student else plain
-                failures |= _ask(comparison, of_kind, loaded, folders, console)
+        shares.begin()
+        for last in (False, True):  # with the others, and then what they left
+            if last:
+                shares.wait_for_all()
+                for answers in folders.values():
+                    answers.refresh()
+            for student in (False, True):
+                of_kind = [system for system in comparison.systems if system.student == student]
+                if any(_todo(comparison, folders, system, frames) for system, frames in comparison.points()
+                       if system.student == student and (str(system), frames) not in failures):  # fmt: skip
+                    loaded = load_system(comparison.options) if student else plain
+                    failures |= _ask(comparison, of_kind, loaded, folders, shares, console)
+            if rank.number:
+                return []
         times, untimed = _time(comparison, plain, folder, failures, console)
         points = [
             replace(
@@ -99,12 +122,12 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
     return points
 
 
-def _settings(whole: dict[str, Any], system: SystemName, frames: int) -> dict[str, Any]:
+def _settings(whole: dict[str, Any], system: SystemName, frames: int, fit: bool) -> dict[str, Any]:
     """What determines the answers of one point, as `liteframe eval` writes it."""
     of_model = whole["model"]
     if not system.student:
         of_model = {**of_model, "sha256": {**of_model["sha256"], "encoder": None, "adapter": None}}
-    reduction = {"reducer": system.reducer, "ratio": system.ratio} if system.reducer else None
+    reduction = reduction_of(system.reducer, system.ratio, fit)
     blind = {"blind": True} if system.base == BLIND else {}
     asking = {**whole["asking"], "frames": frames}
     return {**whole, "model": of_model, "reduction": reduction, "asking": asking, **blind}
@@ -114,17 +137,22 @@ Folders = dict[tuple[str, int], EvalFolder]
 
 
 def _todo(comparison: Comparison, folders: Folders, system: SystemName, frames: int) -> list[Question]:
-    rows = folders[str(system), frames].rows
-    return [q for q in comparison.dataset.questions if rows.get(q.id, {}).get("reply") is None]
+    return folders[str(system), frames].todo(comparison.dataset.questions)
 
 
 def _ask(
-    comparison: Comparison, names: Sequence[SystemName], loaded: System, folders: Folders, console: Console
+    comparison: Comparison,
+    names: Sequence[SystemName],
+    loaded: System,
+    folders: Folders,
+    shares: Shares,
+    console: Console,
 ) -> dict[tuple[str, int], str]:
     """Ask the systems of one model what has no reply yet, frames by frames; reasons of those that failed."""
-    systems, unbuilt = build_systems(names, loaded.model, loaded.processor, remember=True)
+    fit = bool(comparison.options["fit"])
+    systems, unbuilt = build_systems(names, loaded.model, loaded.processor, remember=True, fit=fit)
     failed = {(name, frames): reason(error) for name, error in unbuilt.items() for frames in comparison.frames}
-    benchmark, seed = comparison.benchmark, comparison.options["seed"]
+    benchmark, seed, questions = comparison.benchmark, comparison.options["seed"], comparison.dataset.questions
     with _progress(console) as bar:
         for frames in comparison.frames:
             todo = {
@@ -135,7 +163,9 @@ def _ask(
             errors = dict[str, Exception]()
             task = bar.add_task(f"{frames} frames, {len(todo)} systems", total=sum(map(len, todo.values())))
             asking = replace(comparison.asking, frames=frames)
-            for reply in ask_all(systems, benchmark, todo, asking, errors):
+            of_frames = {name: folders[name, frames] for name in todo}
+            take = taker(shares, of_frames, questions, len(questions) * comparison.place(frames, names[0].student))
+            for reply in ask_all(systems, benchmark, todo, asking, errors, take):
                 folders[reply.system, frames].append(answer_row(benchmark, reply, seed))
                 bar.advance(task)
             for name in todo:
@@ -184,11 +214,12 @@ def _time(
 def _built(comparison: Comparison, plain: System) -> dict[str, System]:
     """All systems around one language model; the adapter, which changes values and no shapes, is left out."""
     plains = [system for system in comparison.systems if not system.student]
-    systems, _ = build_systems(plains, plain.model, plain.processor, remember=False)
+    how = {"remember": False, "fit": bool(comparison.options["fit"])}
+    systems, _ = build_systems(plains, plain.model, plain.processor, **how)
     if students := [system for system in comparison.systems if system.student]:
         model = with_encoder(plain.model, comparison.options["encoder"])
         processor = processor_for(plain.processor, model.config)
-        systems |= build_systems(students, model, processor, remember=False)[0]
+        systems |= build_systems(students, model, processor, **how)[0]
     return systems
 
 

@@ -121,7 +121,7 @@ class RememberingTower(FrameTower):
 
 
 def build_systems(
-    names: Sequence[SystemName], model: Any, processor: Any, *, remember: bool
+    names: Sequence[SystemName], model: Any, processor: Any, *, remember: bool, fit: bool
 ) -> tuple[dict[str, System], dict[str, Exception]]:
     """Systems of one model by name, and why others cannot be.
 
@@ -130,6 +130,7 @@ def build_systems(
         model: of `load_video_llm`, on its device.
         processor: of `load_video_llm`.
         remember: whether the tower sees a video once for all; not where each is timed.
+        fit: see ReducedEncoder.
     """
     whole = frame_encoder(model, processor)
     systems, failures = dict[str, System](), dict[str, Exception]()
@@ -141,7 +142,7 @@ def build_systems(
                 continue
             if tower is None and not name.student:
                 tower = RememberingTower(model) if remember else FrameTower(model)
-            encoder = ReducedEncoder(whole, reducers[name.reducer], name.ratio, tower)
+            encoder = ReducedEncoder(whole, reducers[name.reducer], name.ratio, tower, fit)
             systems[str(name)] = System(model, processor, encoder)
         except ValueError as error:
             failures[str(name)] = error

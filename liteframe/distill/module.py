@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from liteframe.data.preprocess import FrameFormat
@@ -32,17 +32,19 @@ from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import StepMeans, tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
-from liteframe.training.sharded import full_state_dict, shard
+from liteframe.training.sharded import full_state_dict, is_sharded, shard
 from liteframe.training.signals import leave_if_told
 
 
 class CTDModule(GuardedModule):
-    """Trains a LiteFrame student to emit its teacher's weighted average pooled features.
+    """Trains a LiteFrame student to emit its teacher's weighted average pooled features, or by another objective.
 
     Args:
         teacher: whom to learn from.
         student: shape of the student; teacher_dim and preprocessing are taken from the teacher.
         target: how targets are pooled, clipped and standardized.
+        objective: "ctd"; or "rtd", which reconstructs the teacher's dense features by a transformer that is
+            thrown away, as "rtd_linear" and "rtd_repeat" do by less.
         loss: between student and target.
         init: weights to start from: cut from the teacher, or random.
         init_from: folder of a saved encoder to start from instead, or `timm/<name>`, a ViT at least as large as the
@@ -53,7 +55,7 @@ class CTDModule(GuardedModule):
         activation_checkpointing: compute the student's activations twice instead of keeping them.
 
     Raises:
-        ValueError: the teacher cannot be loaded.
+        ValueError: the teacher cannot be loaded, or there is no such objective.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class CTDModule(GuardedModule):
         teacher: TeacherSettings,
         student: LiteFrameConfig,
         target: TargetSettings = TargetSettings(),  # noqa: B008 - shown as the default in --help, never changed
+        objective: str = "ctd",
         loss: LossName = "mse",
         init: Literal["weight_selection", "random"] = "weight_selection",
         init_from: str | None = None,
@@ -76,8 +79,10 @@ class CTDModule(GuardedModule):
         # A Teacher hides its weights from state_dict, optimizer and checkpoints.
         self.teacher = teacher.load()
         self.student_config = with_preprocessing(student, self.teacher)
-        self.pooled_teacher = PooledTeacher(self.teacher, student.compression, target.scope)
-        self.objective = objectives["ctd"](self.teacher.dim, target, loss)
+        if objective not in objectives:
+            raise ValueError(f"model.objective is {objective!r}; choose one of {', '.join(objectives)}")
+        self.objective = objectives[objective](self.teacher.dim, target, loss, student.compression)
+        self.pooled_teacher = PooledTeacher(self.teacher, self.objective.pooling, target.scope)
         for name, part in self.objective.modules().items():
             self.add_module(name, part)
         self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
@@ -96,7 +101,7 @@ class CTDModule(GuardedModule):
             "teacher_sha256": self.teacher.identity,
             "saliency": self.teacher.saliency,
             "dim": self.teacher.dim,
-            "compression": self.student_config.compression,
+            "compression": self.objective.pooling,
             "scope": self.target_settings.scope,
             "statistics_clips": self.target_settings.statistics_clips,
         }
@@ -123,10 +128,17 @@ class CTDModule(GuardedModule):
             for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
                 compile_blocks(model)
         shard(self.trainer, self.student, self.student.blocks)
+        if is_sharded(self.student) and list(self.trained.parameters()) != list(self.student.parameters()):
+            raise ValueError("--trainer.strategy fsdp2 divides a student and no decoder of rtd: use ddp")
+
+    @property
+    def trained(self) -> nn.Module:
+        """The student, and what the objective trains beside it."""
+        return nn.ModuleList([self.student, *self.objective.modules().values()])
 
     @override
     def configure_optimizers(self) -> Any:
-        return configure_optimizer(self.student, self.optimizer_settings, total_steps(self.trainer))
+        return configure_optimizer(self.trained, self.optimizer_settings, total_steps(self.trainer))
 
     @override
     def on_fit_start(self) -> None:
@@ -153,7 +165,7 @@ class CTDModule(GuardedModule):
         """Loss of a batch: each clip weighs 1 / micro_batch_size, whatever became of the others."""
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
-            return self.encode(self.blank_clip()).sum() * 0.0, {}
+            return self.objective.decoded(self.encode(self.blank_clip())).sum() * 0.0, {}
         pooled = self.pooled_target(batch)
         target = self.objective.targets(pooled.tokens, pooled.slots)
         with self.timed("student"):
@@ -209,7 +221,7 @@ class CTDModule(GuardedModule):
             return self.student(video)
 
     def predict_raw(self, video: Tensor) -> Tensor:
-        """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the teacher's raw space."""
+        """[B,T,3,H,W] -> what the student says of the teacher's pooled features, [B,T/t,h,w,C] in their raw space."""
         return self.objective.raw(self.encode(video))
 
     def blank_clip(self) -> Tensor:

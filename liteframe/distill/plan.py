@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from liteframe.distill.cache.codec import clip_bytes, encode_jpeg
 from liteframe.distill.clips import Clip
 from liteframe.distill.command import CTDCommand
 from liteframe.distill.datamodule import ClipDataModule
+from liteframe.distill.module import CTDModule
 from liteframe.models.student.cost import Cost, VitShape, cost
 from liteframe.models.teacher.base import Teacher
 from liteframe.training.ema import weight_ema
@@ -40,7 +45,7 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
     here = data.batch_size * data.clip_frames
     size = data.frame_format.size
     steps = steps_section(warm, len(data.train_entries))
-    trained = sum(weight.numel() for weight in student.parameters())
+    trained = sum(weight.numel() for weight in model.trained.parameters())
     averaged = weight_ema(warm.run.trainer).average is not None
     own = cost(student.config, here, size)
     passes = 4 if model.activation_checkpointing else 3
@@ -60,11 +65,13 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
         },
         "steps": steps,
         "warm_up": measured_section(warm),
-        "flops_of_a_step_in_one_process": flop_section(_whole(taught), passes * _whole(own), seconds),
+        "flops_of_a_step_in_one_process": flop_section(
+            _whole(taught), passes * _whole(own) + 3 * data.batch_size * decoding_flops(model, data), seconds
+        ),
         "memory_of_a_process": memory_section(warm, trained, _frozen_bytes(teacher), averaged),
         "disk": {
             "checkpoints_bytes": checkpoint_bytes(warm, trained, averaged),
-            "encoder_bytes": 4 * trained,
+            "encoder_bytes": 4 * sum(weight.numel() for weight in student.parameters()),
         },
         **_with_and_without_cache(warm, steps["steps"], views),
     }
@@ -79,6 +86,19 @@ def teacher_cost(teacher: Teacher, frames: int, size: tuple[int, int]) -> Cost |
     hidden = weights.tensors["blocks.0.mlp.fc1.weight"].shape[0]
     shape = VitShape(weights.dim, weights.depth, hidden, teacher.patch_size, teacher.image_size)
     return cost(shape, frames, size)
+
+
+def decoding_flops(model: CTDModule, data: ClipDataModule) -> int:
+    """FLOPs of what the objective does to a clip's tokens before it compares them: none for CTD."""
+    t, h, w = model.student.config.compression
+    patch = model.teacher.patch_size
+    rows, columns = (pixels // patch for pixels in data.frame_format.size)
+    decode = copy.deepcopy(model.objective)
+    for part in decode.modules().values():
+        part.to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        decode.decoded(torch.empty(1, data.clip_frames // t, rows // h, columns // w, model.teacher.dim, device="meta"))
+    return counter.get_total_flops()
 
 
 def _whole(price: Cost | None) -> float:
@@ -100,7 +120,7 @@ def _with_and_without_cache(warm: WarmUp, steps: int, views: int) -> dict[str, A
     clips = views * len(data.train_entries) + len(data.val_entries)
     making = teaching + waiting + step.get("transfer", 0.0)
     build = clips / data.batch_size * making / warm.processes
-    t, h, w = model.student.config.compression
+    t, h, w = model.objective.pooling
     patch = model.teacher.patch_size
     rows, columns = (pixels // patch for pixels in data.frame_format.size)
     shape = (-(-data.clip_frames // t), rows // h, columns // w, model.teacher.dim)

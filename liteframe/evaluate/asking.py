@@ -6,11 +6,11 @@ a resumed run, another order or another harness gives the same replies. The next
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines,
 
 NO_SUBTITLES = "(none)"
 SHOWN = 10  # questions that a message names
+
+
+# Questions about one video and span, by system.
+Group: TypeAlias = Mapping[str, Sequence[Question]]
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def ask_all(
     questions: Mapping[str, Sequence[Question]],
     asking: Asking,
     failures: dict[str, Exception] | None = None,
+    take: Callable[[Group], Group] = lambda group: group,
 ) -> Iterator[Reply]:
     """Replies as they come, video by video, and for each video system by system.
 
@@ -120,29 +125,31 @@ def ask_all(
         questions: those to ask, by system.
         asking: how.
         failures: is told why a system cannot go on, which is asked nothing more; None raises it.
+        take: is given a video's questions, by system, before it is read, and says which are asked.
 
     Raises:
         ValueError: a prompt is too long for the language model or holds its control tokens, subtitles are broken, or a
             reducer cannot do what it should.
         torch.OutOfMemoryError: a system needs more memory than there is.
     """
-    groups = _by_video(questions)
-    if not groups:
+    groups = filter(None, map(take, _by_video(questions)))  # one after the other, as they are read
+    group = next(groups, None)
+    if group is None:
         return
     eyes = next(iter(systems.values())).encoder
     with DecodeProcess(asking.deadline) as decoder, ThreadPoolExecutor(1) as reader:
 
-        def read(group: Mapping[str, list[Question]]) -> VideoFrames | VideoError:
+        def read(group: Group) -> VideoFrames | VideoError:
             try:
                 return read_video(eyes, decoder, next(iter(group.values()))[0], asking)
             except VideoError as error:
                 return error
 
-        coming = reader.submit(read, groups[0])
-        for number, group in enumerate(groups, 1):
-            video = coming.result()
-            if number < len(groups):
-                coming = reader.submit(read, groups[number])
+        coming = reader.submit(read, group)
+        while group is not None:
+            video, following = coming.result(), next(groups, None)
+            if following is not None:
+                coming = reader.submit(read, following)
             for name, asked in group.items():
                 if isinstance(video, VideoError):
                     yield from (Reply(name, question, None, error=video) for question in asked)
@@ -153,6 +160,7 @@ def ask_all(
                         yield from _answers(name, systems[name], benchmark, asked, video, asking)
                     except (ValueError, torch.OutOfMemoryError) as error:
                         failures[name] = error
+            group = following
 
 
 def read_video(encoder: FrameEncoder, decoder: DecodeProcess, question: Question, asking: Asking) -> VideoFrames:
@@ -234,11 +242,16 @@ def _subtitles(question: Question, asking: Asking) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _by_video(questions: Mapping[str, Sequence[Question]]) -> list[dict[str, list[Question]]]:
+def span_of(question: Question) -> tuple[str, float | None, float | None]:
+    """The video and the part of it that a question is about."""
+    return question.video, question.start, question.end
+
+
+def _by_video(questions: Mapping[str, Sequence[Question]]) -> list[Group]:
     """By system, questions that share a video and a span, in order of first appearance."""
     groups: dict[tuple[str, float | None, float | None], dict[str, list[Question]]] = {}
     for name, asked in questions.items():
         for question in asked:
-            group = groups.setdefault((question.video, question.start, question.end), {})
+            group = groups.setdefault(span_of(question), {})
             group.setdefault(name, []).append(question)
     return list(groups.values())

@@ -1,14 +1,14 @@
 """The folder of one evaluation: settings.json, answers.jsonl (a line a question, as it is answered), scores.json.
 
-Questions that have a reply are not asked again; those whose video could not
-be read are, and their last line counts.
+Questions that have a reply are not asked again; those whose video could not be read are, and their last line counts.
+Of several processes, each but the first writes to a file of its own, answers.1.jsonl and so on.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,13 @@ from typing import Any
 
 from rich.table import Table
 
-from liteframe.evaluate.asking import Reply
+from liteframe.evaluate.asking import Group, Reply, span_of
 from liteframe.evaluate.benchmarks.base import Benchmark, Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import METHOD, Share
+from liteframe.evaluate.shares import LOCK, Shares
 from liteframe.files import check_output, write_json
 from liteframe.journal import Journal
-from liteframe.texts import read_json
+from liteframe.texts import parse_json, read_json
 
 
 def answer_row(benchmark: Benchmark, reply: Reply, seed: int) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def score_table(report: dict[str, Any], title: str) -> Table:
 
 
 FORMAT = 1
+AGAIN = "remove this line, and it is asked again"
 
 
 def check_folder(path: Path, option: str = "-o") -> dict[str, Any] | None:
@@ -115,29 +117,29 @@ def check_folder(path: Path, option: str = "-o") -> dict[str, Any] | None:
     file = path / "settings.json"
     if file.is_file():
         return read_json(file, "name another folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(item.name != LOCK for item in path.iterdir()):
         raise ValueError(f"{option} {path} holds other files and no settings.json; name another folder")
     return None
 
 
 def joined_settings(
-    path: Path, settings: dict[str, Any], session: dict[str, Any], option: str = "-o"
+    path: Path, settings: dict[str, Any], session: dict[str, Any] | None, option: str = "-o"
 ) -> dict[str, Any]:
     """What settings.json of a folder is to hold: of a new one, or of one that was begun with the same settings.
 
     Args:
         path: the folder.
         settings: everything that determines the scores, JSON-able.
-        session: where, when and with which command this run goes; kept, not compared.
+        session: where, when and with which command this run goes; kept, not compared. None keeps none.
         option: that named the folder, for messages.
 
     Raises:
         ValueError: the folder was begun with other settings (they are named), or holds something else.
     """
     before = check_folder(path, option)
-    settings, sessions = {"format": FORMAT, **settings}, [session]
+    settings, sessions = {"format": FORMAT, **settings}, [] if session is None else [session]
     if before is not None:
-        sessions = [*before.pop("sessions"), session]
+        sessions = [*before.pop("sessions"), *sessions]
         _refuse_other_settings(f"{option} {path}", before, json.loads(json.dumps(settings)))
     return {**settings, "sessions": sessions}
 
@@ -149,27 +151,49 @@ class EvalFolder:
         path: the folder.
         settings: everything that determines the scores, JSON-able.
         session: where, when and with which command this run goes; kept, not compared.
+        rank: of several processes, which this is.
 
     Attributes:
-        rows: the last line of each question, by id.
+        rows: the last line of each question, by id, whichever process wrote it; one with a reply counts more.
 
     Raises:
         ValueError: as of joined_settings, or the folder is in use.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], session: dict[str, Any]):
+    def __init__(self, path: Path, settings: dict[str, Any], session: dict[str, Any], rank: int = 0):
         self.path = path
         self.answers, self.scores = path / "answers.jsonl", path / "scores.json"
-        values = joined_settings(path, settings, session)
+        values = joined_settings(path, settings, None if rank else session)
         path.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(self.answers)
+        self._journal = Journal(self.answers.with_suffix(f".{rank}.jsonl") if rank else self.answers)
         write_json(path / "settings.json", values)
-        self.rows = self._read()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._tried = set[str]()  # since this process began
+        self._read_to = dict[Path, tuple[int, int]]()  # bytes and lines of each file
+        self.refresh()
+        self._tried.clear()
 
     def append(self, row: dict[str, Any]) -> None:
         """Keep the outcome of one question."""
         self._journal.append(row)
-        self.rows[row["id"]] = row
+        self._take(row, str(self._journal.path))
+
+    def todo(self, questions: Sequence[Question]) -> list[Question]:
+        """Those without a reply, but for what has been tried by now."""
+        return [q for q in questions if self.rows.get(q.id, {}).get("reply") is None and q.id not in self._tried]
+
+    def refresh(self) -> None:
+        """Read what other processes have written by now."""
+        for file in sorted(self.path.glob("answers*.jsonl")):
+            start, number = self._read_to.get(file, (0, 0))
+            with file.open("rb") as lines:
+                lines.seek(start)
+                fresh = lines.read()
+            fresh = fresh[: fresh.rfind(b"\n") + 1]  # the next line may be half there
+            self._read_to[file] = (start + len(fresh), number + fresh.count(b"\n"))
+            for at, line in enumerate(fresh.split(b"\n"), number + 1):
+                if line.strip():
+                    self._take(parse_json(line, where := f"{file}:{at}", AGAIN), where)
 
     def sync(self) -> None:
         """Make what was appended survive a loss of power."""
@@ -181,16 +205,38 @@ class EvalFolder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._journal.close()
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        rows = {}
-        for where, row in self._journal.rows("remove this line, and it is asked again"):
-            try:
-                rows[row["id"]] = row
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{where}: no line of an evaluation ({error}); remove it, and it is asked again"
-                ) from error
-        return rows
+    def _take(self, row: dict[str, Any], where: str) -> None:
+        try:
+            name, before = row["id"], self.rows.get(row["id"], {})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where}: no line of an evaluation ({error}); {AGAIN}") from error
+        self._tried.add(name)
+        if row.get("reply") is not None or before.get("reply") is None:
+            self.rows[name] = row
+
+
+def taker(
+    shares: Shares, folders: Mapping[str, EvalFolder], questions: Sequence[Question], first: int = 0
+) -> Callable[[Group], Group]:
+    """What `ask_all` needs so that no video is asked about by two processes.
+
+    Args:
+        shares: that the processes have in common.
+        folders: of all systems, by name.
+        questions: all of them, the same for all processes.
+        first: place of the first video.
+    """
+    places = {span: first + n for n, span in enumerate(dict.fromkeys(map(span_of, questions)))}
+
+    def take(group: Group) -> Group:
+        if not shares.take(places[span_of(next(iter(group.values()))[0])]):
+            return {}
+        for name in group:
+            folders[name].refresh()
+        left = {name: folders[name].todo(asked) for name, asked in group.items()}
+        return {name: asked for name, asked in left.items() if asked}
+
+    return take
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from liteframe.answer.reduced_encoder import encoder_with
 from liteframe.evaluate.asking import Asking, System
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.evaluate.shares import this_rank
 from liteframe.files import file_digest
 from liteframe.models.checkpoints import checkpoint_source
 from liteframe.models.vlm.load import find_device, load_video_llm
@@ -66,12 +68,16 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
 def load_system(options: dict[str, Any]) -> System:
     """The Video LLM on the device asked for, and how it looks at a video."""
     device = find_device(options["device"])
+    if options["device"] is None and device.type == "cuda":  # each process has its own
+        device = torch.device("cuda", this_rank().local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     logging.disable_progress_bar()
     model, processor = load_video_llm(
         options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
     )
     model.to(device)
-    return System(model, processor, encoder_with(model, processor, options["reducer"], options["ratio"]))
+    reduction = (options["reducer"], options["ratio"], bool(options["fit"]) and options["reducer"] is not None)
+    return System(model, processor, encoder_with(model, processor, *reduction))
 
 
 def determining(
@@ -91,7 +97,7 @@ def determining(
             "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "reduction": {name: options[name] for name in ("reducer", "ratio")} if options["reducer"] else None,
+        "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"]),
         "asking": {**asked, "option_format": benchmark.option_format},
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
@@ -99,6 +105,11 @@ def determining(
         "device": model.device.type,
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def reduction_of(reducer: str | None, ratio: float | None, fit: bool) -> dict[str, Any] | None:
+    """What determines scores about a reducer; nothing without one."""
+    return None if reducer is None else {"reducer": reducer, "ratio": ratio, **({"fit": True} if fit else {})}
 
 
 def model_digest(source: str | os.PathLike[str]) -> str:

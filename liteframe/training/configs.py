@@ -22,6 +22,7 @@ def config_file(name: str, kind: str) -> Path:
     Args:
         name: a path, or a name with its kind ("ctd/toy") or without it ("toy").
         kind: of the run: "ctd", "lma" or "lma/stages"; empty where any kind will do, and the name must have its kind.
+            To a kind belong its ablations, "ablations/attn" or "ctd/ablations/attn".
 
     Raises:
         ValueError: there is neither.
@@ -29,7 +30,8 @@ def config_file(name: str, kind: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     prefix = f"{kind}/" if kind else ""
-    known = {key: path for key, path in packaged_configs().items() if not kind or key.rpartition("/")[0] == kind}
+    folders = (kind, f"{kind}/ablations")
+    known = {key: path for key, path in packaged_configs().items() if not kind or key.rpartition("/")[0] in folders}
     path = known.get(prefix + name.removeprefix(prefix))
     if path is None:
         names = ", ".join(key.removeprefix(prefix) for key in known)

@@ -37,8 +37,8 @@ SETTINGS: dict[str, OnResume] = {
             "model.student.layer_scale_init", "model.student.layer_norm_eps", "model.student.clip_frames",
             "model.student.image_mean", "model.student.image_std", "model.student.resize", "model.init",
             # What it learns; target statistics are measured once.
-            "model.teacher.pretrained", "model.teacher.options", "model.target.scope", "model.target.sigmas",
-            "model.target.standardize", "model.target.statistics_clips", "ema.decay",
+            "model.objective", "model.teacher.pretrained", "model.teacher.options", "model.target.scope",
+            "model.target.sigmas", "model.target.standardize", "model.target.statistics_clips", "ema.decay",
             # What LMA trains.
             "model.lora.rank", "model.lora.alpha", "model.train_projector", "model.train_encoder", "model.quantize",
             "model.optimizer.kind", "model.optimizer.split_qkv", "model.optimizer.warmup_steps",

@@ -234,3 +234,22 @@ def test_names_of_systems(monkeypatch):
     with pytest.raises(ValueError, match="needs the LiteFrame encoder that --encoder names"):
         parse_systems(["liteframe"], [0.5], student=False)
     assert [str(system) for system in parse_systems(None, [0.5], student=True)][-1] == "liteframe"
+
+
+def test_of_several_processes_the_first_times_and_writes(world, whole, tmp_path, monkeypatch):
+    """One after the other here; which asks what, and one that dies, is in tests/distributed/test_eval_ranks.py."""
+    monkeypatch.setattr(running, "time_points", lambda points, runs: ({name: TIMES for name in points}, {}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    run = tmp_path / "run"
+    assert compare(world, run, systems="wap,liteframe") == 0
+    assert not {"compare.json", "times.jsonl", "results.md"} & {file.name for file in run.iterdir()}
+    files = {file: file.read_bytes() for file in run.glob("answers/*/answers.1.jsonl")}
+    assert len(files) == 7
+    monkeypatch.setenv("RANK", "0")
+    assert compare(world, run, systems="wap,liteframe") == 0
+    assert {file: file.read_bytes() for file in files} == files
+    found, expected = points(run), points(whole)
+    assert {key: row["accuracy"] for key, row in found.items()} == {key: expected[key]["accuracy"] for key in found}
+    # The video that cannot be read is tried by each process.
+    assert all(len(rows) == 2 and rows[0]["reply"] is None for rows in replies(run).values())

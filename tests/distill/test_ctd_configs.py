@@ -21,6 +21,18 @@ STUDENT = ["--model.student.dim", 32, "--model.student.heads", 4, "--model.stude
            "--model.student.clip_frames", 4]  # fmt: skip
 
 
+ABLATIONS = sorted(path.stem for path in (FOLDER / "ablations").glob("*.yaml"))
+ABLATED = "internvl3_8b.yaml --config configs/ctd/ablations/"
+
+
+def flat(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "downsample":
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", {int(k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def overrides(name, tmp_path):
     if name == "toy":
         shape = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
@@ -39,7 +51,7 @@ def overrides(name, tmp_path):
 
 
 def test_no_config_is_left_out():
-    assert sorted(path.stem for path in FOLDER.glob("*")) == NAMES
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,11 +63,35 @@ def test_config_runs(name, fit, tmp_path, video_folder):
     assert "val/token_cosine" in report["figures"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_runs(name, fit, tmp_path, video_folder):
+    """A step of the main recipe with the ablation over it, which changes what it says and nothing else."""
+    own = yaml.safe_load((FOLDER / "ablations" / f"{name}.yaml").read_text())["model"].get("teacher", {})
+    teacher = {"img_size": 56, "embed_dim": 16, "depth": 12, "num_heads": 4, "mlp_ratio": 1, **own.get("options", {})}
+    fit("--config", FOLDER / "ablations" / f"{name}.yaml", "--run", tmp_path / "run", "--data.videos", video_folder,
+        *SMALL, "--trainer.max_steps", 1, "--data.val_fraction", 0, *STUDENT[:-2], "--model.student.dim", 16,
+        "--model.student.mlp_dim", 16, "--model.student.teacher_dim", 16,
+        "--model.teacher.name", "timm/vit_intern300m_patch14_448",
+        "--model.teacher.pretrained", "false", "--model.teacher.options", json.dumps(teacher),
+        *(() if name == "clips_of_4" else ("--model.student.clip_frames", 8)),
+        config=FOLDER / "internvl3_8b.yaml")  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 1
+    run, base, changes = (
+        dict(flat(yaml.safe_load(path.read_text())["model"]))
+        for path in (tmp_path / "run" / "config.yaml", FOLDER / "internvl3_8b.yaml",
+                     FOLDER / "ablations" / f"{name}.yaml")
+    )  # fmt: skip
+    assert changes
+    assert {key: run[key] for key in changes} == changes
+    assert changes != {key: base.get(key) for key in changes}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(f"ablations/{name}" for name in ABLATIONS)])
 def test_header_names_the_command(name):
     lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
     header = "".join(line for line in lines if line.startswith("#"))
-    assert f"train_ctd.py fit --config configs/ctd/{name}.yaml" in header
+    assert f"train_ctd.py fit --config configs/ctd/{name.replace('ablations/', ABLATED)}.yaml" in header
 
 
 def by_hand(d, mlp):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from liteframe.distill.statistics import ChannelStatistics
+from liteframe.reduce.base import Window
 
 
 class ClipLosses(NamedTuple):
@@ -23,7 +24,13 @@ class ClipLosses(NamedTuple):
 
 
 class Objective(Protocol):
-    """An objective holds the mathematics of a distillation; the Lightning module brings clips, teacher and student."""
+    """An objective holds the mathematics of a distillation; the Lightning module brings clips, teacher and student.
+
+    Attributes:
+        pooling: (t,h,w) of the windows by which the teacher's features are pooled for it.
+    """
+
+    pooling: Window
 
     def modules(self) -> dict[str, nn.Module]:
         """What it keeps in checkpoints or trains, under its names there."""
@@ -45,4 +52,4 @@ class Objective(Protocol):
         """What the run's log shows beside the loss: means over the batch."""
 
     def raw(self, tokens: Tensor) -> Tensor:
-        """Student tokens [...,C] in the teacher's own space."""
+        """What student tokens [B,T',h,w,C] say of the teacher's pooled features, in their own space and grid."""

@@ -10,6 +10,7 @@ from liteframe.distill.losses import LossName, clip_losses, drop_large_losses, t
 from liteframe.distill.objectives.base import ClipLosses
 from liteframe.distill.statistics import ChannelStatistics
 from liteframe.distill.targets import Target, TargetNormalizer, TargetSettings
+from liteframe.reduce.base import Window
 
 
 class CompressedTokens:
@@ -19,10 +20,11 @@ class CompressedTokens:
         channels: C.
         settings: how targets are clipped and standardized.
         loss_name: between a token and its target.
+        window: (t,kh,kw) of frames and patches that a token stands for.
     """
 
-    def __init__(self, channels: int, settings: TargetSettings, loss_name: LossName):
-        self.settings, self.loss_name = settings, loss_name
+    def __init__(self, channels: int, settings: TargetSettings, loss_name: LossName, window: Window = (4, 2, 2)):
+        self.settings, self.loss_name, self.pooling = settings, loss_name, window
         self.normalizer = TargetNormalizer(channels, settings)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -42,9 +44,13 @@ class CompressedTokens:
         """Raw WAP features [B,T',h,w,C] and bool [B,T'] of slots that count -> Target."""
         return self.normalizer(features, mask)
 
+    def decoded(self, tokens: Tensor) -> Tensor:
+        """What is compared with targets: the tokens themselves, in the standardized space."""
+        return tokens
+
     def loss(self, tokens: Tensor, target: Target) -> ClipLosses:
         """Tokens [B,T',h,w,C] in the standardized space against a target."""
-        losses = token_losses(tokens, target.values, self.loss_name)  # [B,T',h,w]
+        losses = token_losses(self.decoded(tokens), target.values, self.loss_name)  # [B,T',h,w]
         weight, clipped = target.weight, target.clipped
         if self.settings.clipping == "loss_clip":
             weight = drop_large_losses(losses, weight, self.settings.sigmas)
@@ -58,5 +64,5 @@ class CompressedTokens:
         return {"cosine": clip_losses(similar, target.weight).mean()}
 
     def raw(self, tokens: Tensor) -> Tensor:
-        """Tokens [...,C] in the teacher's raw space, float32."""
-        return self.normalizer.standardizer.inverse(tokens)
+        """What tokens say of the teacher's features, in their raw space, float32."""
+        return self.normalizer.standardizer.inverse(self.decoded(tokens))

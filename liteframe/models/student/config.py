@@ -63,6 +63,11 @@ class LiteFrameConfig:
             raise ValueError(
                 f"LiteFrameConfig: temporal_mixer={self.temporal_mixer!r} is unknown; choose one of {', '.join(MIXERS)}"
             )
+        if self.temporal_kernel != 3 and not MIXERS[self.temporal_mixer].has_kernel:
+            raise ValueError(
+                f"LiteFrameConfig: temporal_kernel={self.temporal_kernel} has no effect with "
+                f"temporal_mixer={self.temporal_mixer!r}; leave it out"
+            )
         if self.resize not in ("squash", "crop"):
             raise ValueError(f"LiteFrameConfig: resize must be 'squash' or 'crop', got {self.resize!r}")
         self._check_floats()

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, field
 
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.mixers import MIXERS, frame_attention_flops
+from liteframe.models.student.mixer import frame_attention_flops
+from liteframe.models.student.mixers import MIXERS
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import read_config, read_weights, write_encoder
+from liteframe.models.student.mixer import Mixer
 from liteframe.models.student.mixers import MIXERS, StridedConv
 
 
@@ -115,6 +116,9 @@ class LiteFrameEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Mixer):
+                module.start()
 
     def forward(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W], normalized with the config's mean and std -> [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim].

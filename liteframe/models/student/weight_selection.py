@@ -15,7 +15,8 @@ from torch import Tensor
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, resample_positions
-from liteframe.models.student.mixers import MIXERS, Kept, StridedConv
+from liteframe.models.student.mixer import Kept
+from liteframe.models.student.mixers import MIXERS, StridedConv
 from liteframe.models.teacher.base import Teacher
 from liteframe.models.teacher.vit_weights import VitWeights
 
