@@ -97,7 +97,6 @@ class FeatureCache:
     def __contains__(self, key: object) -> bool:
         return key in self._features
 
-    @torch.no_grad()
     def features(self, model: VlmBackbone, batch: ChatBatch) -> BaseModelOutputWithPooling:
         """What `model.get_video_features` gives for all videos of the batch; new ones are computed and kept."""
         fresh = iter(())

@@ -189,13 +189,18 @@ class LMAModule(GuardedModule):
         return {FULL: None} if causal else batch.attention_mask
 
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:
-        """What the Video LLM reads of the batch's videos: pixels, or features where they are cached."""
+        """What the Video LLM reads of the batch's videos: features, or pixels where their encoding is learned."""
         if not batch.media_keys:
             return {}
-        cache = self.data().feature_cache
-        if cache is None:
+        if self.train_projector or self.train_encoder:
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
-        return {"mm_encoder_outputs": {"video": cache.features(self.model.get_base_model().model, batch)}}
+        model, cache = self.model.get_base_model().model, self.data().feature_cache
+        with torch.no_grad():  # kept or not: with gradients on, the convolutions add in another order
+            if cache is None:
+                features = model.get_video_features(batch.pixels, batch.video_frames)
+            else:
+                features = cache.features(model, batch)
+        return {"mm_encoder_outputs": {"video": features}}
 
     @override
     def data(self) -> ChatDataModule:
