@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.vlm.adapter import merge_adapter
 from liteframe.models.vlm.family import family_of
+from liteframe.texts import read_json
 from liteframe_export import card, verify
 from liteframe_export.bundle import bundle, file_name
 from liteframe_export.files import add_auto_map, save_weights, staged
@@ -20,6 +22,7 @@ from liteframe_export.reload_child import ask
 
 QUESTIONS = ["What happens in the video?", "How many objects are there, and which of them moves first?"]
 NEW_TOKENS = 16
+MLX = "mlx_model.py"  # what mlx-vlm, on a Mac, builds the model with; config.json names it as `model_file`
 
 
 def export_vlm(parts: Parts, out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -95,6 +98,8 @@ def save_vlm(model: Any, processor: Any, folder: Path) -> None:
     save_weights(model, folder)
     processor.save_pretrained(folder)
     bundle([family.config_class.__module__], folder)
+    copyfile(Path(__file__).with_name(MLX), folder / MLX)
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "model_file": MLX})
     classes = {
         "AutoConfig": family.config_class,
         "AutoModel": family.model_class,

@@ -159,6 +159,13 @@ def test_cards_tell_teacher_license_data_figures_and_command(exported_encoder, e
         assert fact in vlm_card, fact
 
 
+def test_a_video_llm_names_the_file_that_mlx_vlm_imports(exported_vlm):
+    file = json.loads((exported_vlm / "config.json").read_text())["model_file"]
+    assert "from mlx_vlm.models.base import" in (exported_vlm / file).read_text()
+    assert "liteframe" not in {line.split()[1].split(".")[0] for line in (exported_vlm / file).read_text().splitlines()
+                               if line.startswith(("import ", "from "))}  # fmt: skip
+
+
 def test_only_finished_exports_are_left(world, exported_encoder, exported_vlm):
     assert not [path for path in world.root.iterdir() if "partial" in path.name]
     for folder in (exported_encoder, exported_vlm):
