@@ -1,12 +1,14 @@
 """Token ids that stand for videos and images, by the exported model's own processor."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
+from liteframe.models.vlm.processor import frame_times
 from liteframe.pictures import rgb
 
 # The checkpoint's beginnings of names -> the server's. The tower and the projector keep the rest of their names; the
@@ -63,18 +65,18 @@ def runs(ids: list[int], token: int, counts: list[int]) -> list[list[tuple[int, 
     return found
 
 
-def video_ids(processor: Any, frames: int) -> list[int]:
-    """What replaces the video token of a video of `frames` frames: a line for each slot."""
-    return _encode(processor, processor.video_text(processor.slots(frames, *processor.frame_size)))
+def video_ids(processor: Any, frames: int, seconds: Sequence[float] | None = None) -> list[int]:
+    """What replaces the video token of a video of `frames` frames: its slots, shown at these seconds."""
+    return _encode(processor, processor.shown_video(frames, *processor.frame_size, seconds).text)
 
 
-def video_ids_within(processor: Any, frames: int, tokens: int) -> list[int]:
+def video_ids_within(processor: Any, frames: int, tokens: int, seconds: Sequence[float] | None = None) -> list[int]:
     """`video_ids` for a context of `tokens` in vLLM, whose options the error names.
 
     Raises:
         ValueError: the video alone is longer.
     """
-    ids = video_ids(processor, frames)
+    ids = video_ids(processor, frames, seconds)
     if len(ids) > tokens:
         raise ValueError(
             f"a video of {frames} frames takes {len(ids)} tokens, but the context is {tokens} (--max-model-len): no "
@@ -119,17 +121,36 @@ def frames_of(video: Any) -> np.ndarray:
     return video
 
 
+def milliseconds_of(video: Any) -> tuple[Any, list[int] | None]:
+    """A video as vLLM hands it over, frames or (frames, metadata) -> its frames, and when each is shown, if known."""
+    frames, facts = video if isinstance(video, tuple) else (video, None)
+    seconds = frame_times(facts, len(frames))
+    return frames, None if seconds is None else [round(1000 * second) for second in seconds]
+
+
 def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
     """What the model takes of videos and images: bytes, resized as in training, which the encoder normalizes.
 
     Returns:
         For videos pixel_values_videos [sum of T,3,h,w] and video_frames [V], for images pixel_values [N,3,h,w]; uint8.
+        Where the language model is told times, also video_milliseconds int64 [sum of T].
+
+    Raises:
+        ValueError: it is told times, and a video does not say when its frames are shown.
     """
     data: dict[str, torch.Tensor] = {}
     if videos:
-        clips = [processor.resized(frames_of(video)) for video in videos]
+        told = [milliseconds_of(video) for video in videos]
+        clips = [processor.resized(frames_of(frames)) for frames, _ in told]
         data["pixel_values_videos"] = torch.cat(clips)
         data["video_frames"] = torch.tensor([len(clip) for clip in clips])
+        if processor.needs_times:
+            if any(times is None for _, times in told):
+                raise ValueError(
+                    "this model is told when frames are shown: give a video as (frames, metadata) with fps and "
+                    "frames_indices, or as a file"
+                )
+            data["video_milliseconds"] = torch.tensor([time for _, times in told for time in times or ()])
     if images:
         data["pixel_values"] = torch.cat([processor.resized(rgb(image)[None]) for image in images])
     return data

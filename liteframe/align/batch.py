@@ -12,6 +12,7 @@ from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.base import VlmBackbone
 from liteframe.models.vlm.chat import IGNORE
+from liteframe.models.vlm.mrope import padded_position_ids
 
 
 class ChatBatch(NamedTuple):
@@ -34,6 +35,7 @@ class ChatBatch(NamedTuple):
         cached: for each medium, whether its features are in the cache.
         keys: B keys (epoch, index).
         failures: path, kind, reason and remedy of what could not be read.
+        position_ids: [3,B,L], where the language model counts on three axes.
     """
 
     input_ids: Tensor
@@ -48,6 +50,7 @@ class ChatBatch(NamedTuple):
     cached: list[bool]
     keys: list[Key]
     failures: list[dict[str, str]]
+    position_ids: Tensor | None = None
 
 
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, image_token_id: int) -> ChatBatch:
@@ -62,6 +65,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
         ids[row, :count] = torch.tensor(sample.input_ids)
         labels[row, :count] = torch.tensor(sample.labels)
         mask[row, :count] = 1
+    positions = [sample.position_ids for sample in samples if sample.position_ids is not None]
     media = [medium for sample in samples for medium in sample.media]
     videos = [medium.pixels for medium in media if medium.pixels is not None]
     return ChatBatch(
@@ -77,6 +81,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
         cached=[medium.pixels is None for medium in media],
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
+        position_ids=padded_position_ids(positions, mask) if positions else None,
     )
 
 

@@ -17,7 +17,7 @@ from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames, uniform
 from liteframe.data.video.timeline import Timeline
 from liteframe.models.vlm.chat import encode_conversation
-from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.processor import LiteFrameProcessor, Shown
 from liteframe.pictures import PictureError, read_picture
 
 MediaKey = tuple[str, tuple[int, ...]]  # file, and which of its frames
@@ -30,12 +30,12 @@ class LoadedMedia(NamedTuple):
     Attributes:
         pixels: uint8 [T,3,h,w], or None where the features of these frames are cached.
         key: which frames of which file.
-        text: what stands for it in the prompt.
+        shown: what stands for it in the prompt.
     """
 
     pixels: Tensor | None
     key: MediaKey
-    text: str
+    shown: Shown
 
 
 class Sample(NamedTuple):
@@ -46,12 +46,14 @@ class Sample(NamedTuple):
         labels: [L], -100 where nothing is learned.
         media: its videos and images, in the order of the text.
         key: (epoch, index).
+        position_ids: [3,L], where the language model counts on three axes.
     """
 
     input_ids: list[int]
     labels: list[int]
     media: list[LoadedMedia]
     key: Key
+    position_ids: Tensor | None = None
 
 
 def draw(seed: int, key: Key, budgets: Sequence[int], fps: tuple[float, float]) -> tuple[int, float]:
@@ -106,9 +108,11 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             media = [self._load(medium, budget, fps) for medium in conversation.media]
         except VideoError as error:
             return error
-        texts = [medium.text for medium in media]
-        ids, labels = encode_conversation(conversation.turns, texts, self.processor.tokenizer)
-        return Sample(ids, labels, media, key)
+        shown = [medium.shown for medium in media]
+        ids, labels = encode_conversation(conversation.turns, [one.text for one in shown], self.processor.tokenizer)
+        told = self.processor.mrope is not None
+        positions = self.processor.position_ids(torch.tensor(ids), shown) if told else None
+        return Sample(ids, labels, media, key, positions)
 
     def length(self, key: Key) -> float:
         """About how many tokens a sample has, without opening a file: its whole budget, and its text."""
@@ -124,7 +128,8 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         if medium.kind == "image":
             key: MediaKey = (medium.files[0], ())
             pixels = None if key in self.cached else self._picture(medium.files[0])
-            return LoadedMedia(pixels, key, self.processor.image_text(self.processor.tokens_per_slot(*self.size)))
+            return LoadedMedia(pixels, key, self.processor.shown_image(*self.size))
+        seconds = None
         if medium.entry is None:
             count = len(medium.files)
             chosen = list(range(count)) if count <= budget else uniform(count, budget)
@@ -134,8 +139,10 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         else:
             chosen = self._indices(medium.entry, budget, fps)
             key = (medium.entry.video, tuple(chosen))
+            timeline = self._measured(medium.entry)[0]
+            seconds = [timeline.time(index) for index in chosen]
             pixels = None if key in self.cached else self._decoded(medium.entry, chosen)
-        return LoadedMedia(pixels, key, self.processor.video_text(self.processor.slots(len(chosen), *self.size)))
+        return LoadedMedia(pixels, key, self.processor.shown_video(len(chosen), *self.size, seconds))
 
     def _picture(self, path: str) -> Tensor:
         """An image as a video of one frame, uint8 [1,3,h,w]; sizes of files may differ."""

@@ -23,6 +23,7 @@ from liteframe.files import file_digest
 from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, frozen_digest, origin
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
+from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processor, load_video_llm
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
@@ -102,6 +103,7 @@ class LMAModule(GuardedModule):
             f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
             "reads",
             template_warning(self.processor),
+            family_of(model.config.model_type).note,
             f"keys of rows that are not read, and rows that have them: {unread}" if unread else None,
         ]
         tell("\n".join(filter(None, lines)))
@@ -153,6 +155,8 @@ class LMAModule(GuardedModule):
             "placeholders": batch.placeholders,
             "use_cache": False,
         }
+        if batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
         loss, logits = self.objective.loss(self.model, inputs | self._videos(batch), batch)
         if not batch.media_keys and (self.train_projector or self.train_encoder):
             loss = loss + zero_of(p for name, p in named if ".lora_" not in name)

@@ -72,12 +72,16 @@ def ask(
 
 @dataclass(frozen=True)
 class VideoQuestion:
-    """A question about a file that is known to be there, and which frames are looked at: `prepare` makes it."""
+    """A question about a file that is known to be there, which frames are looked at, and when they are shown.
+
+    `prepare` makes it.
+    """
 
     path: str
     question: str
     system: str | None
     indices: tuple[int, ...]
+    times: tuple[float, ...]
     deadline: float
 
     @classmethod
@@ -99,7 +103,8 @@ class VideoQuestion:
         with DecodeProcess(deadline) as decoder:
             info = decoder.probe(path)
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
-        return cls(os.fspath(path), question, system, tuple(indices), deadline)
+        times = tuple(info.timeline.time(index) for index in indices)
+        return cls(os.fspath(path), question, system, tuple(indices), times, deadline)
 
     def answer(
         self,
@@ -119,7 +124,7 @@ class VideoQuestion:
             parts = read_resized(encoder, decoder, self.path, self.indices, most)
             with closing(read_ahead(parts, AHEAD) if session.prefill else parts) as ready:
                 for frames in ready:
-                    session.add(frames)
+                    session.add(frames, self.times[session.frames : session.frames + len(frames)], every=True)
         yield from session.stream(self.question, max_new_tokens=max_new_tokens)
 
 

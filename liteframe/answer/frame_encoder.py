@@ -1,6 +1,6 @@
 """From frames to the tokens that a Video LLM's language model reads, and the text that stands around them.
 
-Two ways behind one interface: a LiteFrame encoder sees clips, transformers' own towers see single frames.
+Two ways behind one interface: a LiteFrame encoder sees clips, transformers' own towers see frames or pairs of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from liteframe.models.vlm.base import CLIPS_PER_FORWARD
 from liteframe.models.vlm.family import family_of
-from liteframe.models.vlm.processor import LiteFrameProcessor, Slot, grid_slots
+from liteframe.models.vlm.mrope import Mrope
+from liteframe.models.vlm.processor import LiteFrameProcessor, Slot, Times, grid_slots
 from liteframe.reduce.base import Tokens, join_tokens
 
 FRAMES_PER_FORWARD = 32  # that transformers' tower takes at once: bounds the memory a long video needs
@@ -29,11 +30,15 @@ class FrameEncoder(ABC):
         clip_frames: frames that are encoded together; the borders between clips are those of offline encoding.
         most_frames: frames that one call should get at most.
         placeholder_id: token that stands for one feature.
+        mrope: how the language model numbers vision tokens, where it does not count them like words.
+        closing: what stands behind the last slot of a video whose slots are not parted.
     """
 
     clip_frames: int
     most_frames: int
     placeholder_id: int
+    mrope: Mrope | None = None
+    closing: str = ""
 
     @abstractmethod
     def resized(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -67,8 +72,8 @@ class FrameEncoder(ABC):
         return shown
 
     @abstractmethod
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        """What stands for a video in the prompt; slots without tokens leave no trace."""
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        """What stands for a video in the prompt, see LiteFrameProcessor.video_text."""
 
     @abstractmethod
     def end_embedding(self) -> Tensor | None:
@@ -90,6 +95,7 @@ class ClipEncoder(FrameEncoder):
         self.clip_frames: int = model.config.vision_config.encoder_config.clip_frames
         self.most_frames = CLIPS_PER_FORWARD * self.clip_frames
         self.placeholder_id: int = model.config.image_token_id
+        self.mrope, self.closing = processor.mrope, processor.closing
 
     @override
     def resized(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -102,11 +108,12 @@ class ClipEncoder(FrameEncoder):
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
         features = self.model.model.get_video_features(pixels, final=False).pooler_output[0]  # [S*N,D]
-        return _tokens(features, self.processor.slots(len(pixels), *pixels.shape[-2:]), first_frame)
+        size = pixels.shape[-2:]
+        return _tokens(features, self.processor.slots(len(pixels), *size), first_frame, self.processor.grid(*size))
 
     @override
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        return self.processor.video_text(slots)
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        return self.processor.video_text(slots, times)
 
     @override
     def end_embedding(self) -> Tensor | None:
@@ -114,15 +121,17 @@ class ClipEncoder(FrameEncoder):
 
 
 class TowerEncoder(FrameEncoder):
-    """The way of transformers' own Video LLM, whose tower sees each frame alone."""
+    """The way of transformers' own Video LLM, whose tower sees each frame alone, or each pair."""
 
-    clip_frames = 1
     most_frames = FRAMES_PER_FORWARD
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self.family = family_of(model.config.model_type)
         self.placeholder_id = self.family.video_token_id(model.config)
+        self.clip_frames = self.family.temporal_patch
+        self.mrope = None if self.family.mrope is None else self.family.mrope(model.config)
+        self.closing = self.family.closing
 
     @override
     def resized(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -136,25 +145,31 @@ class TowerEncoder(FrameEncoder):
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
         features = self.family.encode_frames(self.model, pixels)  # [T,N,D]
-        return _tokens(features.flatten(0, 1), grid_slots(len(features), 1, features.shape[1]), first_frame)
+        slots = grid_slots(len(pixels), self.clip_frames, features.shape[1])
+        shape = None if self.mrope is None else self._shape(*pixels.shape[-2:])
+        return _tokens(features.flatten(0, 1), slots, first_frame, shape)
 
     @override
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        return self.family.video_text(self.processor, slots)
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        return self.family.video_text(self.processor, slots, times)
 
     @override
     def end_embedding(self) -> Tensor | None:
         return self.family.end_embedding(self.model)
 
     def _processed(self, video: Tensor, **steps: bool) -> Tensor:
-        inputs = self.processor.video_processor(videos=[video], return_tensors="pt", do_sample_frames=False, **steps)
-        return inputs["pixel_values_videos"][0]
+        return self.family.prepare_frames(self.processor.video_processor, video, **steps)
+
+    def _shape(self, height: int, width: int) -> tuple[int, int]:
+        side = self.model.config.vision_config.patch_size * self.family.merge_factor(self.model.config)
+        return height // side, width // side
 
 
-def _tokens(features: Tensor, slots: Sequence[Slot], first_frame: int) -> Tokens:
+def _tokens(features: Tensor, slots: Sequence[Slot], first_frame: int, shape: tuple[int, int] | None) -> Tokens:
     """Untouched features [S*N,D] of slots that have N each, in raster order, from a frame of the video on."""
     count = slots[0].tokens
     lines = [(first_frame + slot.first_frame, first_frame + slot.last_frame, count) for slot in slots]
     first = torch.tensor([first for first, _, _ in lines])  # [S]
     place = torch.arange(count).repeat(len(lines))
-    return Tokens(features, first.repeat_interleave(count), place, torch.ones(len(features)), lines)
+    size = torch.ones(len(features))
+    return Tokens(features, first.repeat_interleave(count), place, size, lines, shape=shape)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from liteframe.answer.frame_encoder import FrameEncoder
 from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
 from liteframe.models.vlm.family import CONTROL_TOKENS
+from liteframe.models.vlm.mrope import Mrope
 from liteframe.reduce.base import Tokens
 
 LABELS = ("frames", "seconds", "none")
@@ -24,29 +29,56 @@ class VideoLines:
     Args:
         encoder: how the model's family writes a slot.
         tokenizer: the model's.
-        labels: "frames" writes what the family was trained on: numbers of frames, or nothing; "seconds" the times of
-            the first and the last frame of a slot (Apollo, arXiv 2412.10360); "none" nothing.
+        labels: "frames" writes what the family was trained on: numbers of frames, times, or nothing; "seconds" the
+            times of the first and the last frame of a slot (Apollo, arXiv 2412.10360); "none" nothing.
+        mrope: how vision tokens are numbered, where not as the encoder's family says.
 
     Raises:
         ValueError: there are no such labels.
     """
 
-    def __init__(self, encoder: FrameEncoder, tokenizer: Any, labels: str) -> None:
+    def __init__(self, encoder: FrameEncoder, tokenizer: Any, labels: str, mrope: Mrope | None = None) -> None:
         if labels not in LABELS:
             raise ValueError(f"labels={labels!r}: expected one of {', '.join(LABELS)}")
-        self.encoder, self.labels = encoder, labels
+        self.encoder, self.labels, self.mrope = encoder, labels, mrope or encoder.mrope
         self.end = "" if encoder.end_embedding() is None else tokenizer.convert_ids_to_tokens(encoder.placeholder_id)
 
     def text(self, shown: Tokens) -> str:
         """The whole video, and the placeholder of what ends it."""
-        if self.labels == "frames" and not _overlap(shown):
-            return self.encoder.video_text(shown.slots)
+        if self._in_one(shown):
+            return self.encoder.video_text(shown.slots, shown.times)
         return "".join(self.line(shown, number, number == 0) for number in range(len(shown.slots))) + self.end
+
+    def closing(self, shown: Tokens) -> str:
+        """What of `text` would come later, were there more slots."""
+        return self.end or (self.encoder.closing if self._in_one(shown) else "")
+
+    def position_ids(self, ids: Sequence[int], shown: Tokens | None) -> Tensor | None:
+        """Positions [3,1,L] of a prompt, or of its beginning up to where a slot ends; None: they are counted.
+
+        Args:
+            ids: tokens of the prompt.
+            shown: what is shown of the video in it.
+
+        Raises:
+            ValueError: the tokens' grid is not known.
+        """
+        if self.mrope is None or shown is None:
+            return None
+        if shown.shape is None:
+            raise ValueError("positions on three axes need the grid of the tokens, which nobody tells")
+        vision = torch.tensor(list(ids)) == self.encoder.placeholder_id
+        places = self.mrope.places(shown.slots, shown.shape, shown.times, shown.place.cpu())
+        return self.mrope.position_ids(vision, places)[:, None]
+
+    def _in_one(self, shown: Tokens) -> bool:
+        return self.labels == "frames" and not _overlap(shown)
 
     def line(self, shown: Tokens, number: int, first: bool) -> str:
         """That of one slot of those that are shown, with what parts it from the line before unless it is the first."""
         slot = shown.slots[number]
-        family = self.encoder.video_text([slot]).removesuffix(self.end)
+        times = None if shown.times is None else [shown.times[number]]
+        family = self.encoder.video_text([slot], times).removesuffix(self.end)
         begin = match.start() if (match := _BODY.search(family)) else len(family)
         label, body = family[:begin], family[begin:]
         parted = bool(label)

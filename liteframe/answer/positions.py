@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from liteframe.models.vlm.mrope import Mrope
+
 RESERVE = 1024  # positions that are left for a question and its answer, as in HERMES
 
 
@@ -40,27 +42,24 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Time:
-    """Positions on the time axis of an M-RoPE, from seconds: models of the Qwen2.5-VL kind.
+    """Another rate of positions on the time axis of an M-RoPE: models of the Qwen2.5-VL kind, which count seconds.
 
     Attributes:
         tokens_per_second: positions a second; 2 in the released Qwen2.5-VL.
     """
 
-    tokens_per_second: float = 2.0
-
-    def starts(self, begin: int, slots: range, seconds_per_slot: float) -> list[int]:
-        """Positions of slots, by their numbers in the stream, so that they are those of the whole video."""
-        return [begin + int(slot * self.tokens_per_second * seconds_per_slot) for slot in slots]
+    tokens_per_second: float
 
 
 Positions = Keep | Compact | Stretch | Time
 
 
-def check_positions(positions: Positions, model_type: str, memory: str, of_cache: bool) -> None:
+def check_positions(positions: Positions, mrope: Mrope | None, model_type: str, memory: str, of_cache: bool) -> None:
     """Refuse what would have no effect.
 
     Args:
         positions: of a session.
+        mrope: how its language model numbers vision tokens, where it does not count them like words.
         model_type: of its model.
         memory: the name of its memory.
         of_cache: whether that keeps entries of a KV cache.
@@ -73,10 +72,15 @@ def check_positions(positions: Positions, model_type: str, memory: str, of_cache
             f"{positions} numbers entries of a KV cache anew, and memory {memory!r} keeps none; leave it out, or take "
             "a memory such as 'sink_window'"
         )
-    if isinstance(positions, Time):
+    if mrope is not None and of_cache:
         raise ValueError(
-            f"{positions} needs a language model with positions on a time axis (M-RoPE), which that of a {model_type} "
-            "has not; use labels='seconds'"
+            f"memory {memory!r} keeps entries of a KV cache, whose positions it numbers on one axis; those of a "
+            f"{model_type} have three; take a memory of tokens, such as 'window'"
+        )
+    if isinstance(positions, Time) and (mrope is None or mrope.tokens_per_second is None):
+        raise ValueError(
+            f"{positions} needs a language model whose positions count seconds (M-RoPE of the Qwen2.5-VL kind), which "
+            f"that of a {model_type} does not do; use labels='seconds'"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from liteframe.models.vlm.attention import causal_in_parts
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.reduce.base import Tokens
+
+
+class Prompt(NamedTuple):
+    """Tokens [1,L], what the language model reads in their places [1,L,D], and positions [3,1,L] if it is told them."""
+
+    ids: Tensor
+    embeddings: Tensor
+    position_ids: Tensor | None
 
 
 class Prefill:
@@ -42,6 +50,7 @@ class Prefill:
         self.cache = DynamicCache(config=model.config.text_config)
         self.ids: list[int] = []
         self._head, self._video_text, self._features = head, "", 0
+        self._shown: Tokens | None = None
 
     def extend(self, shown: Tokens) -> None:
         """Read the slots that are new.
@@ -55,17 +64,16 @@ class Prefill:
         fresh = shown.tokens[self._features :]  # [N,D]
         if not len(fresh):
             return
-        text = self.lines.text(shown)
+        text = self.lines.text(shown).removesuffix(self.lines.closing(shown))
         self._write(("" if self.ids else self._head) + text[len(self._video_text) :])
         check_length(shown.slots[-1][1] + 1, len(self.ids), 0, self.model)
-        # One that ends the video may stand after the last slot's, and is read when the video has ended.
-        places = [place for place in range(self.read, len(self.ids)) if self.ids[place] == self.encoder.placeholder_id]
-        self._read(places[len(fresh) - 1] + 1, fresh)
-        self._video_text, self._features = text, len(shown.tokens)
+        self._video_text, self._features, self._shown = text, len(shown.tokens), shown
+        self._read(len(self.ids), fresh)
 
     def finish(self, question: str) -> None:
         """Read the end of the video and what follows it, except for the last token, from which the answer starts."""
-        self._write(question)
+        closing = "" if self._shown is None else self.lines.closing(self._shown)
+        self._write(closing + question)
         self._read(len(self.ids) - 1, self.encoder.end_embedding())
 
     def fork(self) -> Prefill:
@@ -82,9 +90,15 @@ class Prefill:
 
     @property
     def bytes(self) -> int:
-        """Memory that keys and values take in the cache."""
-        layers = [layer for layer in self.cache.layers if layer.get_seq_length()]
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        """Memory that keys, values and states take in the cache."""
+        held = [value for layer in self.cache.layers for value in vars(layer).values()]
+        held += [state for states in held if isinstance(states, dict) for state in states.values()]
+        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
+
+    def position_ids(self) -> Tensor | None:
+        """Positions [3,1,L] of all tokens so far; None: the language model counts them."""
+        positions = self.lines.position_ids(self.ids, self._shown)
+        return None if positions is None else positions.to(self.model.device)
 
     def _write(self, text: str) -> None:
         """Parts are cut after control tokens, so that their tokens are those of the whole."""
@@ -96,6 +110,8 @@ class Prefill:
         embeddings = embed(self.model, ids, self.encoder.placeholder_id, features)  # [1,n,D]
         language_model = self.model.model.language_model
         kept = {"use_cache": True, cache_name(language_model): self.cache}
+        if (positions := self.position_ids()) is not None:
+            kept["position_ids"] = positions[..., self.read : end]
         with causal_in_parts(language_model, embeddings.shape[1], self.read) as mask:
             language_model(inputs_embeds=embeddings, attention_mask=mask, **kept)
 
@@ -103,8 +119,8 @@ class Prefill:
 @torch.inference_mode()
 def whole_prompt(
     model: Any, tokenizer: Any, lines: VideoLines, shown: Tokens | None, question: str, system: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Tokens [1,L] of a question about a video, and what the language model reads in their places, [1,L,D].
+) -> Prompt:
+    """A question about a video, for the language model.
 
     Args:
         model: a Video LLM.
@@ -121,7 +137,9 @@ def whole_prompt(
     if shown is not None:
         end = lines.encoder.end_embedding()
         features = shown.tokens if end is None else torch.cat([shown.tokens, end.to(shown.tokens)])  # [N,D]
-    return ids, embed(model, ids, lines.encoder.placeholder_id, features)
+    positions = lines.position_ids(ids[0].tolist(), shown)
+    positions = None if positions is None else positions.to(model.device)
+    return Prompt(ids, embed(model, ids, lines.encoder.placeholder_id, features), positions)
 
 
 def embed(model: Any, ids: Tensor, placeholder_id: int, features: Tensor | None) -> Tensor:
@@ -135,9 +153,14 @@ def embed(model: Any, ids: Tensor, placeholder_id: int, features: Tensor | None)
 
 
 def fork_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache that grows apart from this one; the tensors are shared, for a change puts new ones in their place."""
+    """A cache that grows apart from this one; keys and values are shared, for a change puts new ones in their place."""
     other = copy.copy(cache)
     other.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in other.layers:
+        for name, states in vars(layer).items():
+            if isinstance(states, dict):  # of linear attention, which are written in place
+                own = {key: state.clone() if isinstance(state, Tensor) else state for key, state in states.items()}
+                setattr(layer, name, own)
     return other
 
 

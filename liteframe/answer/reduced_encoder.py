@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from liteframe.answer.frame_encoder import ClipEncoder, FrameEncoder, TowerEncoder, frame_encoder
+from liteframe.models.vlm.processor import Times
 from liteframe.reduce import reducers
 from liteframe.reduce.base import Tokens
 from liteframe.reduce.reducer import Reducer
@@ -40,7 +42,7 @@ class ReducedEncoder(FrameEncoder):
         self, whole: FrameEncoder, reducer: Reducer, ratio: float, tower: FrameTower | None = None, fit: bool = False
     ) -> None:
         self._whole, self.reducer, self.ratio, self.fit = whole, reducer, ratio, fit
-        self.placeholder_id = whole.placeholder_id
+        self.placeholder_id, self.mrope, self.closing = whole.placeholder_id, whole.mrope, whole.closing
         self._tower = None
         if isinstance(whole, ClipEncoder):
             self._side: int = whole.processor.pixels_per_token
@@ -79,7 +81,7 @@ class ReducedEncoder(FrameEncoder):
             signals = student_signals(shown, (pixels.shape[-2] // self._side, pixels.shape[-1] // self._side))
             reduced = in_frames(self.reducer(signals, signals.budget(self.ratio), fit=self.fit), shown)
             ended("reduction")
-            return reduced
+            return replace(reduced, shape=shown.shape)
         needs = self.reducer.needs
         seen = self._tower.see(pixels, needs)
         ended("tower")
@@ -94,8 +96,8 @@ class ReducedEncoder(FrameEncoder):
         return projected
 
     @override
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        return self._whole.video_text(slots)
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        return self._whole.video_text(slots, times)
 
     @override
     def end_embedding(self) -> Tensor | None:

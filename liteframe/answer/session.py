@@ -23,11 +23,12 @@ from liteframe.answer.key_values import PROTOTYPE, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.memory.base import split_slots
-from liteframe.answer.positions import Keep, Positions, Stretch, check_positions, stretched
+from liteframe.answer.positions import Keep, Positions, Stretch, Time, check_positions, stretched
 from liteframe.answer.prefill import Prefill, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
+from liteframe.models.vlm.mrope import Mrope
 from liteframe.reduce.base import Tokens
 
 SLACK = 1e-6  # seconds by which a frame may come before its time
@@ -60,7 +61,7 @@ class StreamSession:
         fps: frames a second that are taken, where the times of frames are told.
         system: a system message; None sends none.
         labels: what stands before the tokens of a slot: "frames" (as the model was trained), "seconds" or "none".
-        positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`.
+        positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`, `Time(4)`.
         encoder: from frames to tokens; None is the model's own way, `frame_encoder(model, processor)`.
         prefill: whether the language model reads slots into its KV cache as they come, so that a question waits for
             less; needs a memory that only appends. None does so on a GPU where the memory allows it. On a CPU, encoding
@@ -93,16 +94,18 @@ class StreamSession:
             raise ValueError(f"fps={fps}: a positive number of frames a second is needed")
         check_text(system or "", "system message")
         self.memory = memories["all"]() if memory is None else memory
-        check_positions(positions, model.config.model_type, self.memory.name, self.memory.of_cache)
+        self._encoder = frame_encoder(model, processor) if encoder is None else encoder
+        axes = self._encoder.mrope
+        check_positions(positions, axes, model.config.model_type, self.memory.name, self.memory.of_cache)
         self.model = stretched(model, positions.factor) if isinstance(positions, Stretch) else model
         self.tokenizer, self.positions = processor.tokenizer, positions
         self.fps, self.system = fps, system
         if prefill and not self.memory.append_only:
             raise ValueError(f"prefill=True needs a memory that only appends, which {self.memory.name!r} does not")
         self.prefill = self.memory.append_only and model.device.type == "cuda" if prefill is None else prefill
-        self._encoder = frame_encoder(model, processor) if encoder is None else encoder
         self.clip_frames = self._encoder.clip_frames
-        self._lines = VideoLines(self._encoder, self.tokenizer, labels)
+        mrope = Mrope(positions.tokens_per_second) if isinstance(positions, Time) else None
+        self._lines = VideoLines(self._encoder, self.tokenizer, labels, mrope)
         self._cache_name = cache_name(model.model.language_model)
         on_side = self.prefill and model.device.type == "cuda"  # there it overlaps with prefill
         self._stream = torch.cuda.Stream(model.device) if on_side else None
@@ -118,19 +121,21 @@ class StreamSession:
         self.frames = 0
         self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
         self._times: list[float] = []  # seconds of the waiting frames
+        self._shape: tuple[int, int] | None = None  # rows and columns of a slot's grid of tokens
         self.last_time: float | None = None
         self._next_time: float | None = None  # seconds at which the next frame is taken
         self._partial: Tokens | None = None  # of the waiting frames, for questions
         self._prefilled: Prefill | None = None
 
     @torch.inference_mode()
-    def add(self, frames: np.ndarray, times: Sequence[float] | None = None) -> None:
+    def add(self, frames: np.ndarray, times: Sequence[float] | None = None, *, every: bool = False) -> None:
         """See further frames, any number of them.
 
         Args:
             frames: uint8 [n,H,W,3].
             times: seconds of each, ascending over all calls, from any start; the first is taken, then `fps` a second.
                 None takes all, as frames that come at `fps`.
+            every: take all frames that have times, too.
 
         Raises:
             ValueError: not such frames or times, or (with prefill) more than the language model reads.
@@ -139,14 +144,14 @@ class StreamSession:
             raise ValueError(f"expected frames [n,H,W,3] uint8, got {list(frames.shape)} {frames.dtype}")
         before = self.fork()
         try:
-            self._see(frames, times)
+            self._see(frames, times, every)
         except BaseException:  # what failed half-way leaves no half
             self.__dict__.update(before.__dict__)
             raise
 
-    def _see(self, frames: np.ndarray, times: Sequence[float] | None) -> None:
+    def _see(self, frames: np.ndarray, times: Sequence[float] | None, every: bool) -> None:
         if times is not None:
-            taken = self._in_time(times, len(frames))
+            taken = self._in_time(times, len(frames), every)
             frames, seconds = frames[taken], [float(time) for time, one in zip(times, taken, strict=True) if one]
         else:
             seconds, last = [], self.last_time
@@ -191,11 +196,11 @@ class StreamSession:
             raise ValueError(f"the candidates {list(candidates)} do not start with tokens of their own")
         request, _ = self._request(question, 1)
         if "inputs_embeds" in request:
-            inputs = {"inputs_embeds": request["inputs_embeds"]}
+            inputs = {key: value for key, value in request.items() if key in ("inputs_embeds", "position_ids")}
         else:
             inputs = {"input_ids": request["input_ids"][:, -1:], self._cache_name: request[self._cache_name]}
             if "position_ids" in request:
-                inputs["position_ids"] = request["position_ids"][:, -1:]
+                inputs["position_ids"] = request["position_ids"][..., -1:]
         hidden = self.model.model.language_model(**inputs).last_hidden_state[:, -1]  # [1,D]
         log_probabilities = self.model.lm_head(hidden)[0].float().log_softmax(-1)  # [vocabulary]
         return log_probabilities[[first[0] for first in firsts]].cpu()
@@ -232,6 +237,7 @@ class StreamSession:
         if self._waiting is not None:
             tensors["waiting"] = self._waiting
         told = {"frames": self.frames, "times": self._times, "last_time": self.last_time, "next_time": self._next_time}
+        told["shape"] = self._shape
         facts = {**self._settings(), **told}
         write_session(Path(path), facts, tensors)
 
@@ -248,6 +254,7 @@ class StreamSession:
         self.memory.load_state({name: t.to(device) if name == "tokens" else t for name, t in state.items()})
         self.frames, self._times = facts["frames"], facts["times"]
         self.last_time, self._next_time = facts["last_time"], facts["next_time"]
+        self._shape = facts["shape"] and tuple(facts["shape"])
         self._waiting = tensors.get("waiting")
 
     def _settings(self) -> dict[str, Any]:
@@ -263,12 +270,15 @@ class StreamSession:
             "positions": repr(self.positions),
         }
 
-    def _in_time(self, times: Sequence[float], count: int) -> np.ndarray:
+    def _in_time(self, times: Sequence[float], count: int, every: bool) -> np.ndarray:
         """Which of the frames are taken, bool [n]."""
         if len(times) != count or not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
             raise ValueError(f"{count} frames need {count} times in ascending order, all finite, got {list(times)}")
         if count and self._next_time is not None and times[0] < (last := self._next_time - 1 / self.fps) - SLACK:
             raise ValueError(f"times fall back to {times[0]} s after {last:.3f} s; a new video begins with reset()")
+        if every:
+            self._next_time = times[-1] + 1 / self.fps if count else self._next_time
+            return np.ones(count, bool)
         taken = np.zeros(count, bool)
         for number, time in enumerate(times):
             due = time if self._next_time is None else self._next_time
@@ -287,7 +297,7 @@ class StreamSession:
     def _remember(self, encoded: Tokens, clips: int) -> None:
         for clip in split_slots(encoded, len(encoded.slots) // clips):
             self.memory.add(clip)
-        if self.prefill and isinstance(shown := self.memory.context(""), Tokens):
+        if self.prefill and isinstance(shown := self._context(self.memory, ""), Tokens):
             self._prefill().extend(shown)
 
     def _reader(self) -> Reader:
@@ -305,6 +315,7 @@ class StreamSession:
 
     def _encode(self, frames: Tensor, first_frame: int, seconds: Sequence[float]) -> Tokens:
         encoded = self._encoded(frames, first_frame)
+        self._shape = encoded.shape
         times = [(seconds[first - first_frame], seconds[last - first_frame]) for first, last, _ in encoded.slots]
         return replace(encoded, times=times)
 
@@ -322,12 +333,16 @@ class StreamSession:
     def _shown(self, question: str) -> Tokens | KeyValues | None:
         """What the language model sees; frames that wait are remembered by a fork, which is thrown away."""
         if self._waiting is None:
-            return self.memory.context(question)
+            return self._context(self.memory, question)
         if self._partial is None:
             self._partial = self._encode(self._waiting, self.frames - len(self._waiting), self._times)
         memory = self.memory.fork()
         memory.add(self._partial)
-        return memory.context(question)
+        return self._context(memory, question)
+
+    def _context(self, memory: StreamMemory, question: str) -> Tokens | KeyValues | None:
+        shown = memory.context(question)
+        return replace(shown, shape=self._shape) if isinstance(shown, Tokens) else shown
 
     @torch.inference_mode()
     def _request(self, question: str, max_new_tokens: int) -> tuple[dict[str, Any], int]:
@@ -340,7 +355,7 @@ class StreamSession:
         if isinstance(shown, KeyValues):
             return self._reader().question(shown.fork(), tail, max_new_tokens), shown.count(VIDEO, PROTOTYPE)
         if shown is not None and self.prefill:
-            if isinstance(kept := self.memory.context(question), Tokens):
+            if isinstance(kept := self._context(self.memory, question), Tokens):
                 self._prefill().extend(kept)  # nothing new but after load and with_system
             prompt = self._prefill().fork()
             prompt.extend(shown)
@@ -349,9 +364,13 @@ class StreamSession:
             ids = torch.tensor([prompt.ids], device=self.model.device)
             inputs = {"input_ids": ids, self._cache_name: prompt.cache}
             request = {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
-            return request, len(shown.tokens)
-        ids, embeddings = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
-        check_length(self.frames, ids.shape[1], max_new_tokens, self.model)
-        mask = torch.ones_like(ids).to(embeddings.device)
-        request = {"inputs_embeds": embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
-        return request, 0 if shown is None else len(shown.tokens)
+            return _with_positions(request, prompt.position_ids()), len(shown.tokens)
+        whole = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
+        check_length(self.frames, whole.ids.shape[1], max_new_tokens, self.model)
+        mask = torch.ones_like(whole.ids).to(whole.embeddings.device)
+        request = {"inputs_embeds": whole.embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
+        return _with_positions(request, whole.position_ids), 0 if shown is None else len(shown.tokens)
+
+
+def _with_positions(request: dict[str, Any], position_ids: Tensor | None) -> dict[str, Any]:
+    return request if position_ids is None else {**request, "position_ids": position_ids}

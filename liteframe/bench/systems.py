@@ -16,7 +16,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.base import Teacher
-from liteframe.models.teacher.huggingface import HfTower
+from liteframe.models.teacher.huggingface import make_tower
 from liteframe.models.vlm.attach import attach_encoder
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_video_llm
@@ -96,7 +96,7 @@ def build_systems(
 ) -> dict[str, tuple[Any, LiteFrameConfig | None]]:
     """Name -> model and the encoder's config (None for the plain VLM); language model and projector are shared."""
     config = encoder.config
-    tower = HfTower(family_of(vlm.config.model_type).parts(vlm).tower)
+    tower = make_tower(family_of(vlm.config.model_type).parts(vlm).tower)
     teacher = Teacher(
         tower, name=vlm.name_or_path, dim=config.teacher_dim, patch_size=config.patch_size,
         image_size=config.image_size, image_mean=config.image_mean, image_std=config.image_std, resize=config.resize,

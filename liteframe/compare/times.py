@@ -75,7 +75,7 @@ def one_pass(system: System, pixels: Tensor, question: str) -> dict[str, float]:
             shown = system.encoder.whole(pixels, ended)
         tokenizer = system.processor.tokenizer
         lines = VideoLines(system.encoder, tokenizer, "frames")
-        _, embeddings = whole_prompt(system.model, tokenizer, lines, shown, question)
+        embeddings = whole_prompt(system.model, tokenizer, lines, shown, question).embeddings
         last = watch.mark("prompt")
         hidden = system.model.model.language_model(inputs_embeds=embeddings, use_cache=True).last_hidden_state
         system.model.lm_head(hidden[:, -1])

@@ -120,7 +120,7 @@ def clip_panel(frames: Tensor, weights: Tensor | None, target: Tensor, student: 
 
     Args:
         frames: [T,3,H,W] in [0, 1].
-        weights: saliency of each frame's patches [T,h,w]; None leaves the second row out.
+        weights: saliency of each frame's (or pair's) patches [T,h,w]; None leaves the second row out.
         target: [T',h',w',C].
         student: [T',h',w',C].
 
@@ -131,7 +131,7 @@ def clip_panel(frames: Tensor, weights: Tensor | None, target: Tensor, student: 
     step = frames.shape[0] // slots
     rows = [frames[::step].float()]
     if weights is not None:
-        first = weights[::step].float()
+        first = weights[:: max(1, len(weights) // slots)].float()
         low, high = first.amin((1, 2), keepdim=True), first.amax((1, 2), keepdim=True)
         grey = ((first - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1)
         rows.append(F.interpolate(grey, size=size))

@@ -75,11 +75,11 @@ class System:
         """A Video LLM that looks at a video in its own way."""
         return cls(model, processor, frame_encoder(model, processor))
 
-    def look(self, frames: np.ndarray) -> StreamSession:
-        """A session that has seen frames uint8 [T,h,w,3], and nothing else."""
+    def look(self, frames: np.ndarray, times: Sequence[float] | None = None) -> StreamSession:
+        """A session that has seen frames uint8 [T,h,w,3], shown at these seconds or one a second, and nothing else."""
         session = StreamSession(self.model, self.processor, encoder=self.encoder)
         if not self.blind:
-            session.add(frames)
+            session.add(frames, times, every=True)
         return session
 
 
@@ -227,7 +227,7 @@ def _answers(
     video: VideoFrames,
     asking: Asking,
 ) -> Iterator[Reply]:
-    session = system.look(video.frames)
+    session = system.look(video.frames, video.times)
     for question in questions:
         try:
             text = question_text(benchmark, question, video, asking)

@@ -171,7 +171,7 @@ class LiteFrameChat(lmms):
             self.failures[visual if isinstance(visual, str) else f"image {len(self.failures) + 1}"] = str(error)
             logger.error(f"counted as a wrong answer, no reply: {error}")
             return None
-        return self.system.look(video.frames)
+        return self.system.look(video.frames, video.times)
 
     def _reply(self, shown: Seen, request: ChatRequest, settings: dict[str, Any]) -> str:
         longest = int(settings.get("max_new_tokens", LONGEST))

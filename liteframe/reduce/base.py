@@ -26,6 +26,7 @@ class Tokens:
         size: float32 [M], how many tokens became this one; 1 is an untouched one.
         slots: first frame, last frame and number of tokens of each line of the prompt, frames from 0 on.
         times: seconds of the first and the last frame of each slot, where they are known.
+        shape: rows and columns of the grid that places are indices of, where it is known and one for all.
     """
 
     tokens: Tensor
@@ -34,6 +35,7 @@ class Tokens:
     size: Tensor
     slots: Sequence[tuple[int, int, int]]
     times: Sequence[tuple[float, float]] | None = None
+    shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no prompt could be written for."""
@@ -106,7 +108,9 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
     )
     times = [time for part in parts for time in part.times or ()]
     slots = [slot for part in parts for slot in part.slots]
-    return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None)
+    shapes = {part.shape for part in parts}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None, shape)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ class Pooled(NamedTuple):
     Attributes:
         tokens: float32 [B,T',h,w,C].
         slots: bool [B,T'], False where no real frame lies.
-        logits: float32 [B,T,rows,columns] over the teacher's own grid, what its patches were weighed by; None where
-            they were not asked for, and for a teacher without saliency, whose patches weigh alike.
+        logits: float32 [B,T,rows,columns] over the teacher's own grid (T pairs for a teacher of pairs), what its
+            patches were weighed by; None where they were not asked for, and for a teacher without saliency, whose
+            patches weigh alike.
     """
 
     tokens: Tensor
@@ -36,11 +37,21 @@ class PooledTeacher(nn.Module):
         teacher: gives the features, frozen.
         window: (t,h,w) of WAP over frames, rows and columns of patches.
         softmax_over: "block" lets the members of a window compete, "frame" all patches of a frame.
+
+    Raises:
+        ValueError: the window is not of whole features of a teacher that sees several frames at a time.
     """
 
     def __init__(self, teacher: Teacher, window: tuple[int, int, int] = (4, 2, 2), softmax_over: SoftmaxOver = "block"):
         super().__init__()
         self.teacher, self.window, self.softmax_over = teacher, window, softmax_over
+        frames, rows, columns = window
+        if frames % teacher.temporal_patch:
+            raise ValueError(
+                f"a window of {frames} frames does not hold whole features of teacher {teacher.name}, which sees "
+                f"{teacher.temporal_patch} frames at a time; compress a multiple of {teacher.temporal_patch} frames"
+            )
+        self._kernel = (frames // teacher.temporal_patch, rows, columns)  # over features
 
     def forward(self, video: Tensor, frame_mask: Tensor | None = None, *, logits: bool = False) -> Pooled:
         """Features of a video.
@@ -60,18 +71,20 @@ class PooledTeacher(nn.Module):
 
     def pool(self, features: TeacherFeatures, frame_mask: Tensor | None = None) -> Pooled:
         """The second half of `forward`, without logits."""
-        patches = features.patches.float()  # [B,T,rows,columns,C]
+        patches = features.patches.float()  # [B,features over time,rows,columns,C]
         if frame_mask is None:
-            frame_mask = patches.new_ones(patches.shape[:2], dtype=torch.bool)
+            mask = patches.new_ones(patches.shape[:2], dtype=torch.bool)
+        else:
+            mask = real_slots(frame_mask, self.teacher.temporal_patch)
         tokens = weighted_average_pool(
             patches,
             query=None if features.query is None else features.query.float(),
             logits=None if features.logits is None else features.logits.float(),
-            kernel=self.window,
+            kernel=self._kernel,
             scope=self.softmax_over,
-            frame_mask=frame_mask,
+            frame_mask=mask,
         )  # [B,T',h,w,C]
-        return Pooled(tokens, real_slots(frame_mask, self.window[0]), None)
+        return Pooled(tokens, real_slots(mask, self._kernel[0]), None)
 
     @staticmethod
     def logits(features: TeacherFeatures) -> Tensor | None:

@@ -13,6 +13,7 @@ from liteframe.answer.positions import Compact, Keep, Stretch, Time, rotate
 from liteframe.answer.prefill import cache_name
 from liteframe.answer.reader import watch_queries
 from liteframe.models.vlm.chat import question_prompt
+from liteframe.models.vlm.mrope import Mrope
 
 QUESTION = "Which way does the red object move?"
 WORDS = ["red", "left", "circle", "square"]
@@ -38,11 +39,16 @@ def test_rotation_by_hand():
 
 def test_positions_in_seconds():
     """Qwen2.5-VL's, slots of 4 frames at 1, 2 and 3 frames a second; clips go on where the stream is."""
-    time = Time(2.0)
-    assert time.starts(5, range(4), 4.0) == [5, 13, 21, 29]
-    assert time.starts(5, range(4), 2.0) == [5, 9, 13, 17]
-    assert time.starts(5, range(4), 4 / 3) == [5, 7, 10, 13]
-    assert time.starts(0, range(3), 4 / 3) + time.starts(0, range(3, 7), 4 / 3) == [0, 2, 5, 8, 10, 13, 16]
+
+    def starts(begin, numbers, seconds):
+        slots = [(4 * number, 4 * number + 3, 1) for number in numbers]
+        times = [(number * seconds, (number + 0.75) * seconds) for number in numbers]
+        return (begin + Mrope(2.0).places(slots, (1, 1), times)[0]).tolist()
+
+    assert starts(5, range(4), 4.0) == [5, 13, 21, 29]
+    assert starts(5, range(4), 2.0) == [5, 9, 13, 17]
+    assert starts(5, range(4), 4 / 3) == [5, 7, 10, 13]
+    assert starts(0, range(3), 4 / 3) + starts(0, range(3, 7), 4 / 3) == [0, 2, 5, 8, 10, 13, 16]
 
 
 @pytest.fixture
@@ -232,7 +238,7 @@ def test_settings_without_effect_are_refused(liteframe_vlm, video):
     with pytest.raises(ValueError, match="memory 'window' keeps none; leave it out"):
         StreamSession(*liteframe_vlm, memories["window"](8), positions=Compact())
     with pytest.raises(ValueError, match=r"M-RoPE.*use labels='seconds'"):
-        StreamSession(*liteframe_vlm, positions=Time())
+        StreamSession(*liteframe_vlm, positions=Time(2.0))
     with pytest.raises(ValueError, match="a factor above 1"):
         StreamSession(*liteframe_vlm, positions=Stretch(1.0))
     with pytest.raises(ValueError, match="labels='minutes': expected one of frames, seconds, none"):

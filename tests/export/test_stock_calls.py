@@ -34,7 +34,7 @@ NEW = 5
 CHECKS = Version(transformers.__version__) >= Version("5.23")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["internvl", "llava_onevision"])
 def pair(request, tmp_path_factory):
     """transformers' own Video LLM with its processor, and the export of it with an encoder."""
     place = tmp_path_factory.mktemp(request.param)

@@ -1,4 +1,4 @@
-"""A random InternVL and a random LLaVA-OneVision: distilled, aligned, merged, exported, reloaded, asked."""
+"""Random Video LLMs of three families: distilled, aligned, merged, exported, reloaded, asked."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from worlds.ctd import write_ctd_config, write_video
-from worlds.vlms import answer_about, make_internvl, make_llava_onevision
+from worlds.vlms import answer_about, make_internvl, make_llava_onevision, make_qwen3_5
 
 import train_ctd
 import train_lma
@@ -17,7 +17,11 @@ from liteframe.models.vlm.chat import question_prompt
 from liteframe.models.vlm.load import load_video_llm
 
 # family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video
-FAMILIES = {"internvl": (make_internvl, 64, 128, 4, 0), "llava_onevision": (make_llava_onevision, 80, 32, 25, 1)}
+FAMILIES = {
+    "internvl": (make_internvl, 64, 128, 4, 0),
+    "llava_onevision": (make_llava_onevision, 80, 32, 25, 1),
+    "qwen3_5": (make_qwen3_5, 64, 32, 4, 0),  # what is its own: pairs of frames, positions on three axes, times as text
+}
 LMA = """
 seed_everything: 3
 run: {run}
@@ -96,7 +100,9 @@ def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, cap
     assert main([*argv, "--vlm", str(tmp_path / "exported")]) == 0
     with DecodeProcess() as decoder:
         frames = decoder.read(videos / "0.mp4", list(range(20)))
-    assert capsys.readouterr().out.strip() == answer_about(exported, its_processor, frames, QUESTION, max_new_tokens=4)
+    assert capsys.readouterr().out.strip() == answer_about(
+        exported, its_processor, frames, QUESTION, times=[i / 8 for i in range(20)], max_new_tokens=4
+    )
 
 
 def test_plain_llava_onevision_answers_as_transformers_does(tmp_path):

@@ -21,13 +21,14 @@ from liteframe_serving.prompts import (
     video_ids,
     video_ids_within,
 )
-from liteframe_serving.served import served_classes
+from liteframe_serving.served import ServedMedia, ServedVision, language_architecture, served_classes
 from liteframe_serving.vllm import PLACES, register
 from PIL import Image
 from safetensors import safe_open
 from worlds import ROOT
 from worlds.exports import FAMILIES, make_export
 
+from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_video_llm
 
 
@@ -129,12 +130,18 @@ def test_every_exported_weight_has_a_place(folder, loaded):
         "language_model.lm_head": model.lm_head,
     }
     wanted = {f"{part}.{name}" for part, module in parts.items() for name in module.state_dict()}
-    if model.config.text_config.tie_word_embeddings:
+    if getattr(model.config.text_config, "tie_word_embeddings", False):  # which some text configs do not have
         wanted.remove("language_model.lm_head.weight")
     wanted |= {name for name, _ in model.model.named_parameters(recurse=False)}  # LLaVA-OneVision's newline
     assert renamed == wanted
     with pytest.raises(ValueError, match="some_other"):
         served_name("some_other.weight")
+
+
+def timed(processor, video):
+    """A video as vLLM hands it over: with its times, a frame a second, where the model is told them."""
+    facts = {"fps": 1.0, "frames_indices": list(range(len(video)))}
+    return (video, facts) if processor.needs_times else video
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 48, 64), (4, 64, 64), (5, 90, 50), (23, 64, 200)])
@@ -145,7 +152,7 @@ def test_prompt_and_pixels_are_those_of_the_processor(loaded, frames, height, wi
     start, end = "<|im_start|>user\n", "\nWhich?"
     around = [processor.tokenizer.encode(text, add_special_tokens=False) for text in (start, end)]
     assert [*around[0], *video_ids(processor, frames), *around[1]] == expected["input_ids"][0].tolist()
-    found = pixels(processor, [video, list(video)], [])
+    found = pixels(processor, [timed(processor, video), timed(processor, list(video))], [])
     assert found["video_frames"].tolist() == [frames, frames]
     as_bytes = found["pixel_values_videos"]
     assert as_bytes.nbytes == expected["pixel_values_videos"].nbytes / 4 * 2
@@ -160,7 +167,9 @@ def test_features_of_bytes_are_those_of_normalized_frames(loaded):
     inputs = processor(text="<video>", videos=[video])
     with torch.inference_mode():
         expected = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_frames"]).pooler_output
-        found = model.model.get_video_features(**pixels(processor, [video], [])).pooler_output
+        given = pixels(processor, [timed(processor, video)], [])
+        given.pop("video_milliseconds", None)
+        found = model.model.get_video_features(**given).pooler_output
     assert (found[0] - expected[0]).abs().max() <= 1e-5 * expected[0].abs().max()
 
 
@@ -188,6 +197,46 @@ def test_a_video_longer_than_the_context_is_refused_with_the_remedy(loaded):
     assert video_ids_within(processor, 40, len(ids)) == ids
     with pytest.raises(ValueError, match=rf"of 40 frames takes {len(ids)} tokens.*no more than 36 frames.*num_frames"):
         video_ids_within(processor, 40, len(ids) - 1)
+
+
+def test_positions_are_those_of_the_processor(loaded):
+    """An image between two videos whose frames come at their own times."""
+    model, processor = loaded
+
+    class Served(ServedVision):
+        family, config = family_of(model.config.model_type), model.config
+
+    if processor.mrope is None:
+        with pytest.raises(ValueError, match="counts on one axis"):
+            Served().mrope_positions([1], [])
+        return
+    side = model.config.vision_config.image_size
+    videos = [np.zeros((frames, side, side, 3), np.uint8) for frames in (9, 4)]
+    facts = [{"fps": 4.0, "frames_indices": list(range(3, 3 + len(v))), "total_num_frames": 99} for v in videos]
+    text = f"a <video> b {processor.image_token} c <video>"
+    expected = processor(text=text, videos=videos, images=[videos[0][0]], video_metadata=facts)
+    found = pixels(processor, list(zip(videos, facts, strict=True)), [])
+    seconds = (found["video_milliseconds"] / 1000).tolist()
+    assert seconds == [frame / 4 for video in videos for frame in range(3, 3 + len(video))]
+    media = [
+        ServedMedia(9, side, side, seconds[:9]),
+        ServedMedia(1, side, side),
+        ServedMedia(4, side, side, seconds[9:]),
+    ]
+    ids = expected["input_ids"][0].tolist()
+    positions, delta = Served().mrope_positions(ids, media)
+    assert torch.equal(positions, expected["position_ids"][:, 0])
+    assert delta == int(positions.max()) + 1 - len(ids)
+    assert video_ids(processor, 4, seconds[9:]) == processor.tokenizer.encode(
+        processor.shown_video(4, side, side, seconds[9:]).text, add_special_tokens=False
+    )
+    with pytest.raises(ValueError, match=r"told when frames are shown.*\(frames, metadata\)"):
+        pixels(processor, videos, [])
+
+
+def test_every_language_half_has_a_name(loaded):
+    name = language_architecture(loaded[0].config.text_config)
+    assert name in ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3_5ForCausalLM")
 
 
 def test_frames_that_are_no_bytes_are_refused():

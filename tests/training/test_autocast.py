@@ -12,8 +12,8 @@ from liteframe.distill.panel import pca_colors
 from liteframe.distill.statistics import RunningStatistics
 from liteframe.distill.targets import TargetNormalizer, TargetSettings
 from liteframe.models.student.encoder import resample_positions
-from liteframe.models.teacher.base import probe_logits
 from liteframe.models.teacher.huggingface import VlmProjector
+from liteframe.models.teacher.saliency import probe_logits
 from liteframe.models.vlm.family import family_of
 from liteframe.reduce.wap import weighted_average_pool
 

@@ -1,4 +1,4 @@
-"""Small random exports of both families, for checks of runtimes that serve them."""
+"""Small random exports of each family, for checks of runtimes that serve them."""
 
 from pathlib import Path
 
@@ -7,15 +7,17 @@ from liteframe_export.hf_vlm import save_vlm
 
 from liteframe.models.vlm.load import load_video_llm
 from worlds.students import make_student, student_config
-from worlds.vlms import make_internvl, make_llava_onevision
+from worlds.vlms import make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 
+HALVES = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 # family -> maker of the Video LLM, and what its tower demands of the encoder
 FAMILIES = {
     "internvl": (make_internvl, {"image_size": 64, "teacher_dim": 128}),
-    "llava_onevision": (
-        make_llava_onevision,
-        {"image_size": 80, "teacher_dim": 32, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3},
-    ),
+    "llava_onevision": (make_llava_onevision, {"image_size": 80, "teacher_dim": 32, **HALVES}),
+    "qwen2_5_vl": (make_qwen2_5_vl, {"image_size": 64, "teacher_dim": 32, **CLIP}),
+    "qwen3_vl": (make_qwen3_vl, {"image_size": 64, "teacher_dim": 32, **HALVES}),
+    "qwen3_5": (make_qwen3_5, {"image_size": 64, "teacher_dim": 32, **HALVES}),
 }
 
 

@@ -1,4 +1,4 @@
-"""SGLang plug-in: serves exported Video LLMs with a LiteFrame encoder, InternVL and LLaVA-OneVision.
+"""SGLang plug-in: serves exported Video LLMs with a LiteFrame encoder, of all families.
 
 SGLang calls `register` in its processes (entry point group `sglang.srt.plugins`). Importing this package imports
 neither sglang nor torch.

@@ -11,10 +11,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from liteframe_serving.prompts import served_name
-from liteframe_serving.served import ServedVision, served_classes
+from liteframe_serving.served import ServedVision, language_architecture, served_classes
 
 LANGUAGE_MODEL = "language_model."
 
@@ -25,7 +24,7 @@ def language_model_class(text_config: Any) -> type[nn.Module]:
     Raises:
         ValueError: SGLang has none.
     """
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text_config.model_type, text_config.model_type)
+    architecture = language_architecture(text_config)
     if not ModelRegistry.is_arch_supported(architecture):
         raise ValueError(f"SGLang has no language model {architecture} (text_config.model_type)")
     return ModelRegistry.resolve_model_cls(architecture)[0]

@@ -64,8 +64,10 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
         """Token ids and items; `processor` is the exported model's."""
         text = loaded.input_text
         images = [rgb(image) for image in loaded.images]
-        videos = [self.frames(video) for video in loaded.videos]
-        inputs = processor(text=text, images=images, videos=videos, **BYTES)
+        read = [self.frames(video) for video in loaded.videos]
+        videos = [frames for frames, _ in read]
+        told = {"video_metadata": [facts for _, facts in read]} if processor.needs_times and read else {}
+        inputs = processor(text=text, images=images, videos=videos, **BYTES, **told)
         ids = inputs["input_ids"][0].tolist()
         token = processor.image_token_id
         items = []
@@ -78,17 +80,25 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
                 MultimodalDataItem(modality=modality, feature=frames.contiguous(), offsets=places)
                 for modality, frames, places in zip(modalities, pixels, runs(ids, token, counts), strict=True)
             ]
-        return MultimodalProcessorOutput(input_ids=ids, mm_items=items, im_token_id=token, video_token_id=token)
+        positions: dict[str, Any] = {}
+        if processor.mrope is not None:
+            places = inputs["position_ids"][:, 0]  # [3,L]
+            positions = {"mrope_positions": places, "mrope_position_delta": (places.max() + 1 - len(ids)).view(1, 1)}
+        return MultimodalProcessorOutput(
+            input_ids=ids, mm_items=items, im_token_id=token, video_token_id=token, **positions
+        )
 
-    def frames(self, video: Any) -> np.ndarray:
-        """A video as SGLang hands it over, open for reading or frames [T,H,W,3] -> uint8 [T,H,W,3].
+    def frames(self, video: Any) -> tuple[np.ndarray, dict[str, Any] | None]:
+        """A video as SGLang hands it over, open for reading or frames [T,H,W,3] -> uint8 [T,H,W,3], and their times.
 
         Of a file at most `num_frames` frames, those that `liteframe ask` takes; frames that are given are all taken.
         """
         if hasattr(video, "get_frames_at"):
             timeline = Timeline.constant_rate(len(video), 1.0)  # SGLang tells no time stamps
-            return video.get_frames_at(choose_frames(timeline, frames=self.num_frames))
-        return frames_of(video)
+            chosen = choose_frames(timeline, frames=self.num_frames)
+            facts = {"fps": getattr(video, "avg_fps", None), "frames_indices": chosen, "total_num_frames": len(video)}
+            return video.get_frames_at(chosen), facts
+        return frames_of(video), None
 
 
 def features(processor: Any, modality: Modality, frames: torch.Tensor) -> int:

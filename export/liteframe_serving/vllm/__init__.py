@@ -1,4 +1,4 @@
-"""vLLM plug-in: serves exported Video LLMs with a LiteFrame encoder, InternVL and LLaVA-OneVision.
+"""vLLM plug-in: serves exported Video LLMs with a LiteFrame encoder, of all families.
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Importing this package
 imports neither vllm nor torch.

@@ -16,7 +16,7 @@ from vllm.model_executor.models.utils import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from liteframe_serving.prompts import PREFIXES
-from liteframe_serving.served import ServedVision, served_classes
+from liteframe_serving.served import ServedMedia, ServedVision, language_architecture, served_classes
 from liteframe_serving.vllm.processing import LiteFrameDummyInputs, LiteFrameProcessingInfo, LiteFrameVllmProcessor
 
 as_registered = MULTIMODAL_REGISTRY.register_processor(
@@ -40,6 +40,7 @@ class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP,
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=self.config.text_config,
+                architectures=[language_architecture(self.config.text_config)],
                 prefix=maybe_prefix(prefix, "language_model"),
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
@@ -62,6 +63,21 @@ class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP,
             elif name == "pixel_values_videos":
                 features += self.get_video_features(value, kwargs["video_frames"]).pooler_output
         return features
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions [3,L] of a prompt, and how much the next one is above L."""
+        media = []
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            told = {name: field.data for name, field in feature.data.items()}
+            if feature.modality == "image":
+                height, width = told["pixel_values"].shape[-2:]
+                media.append(ServedMedia(1, height, width))
+                continue
+            frames = told["pixel_values_videos"]
+            height, width = frames.shape[-2:]
+            seconds = [time / 1000 for time in told["video_milliseconds"].tolist()]
+            media.append(ServedMedia(len(frames), height, width, seconds))
+        return self.mrope_positions(input_tokens, media)
 
     def forward(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import MultiModalDataParser
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -25,6 +26,12 @@ class LiteFrameProcessingInfo(BaseProcessingInfo):
     def get_hf_processor(self, **kwargs: object) -> LiteFrameProcessor:
         """The exported model's processor."""
         return self.ctx.get_hf_processor(family_of(self.get_hf_config().model_type).processor_class, **kwargs)
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        """Videos come with what is known of their times where the language model is told them."""
+        if not self.get_hf_processor().needs_times:
+            return super().get_data_parser()
+        return MultiModalDataParser(video_needs_metadata=True)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Any number of videos and images in a prompt."""
@@ -52,14 +59,17 @@ class LiteFrameDummyInputs(BaseDummyInputsBuilder[LiteFrameProcessingInfo]):
         height, width = processor.frame_size
         budget = (seq_len - images * len(image_ids(processor))) // max(videos, 1)
         size = {"width": width, "height": height}
+        clips = self._get_dummy_videos(
+            **size,
+            num_frames=frames_that_fit(processor, budget),
+            num_videos=videos,
+            overrides=mm_options.get("video"),
+        )
+        if processor.needs_times:
+            clips = [(clip, {"fps": 1.0, "frames_indices": list(range(len(clip)))}) for clip in clips]
         return {
             "image": self._get_dummy_images(**size, num_images=images, overrides=mm_options.get("image")),
-            "video": self._get_dummy_videos(
-                **size,
-                num_frames=frames_that_fit(processor, budget),
-                num_videos=videos,
-                overrides=mm_options.get("video"),
-            ),
+            "video": clips,
         }
 
 
@@ -87,14 +97,23 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
             "pixel_values": MultiModalFieldConfig.batched("image"),
             "pixel_values_videos": MultiModalFieldConfig.flat_from_sizes("video", frames),
             "video_frames": MultiModalFieldConfig.batched("video", keep_on_cpu=True),
+            "video_milliseconds": MultiModalFieldConfig.flat_from_sizes("video", frames, keep_on_cpu=True),
         }
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
         processor = self.info.get_hf_processor()
-        frames = out_mm_kwargs.get_data().get("video_frames", torch.empty(0))
+        data = out_mm_kwargs.get_data()
+        frames = data.get("video_frames", torch.empty(0))
+        starts = [0, *frames.cumsum(0).int().tolist()]
+        told = data.get("video_milliseconds")
         longest = self.info.ctx.model_config.max_model_len
+
+        def video(item: int) -> list[int]:
+            part = slice(starts[item], starts[item + 1])
+            seconds = None if told is None else [time / 1000 for time in told[part].tolist()]
+            return video_ids_within(processor, int(frames[item]), longest, seconds)
 
         def features(ids: list[int]) -> PromptUpdateDetails:
             return PromptUpdateDetails.select_token_id(ids, processor.image_token_id)
@@ -103,7 +122,7 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
             PromptReplacement(
                 modality="video",
                 target=[processor.tokenizer.convert_tokens_to_ids(processor.video_token)],
-                replacement=lambda item: features(video_ids_within(processor, int(frames[item]), longest)),
+                replacement=lambda item: features(video(item)),
             ),
             PromptReplacement(
                 modality="image",

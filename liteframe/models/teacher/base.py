@@ -29,7 +29,8 @@ class TeacherFeatures(NamedTuple):
     """What CTD needs of a clip; at most one of `query` and `logits` is set.
 
     Attributes:
-        patches: [B,T,h,w,C], the last hidden state with its library's own final norm (if it has one), prefixes removed.
+        patches: [B,T,h,w,C], the last hidden state with its library's own final norm (if it has one), prefixes removed;
+            T pairs of frames for a tower that sees pairs.
         query: [B,T,C], the cls token of each frame, or None.
         logits: [B,T,h,w], log of the attention that a patch gets (from a pooling head's probe, or from all tokens of
             its frame), or None.
@@ -47,6 +48,8 @@ class Tower(nn.Module, ABC):
         model: the library's own module.
         saliencies: what it can be asked for, the default first.
         saliency: which of them `forward` gives.
+        temporal_patch: frames that one of its features is of; 1 where it sees each frame by itself.
+        merge: patches of a side that it keeps together: sides of its grid are multiples of so many.
         watched: the block whose attention is seen from outside, and which is therefore never compiled; or None.
     """
 
@@ -54,10 +57,15 @@ class Tower(nn.Module, ABC):
     saliencies: tuple[Saliency, ...] = ("own",)
     saliency: Saliency = "own"
     watched: nn.Module | None = None
+    temporal_patch: int = 1
+    merge: int = 1
 
     @abstractmethod
     def forward(self, video: Tensor) -> TeacherFeatures:
-        """[B,T,3,H,W] -> patches [B,T,h,w,C], query [B,T,C] or None, logits [B,T,h,w] or None."""
+        """[B,T,3,H,W] -> patches [B,t,h,w,C], query [B,t,C] or None, logits [B,t,h,w] or None.
+
+        t = ceil(T / temporal_patch).
+        """
 
     @abstractmethod
     def vit_weights(self) -> VitWeights:
@@ -169,6 +177,7 @@ class Teacher(nn.Module):
         dim: channels C. patch_size, image_size: pixels.
         image_mean, image_std, resize: the checkpoint's own preprocessing ("squash" or "crop").
         license: as the model's own metadata states it, or None where it states nothing.
+        temporal_patch: frames that one of its features is of.
         tower: the ViT.
         projector: for the vision tower of a VLM, [...,h,w,C] -> [...,h/2,w/2,C_llm] through the VLM's own pixel shuffle
             and MLP; None otherwise.
@@ -191,6 +200,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.name, self.license = name, license
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
+        self.temporal_patch = tower.temporal_patch
         self.image_mean, self.image_std, self.resize = image_mean, image_std, resize
         # A tuple hides modules from nn.Module's registration.
         self._hidden: tuple[Tower | None, nn.Module | None] = (tower, projector)

@@ -12,8 +12,10 @@ from liteframe.models.teacher.base import VitTower
 from liteframe.models.teacher.hf_vit import VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import consequence
 from liteframe.models.teacher.load import load_teacher
+from liteframe.models.teacher.qwen import QwenTower
 
 TINY_HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TINY_QWEN = {"hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 64, "out_hidden_size": 32}
 TINY_TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 MIT, APACHE, NVIDIA = "mit", "apache-2.0", "nvidia-open-model-license"
 
@@ -32,7 +34,7 @@ class Entry:
     name: str
     loads: tuple[str, ...]
     license: str | None
-    make: Callable[[], VitTower]
+    make: Callable[[], VitTower | QwenTower]
 
 
 def _hf(config: str, layer: int | None = None, **settings: Any) -> Callable[[], VitTower]:
@@ -40,6 +42,15 @@ def _hf(config: str, layer: int | None = None, **settings: Any) -> Callable[[], 
         made = getattr(transformers, config)(**TINY_HF | settings)
         model = getattr(transformers, VIT_CLASSES[made.model_type].name)(made).eval()
         return HfTower(model, layer)
+
+    return make
+
+
+def _qwen(config: str, **settings: Any) -> Callable[[], QwenTower]:
+    def make() -> QwenTower:
+        return QwenTower(
+            transformers.AutoModel.from_config(getattr(transformers, config)(**TINY_QWEN | settings)).eval()
+        )
 
     return make
 
@@ -62,6 +73,10 @@ def entries() -> tuple[Entry, ...]:
               _hf("InternVLVisionConfig", patch_size=14, image_size=448, use_mean_pooling=True, attention_bias=True)),
         Entry("LLaVA-OneVision", ("llava_onevision",), APACHE,
               _hf("SiglipVisionConfig", layer=-1, vision_use_head=False, **siglip)),
+        Entry("Qwen2.5-VL (7B)", ("qwen2_5_vl",), APACHE,
+              _qwen("Qwen2_5_VLVisionConfig", fullatt_block_indexes=[1])),
+        Entry("Qwen3-VL", ("qwen3_vl",), APACHE, _qwen("Qwen3VLVisionConfig", deepstack_visual_indexes=[0])),
+        Entry("Qwen3.5", ("qwen3_5",), APACHE, _qwen("Qwen3_5VisionConfig")),
         Entry("SigLIP, SigLIP 2 of fixed size", ("siglip", "siglip_vision_model"), APACHE,
               _hf("SiglipVisionConfig", **siglip)),
         Entry("SigLIP 2 NaFlex", ("siglip2_vision_model",), APACHE,
@@ -121,8 +136,9 @@ def table() -> list[str]:
     for entry in entries():
         tower = entry.make()
         p, side = tower.patch_size, tower.image_size // tower.patch_size
-        features = tower(torch.zeros(1, 1, 3, 2 * p, 3 * p))
-        assert features.patches.shape[2:4] == (2, 3), entry.name
+        m, frames = tower.merge, tower.temporal_patch
+        features = tower(torch.zeros(1, 1, 3, 2 * m * p, 3 * m * p))
+        assert features.patches.shape[2:4] == (2 * m, 3 * m), entry.name
         registers = tower.prefix - tower.cls
         prefix = [f"{tower.cls} cls"] * (tower.cls > 0)
         prefix += [f"{registers} register{'s' * (registers > 1)}"] * (registers > 0)
@@ -130,7 +146,7 @@ def table() -> list[str]:
             entry.name,
             ", ".join(f"`{name}`" for name in entry.loads),
             ", ".join(prefix) or "none",
-            f"{side} x {side} of {p} px",
+            f"{side} x {side} of {p} px" + (f", {frames} frames each" if frames > 1 else ""),
             ", ".join(tower.saliencies),
             f"{entry.license}: {consequence(entry.license)}" if entry.license else consequence(None),
             _start(tower),
@@ -139,7 +155,7 @@ def table() -> list[str]:
     return lines
 
 
-def _start(tower: VitTower) -> str:
+def _start(tower: VitTower | QwenTower) -> str:
     """Whether weight selection takes the tower's weights, and what of it the student does not repeat."""
     try:
         differences = tower.vit_weights().differences

@@ -15,6 +15,7 @@ from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.teacher.base import Statistics, Teacher
 from liteframe.models.teacher.hf_vit import REFUSED, VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import license_of
+from liteframe.models.teacher.qwen import QWEN_TOWERS, QwenTower
 from liteframe.models.teacher.timm_vit import TimmTower
 from liteframe.models.vlm.family import FAMILIES, Family
 from liteframe.texts import read_json
@@ -50,7 +51,9 @@ class VlmProjector(nn.Module):
         """[...,h,w,C] in any floating type; computed in that of the projector's weights, inside autocast too."""
         dtype = next(self.mlp.parameters()).dtype
         with torch.autocast(patches.device.type, enabled=False):
-            return self.mlp(self.merge_patches(patches.to(dtype)))
+            tokens = self.mlp(self.merge_patches(patches.to(dtype)))  # some put all of them in one row
+        height, width = (side // self.factor for side in patches.shape[-3:-1])
+        return tokens.reshape(*patches.shape[:-3], height, width, -1)
 
 
 def load_hf(
@@ -73,10 +76,11 @@ def load_hf(
     dtype = dtype or torch.float32
     projector = layer = None
     if family := FAMILIES.get(config.model_type):
-        _check_vlm(source, config, family.feature_strategy)
+        if family.feature_strategy is not None:
+            _check_vlm(source, config, family.feature_strategy)
         half = _build(family.teacher_half, source, config, pretrained, dtype, kwargs)
-        model, layer = half.model.vision_tower, family.feature_layer
-        projector = VlmProjector(family, config, half.model.multi_modal_projector)
+        model, layer = half.tower, family.feature_layer
+        projector = VlmProjector(family, config, half.projector)
     elif config.model_type in WHOLE_MODELS:
         base, attribute = WHOLE_MODELS[config.model_type]
         half = _build(_tower_alone(base, attribute), source, config, pretrained, dtype, kwargs)
@@ -85,7 +89,7 @@ def load_hf(
         kind = VIT_CLASSES[config.model_type]
         vision_config = config.vision_config if kind.whole else config
         model = _build(getattr(transformers, kind.name), source, vision_config, pretrained, dtype, kwargs)
-    tower = TimmTower(model.timm_model) if model.config.model_type == "timm_wrapper" else HfTower(model, layer)
+    tower = make_tower(model, layer)
     processor = _processor(source, hub)
     mean, std = _normalization(source, tower.statistics, image_mean, image_std, processor)
     return Teacher(
@@ -100,6 +104,13 @@ def load_hf(
         license=license_of(_repository_file(source, "README.md", hub)) if pretrained else None,
         projector=projector,
     )
+
+
+def make_tower(model: Any, layer: int | None = None) -> HfTower | QwenTower | TimmTower:
+    """The tower of a transformers ViT; `layer` as of HfTower."""
+    if model.config.model_type in QWEN_TOWERS:
+        return QwenTower(model)
+    return TimmTower(model.timm_model) if model.config.model_type == "timm_wrapper" else HfTower(model, layer)
 
 
 def _tower_alone(base: str, attribute: str) -> Any:

@@ -61,7 +61,8 @@ def attach_encoder(
         )
     family = family_of(vlm.config.model_type)
     values = vlm.config.to_dict()
-    values["vision_config"] = LiteFrameVisionConfig(**config.to_dict())
+    kept = {name: getattr(vlm.config.vision_config, name) for name in family.vision_fields}
+    values["vision_config"] = LiteFrameVisionConfig(**config.to_dict(), **kept)
     values["text_config"] = vlm.config.text_config
     for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
         values.pop(name, None)
@@ -117,7 +118,7 @@ def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
         raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
     video_processor = base.video_processor
     if not family.keeps_frame_size:
-        video_processor = copy.deepcopy(video_processor)
+        video_processor = family.frames_processor(video_processor)
         video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
     template = {"chat_template": base.chat_template} if family.keeps_chat_template else {}
     processor: LiteFrameProcessor = family.processor_class(
@@ -126,6 +127,7 @@ def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
         frames_per_slot=t,
         pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
         **template,
+        **family.processor_options(config),
     )
     _check_preprocessing(processor, encoder)
     return processor

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 # Language models that take a dictionary of masks, by the kind of their layers.
-MASKS_BY_LAYER = ("qwen2", "qwen3")
+MASKS_BY_LAYER = ("qwen2", "qwen3", "qwen2_5_vl_text")
 FULL = "full_attention"
 IN_PARTS = "liteframe_sdpa_in_parts"
 

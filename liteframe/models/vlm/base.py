@@ -28,6 +28,7 @@ class VlmBackbone:
     """
 
     input_modalities = ("image", "video", "text")  # an image is a video of one frame
+    counts_itself = True  # positions of its tokens; else they come with the prompt
     output_class: Any
     config: Any
     vision_tower: Any
@@ -136,6 +137,8 @@ class VlmBackbone:
             raise ValueError("pass pixel_values_videos or mm_encoder_outputs['video'], not both")
         if ready is None and pixel_values_videos is not None:
             ready = self.get_video_features(pixel_values_videos, video_frames)
+        if ready is not None and position_ids is None:
+            check_counts_itself(self)
         if ready is not None and input_ids is None:
             raise ValueError("videos need input_ids: inputs_embeds do not say where the image tokens are")
         if inputs_embeds is None:
@@ -250,6 +253,11 @@ class VlmForGeneration:
             inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
         return inputs
 
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        if any(model_kwargs.get(name) is not None for name in ("pixel_values_videos", "mm_encoder_outputs")):
+            check_counts_itself(self.model)
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -272,6 +280,19 @@ class VlmForGeneration:
         if features:
             kwargs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
         return expanded, kwargs
+
+
+def check_counts_itself(model: VlmBackbone) -> None:
+    """Refuse a prompt with videos that comes without positions, for a language model that needs them.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not model.counts_itself:
+        raise ValueError(
+            "position_ids [3,B,L] are missing: the language model counts videos on three axes; the model's own "
+            "processor gives them with the prompt"
+        )
 
 
 def _is_empty(kwargs: dict[str, Any]) -> bool:

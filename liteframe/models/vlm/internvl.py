@@ -29,7 +29,7 @@ from transformers.models.internvl.modeling_internvl import (
 )
 
 from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
-from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.processor import LiteFrameProcessor, Times
 from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
 
 
@@ -153,7 +153,7 @@ class LiteFrameInternVLProcessor(LiteFrameProcessor):
         self.start_image_token = tokenizer.start_image_token
         self.end_image_token = tokenizer.end_image_token
 
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
         """A line for each slot that has tokens, with the numbers of its frames from 1 on."""
         lines = [f"Frame{a + 1}-{b + 1}: {self.image_text(tokens)}" for a, b, tokens in slots if tokens]
         return "\n".join(lines)

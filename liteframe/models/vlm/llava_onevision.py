@@ -27,7 +27,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 )
 
 from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
-from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.processor import LiteFrameProcessor, Times
 from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
 
 # As the conversations that LLaVA-OneVision was trained on, and as LMA writes them.
@@ -129,7 +129,7 @@ class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
         self.image_token, self.video_token = "<image>", "<video>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
         """The image tokens of all slots, and one for the newline vector."""
         return self.image_token * (sum(tokens for _, _, tokens in slots) + 1)
 

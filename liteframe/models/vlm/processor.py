@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
+from transformers.utils import logging
 
+from liteframe.models.vlm.mrope import Mrope, padded_position_ids
 from liteframe.models.vlm.visuals import listed_images, listed_videos, read_video, rgb_video
 
 Frames = np.ndarray | torch.Tensor
+Times = Sequence[tuple[float, float]]  # seconds of the first and the last frame of each slot
+logger = logging.get_logger(__name__)
 # What transformers' processors can add to a prompt's tokens, and ours cannot.
 UNSUPPORTED = ("return_mm_token_type_ids", "sanitize_control_tokens")
 
@@ -35,6 +39,18 @@ def grid_slots(frames: int, frames_per_slot: int, tokens: int) -> list[Slot]:
     return [Slot(start, min(start + frames_per_slot, frames) - 1, tokens) for start in starts]
 
 
+def slot_times(slots: Sequence[Slot], seconds: Sequence[float] | None) -> Times | None:
+    """When the first and the last frame of each slot are shown, given that of each frame; None: nobody knows."""
+    return None if seconds is None else [(seconds[slot.first_frame], seconds[slot.last_frame]) for slot in slots]
+
+
+class Shown(NamedTuple):
+    """A video or an image in a prompt: what stands for it, and where its tokens lie (int64 [4,N], see Mrope)."""
+
+    text: str
+    places: torch.Tensor | None
+
+
 class LiteFrameProcessor(ProcessorMixin):
     """Tokenizer, video processor and the prompt that ties them; a family says what stands for a video and an image.
 
@@ -43,16 +59,27 @@ class LiteFrameProcessor(ProcessorMixin):
         video_token: the placeholder of a video in a prompt that is not expanded yet.
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for.
+        mrope: how the language model numbers vision tokens, where it does not count them like words.
+        needs_times: whether prompts or positions say when frames are shown.
+        closing: what stands behind the last slot of a video whose slots are not parted.
     """
 
+    mrope: Mrope | None = None
+    needs_times = False
+    closing = ""
     image_token: str
     image_token_id: int
     video_token: str
     frames_per_slot: int
     pixels_per_token: int
 
-    def video_text(self, slots: Sequence[tuple[int, int, int]]) -> str:
-        """What stands for a video in a prompt, given its slots (see Slot); slots without tokens leave no trace."""
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        """What stands for a video in a prompt, given its slots (see Slot); slots without tokens leave no trace.
+
+        Args:
+            slots: of the video.
+            times: of each; None: frames are a second apart. Families that write no times read none.
+        """
         raise NotImplementedError
 
     def image_text(self, tokens: int) -> str:
@@ -66,7 +93,8 @@ class LiteFrameProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what __call__ returns."""
-        return ["input_ids", "attention_mask", "pixel_values_videos", "video_frames"]
+        names = ["input_ids", "attention_mask", "pixel_values_videos", "video_frames"]
+        return names if self.mrope is None else [*names, "position_ids"]
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -110,7 +138,8 @@ class LiteFrameProcessor(ProcessorMixin):
 
         Returns:
             input_ids, attention_mask [B,L]; with frames also pixel_values_videos [sum of T,3,H,W] float32 and
-            video_frames [V], images counted among the videos, in the order of the placeholders.
+            video_frames [V], images counted among the videos, in the order of the placeholders; where the language
+            model counts on three axes also position_ids [3,B,L].
 
         Raises:
             ValueError: no text, wrong frames, an argument that means nothing here, or another number of placeholders
@@ -131,13 +160,17 @@ class LiteFrameProcessor(ProcessorMixin):
         marks = words.pop("return_text_replacement_offsets", return_text_replacement_offsets)
         clips, metadata = self._clips(listed_videos(videos), of_videos)
         stills, _ = self._clips([[image] for image in listed_images(images)], of_images)
-        prompts, ordered, replaced = self._expand(prompts, clips, stills)
+        prompts, ordered, replaced, shown = self._expand(prompts, clips, stills, self._times(clips, metadata))
         data = dict(self.tokenizer(prompts, return_tensors="pt", **words))
         data.pop("token_type_ids", None)
         needed = sum(prompt.count(self.image_token) for prompt in prompts)
         found = int((data["input_ids"] == self.image_token_id).sum())
         if found != needed:
             raise ValueError(f"{found} of {needed} image tokens are left: do not truncate the prompt, or show less")
+        if self.mrope is not None:
+            rows = zip(data["input_ids"], data["attention_mask"].bool(), shown, strict=True)
+            positions = [self.position_ids(ids[mask], media) for ids, mask, media in rows]
+            data["position_ids"] = padded_position_ids(positions, data["attention_mask"])
         if ordered:
             data["pixel_values_videos"] = torch.cat(ordered)
             data["video_frames"] = torch.tensor([len(v) for v in ordered])
@@ -187,6 +220,7 @@ class LiteFrameProcessor(ProcessorMixin):
         metadata: list[Any] = []
         for video, facts in zip(videos, told, strict=True):
             given: dict[str, Any] = {"return_tensors": "pt", "input_data_format": "channels_first", **steps}
+            given["return_metadata"] = True
             named = isinstance(video, str)
             if named:
                 video, facts = read_video(video, self._sampling(steps) if steps["do_sample_frames"] else None)
@@ -228,7 +262,12 @@ class LiteFrameProcessor(ProcessorMixin):
         return self.video_processor(videos=[resized], return_tensors="pt", **bare)["pixel_values_videos"][0]
 
     def tokens_per_slot(self, height: int, width: int) -> int:
-        """Image tokens of one slot at height x width pixels.
+        """Image tokens of one slot at height x width pixels; raises as `grid`."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the image tokens of one slot at height x width pixels.
 
         Raises:
             ValueError: a side is not a multiple of pixels_per_token.
@@ -236,28 +275,79 @@ class LiteFrameProcessor(ProcessorMixin):
         side = self.pixels_per_token
         if height % side or width % side or not height or not width:
             raise ValueError(f"frames of {height}x{width} pixels do not fit: both sides must be multiples of {side}")
-        return (height // side) * (width // side)
+        return height // side, width // side
+
+    def shown_video(self, frames: int, height: int, width: int, seconds: Sequence[float] | None = None) -> Shown:
+        """A video of `frames` frames of height x width pixels (after resizing) in a prompt.
+
+        Args:
+            frames: number of them.
+            height: in pixels.
+            width: in pixels.
+            seconds: when each frame is shown; None: they are a second apart.
+        """
+        slots = self.slots(frames, height, width)
+        times = slot_times(slots, seconds)
+        places = None if self.mrope is None else self.mrope.places(slots, self.grid(height, width), times)
+        return Shown(self.video_text(slots, times), places)
+
+    def shown_image(self, height: int, width: int) -> Shown:
+        """An image of height x width pixels (after resizing) in a prompt."""
+        tokens = self.tokens_per_slot(height, width)
+        places = None if self.mrope is None else self.mrope.places([(0, 0, tokens)], self.grid(height, width))
+        return Shown(self.image_text(tokens), places)
+
+    def position_ids(self, ids: torch.Tensor, media: Sequence[Shown]) -> torch.Tensor:
+        """Positions [3,L] of a prompt without padding, int64 [L], whose videos and images these are, in order.
+
+        Raises:
+            ValueError: they are not, or the language model counts all tokens alike.
+        """
+        if self.mrope is None:
+            raise ValueError(f"{type(self).__name__}: the language model has positions of one axis and counts itself")
+        places = [one.places for one in media if one.places is not None]
+        none = torch.empty(4, 0, dtype=torch.long)
+        return self.mrope.position_ids(ids == self.image_token_id, torch.cat([none, *places], 1))
+
+    def _times(self, clips: list[torch.Tensor], metadata: list[Any]) -> list[list[float] | None]:
+        """Seconds of the frames of each video, where they are known."""
+        times = [frame_times(facts, len(clip)) for clip, facts in zip(clips, metadata, strict=True)]
+        if self.needs_times and None in times:
+            logger.warning_once(
+                f"{type(self).__name__} tells the language model when frames are shown, and was not told it: they are "
+                "taken to be a second apart; pass video_metadata with fps (and frames_indices), or names of files"
+            )
+        return times
 
     def _expand(
-        self, prompts: list[str], clips: list[torch.Tensor], stills: list[torch.Tensor]
-    ) -> tuple[list[str], list[torch.Tensor], list[list[dict[str, Any]]]]:
-        """Prompts with their placeholders replaced, the clips in their order, and what was replaced in each prompt."""
+        self,
+        prompts: list[str],
+        clips: list[torch.Tensor],
+        stills: list[torch.Tensor],
+        times: list[list[float] | None],
+    ) -> tuple[list[str], list[torch.Tensor], list[list[dict[str, Any]]], list[list[Shown]]]:
+        """Prompts with their placeholders replaced, the clips in their order, and of each prompt what was replaced."""
         pattern = re.compile(f"{re.escape(self.video_token)}|{re.escape(self.image_token)}")
         for kind, token, arrays in (("videos", self.video_token, clips), ("images", self.image_token, stills)):
             count = sum(prompt.count(token) for prompt in prompts)
             if count != len(arrays):
                 raise ValueError(f"the text holds {count} {token} placeholders, but {len(arrays)} {kind} were given")
-        sources = {self.video_token: iter(clips), self.image_token: iter(stills)}
+        timed = zip(clips, times, strict=True)
+        sources = {self.video_token: iter(timed), self.image_token: iter([(still, None) for still in stills])}
         ordered: list[torch.Tensor] = []
+        media: list[list[Shown]] = []
         replaced: list[list[dict[str, Any]]] = []
 
         def replace(match: re.Match[str]) -> str:
-            frames, is_image = next(sources[match.group()]), match.group() == self.image_token
+            (frames, seconds), is_image = next(sources[match.group()]), match.group() == self.image_token
             ordered.append(frames)
+            height, width = frames.shape[-2:]
             if is_image:
-                shown = self.image_text(self.tokens_per_slot(*frames.shape[-2:]))
+                one = self.shown_image(height, width)
             else:
-                shown = self.video_text(self.slots(len(frames), *frames.shape[-2:]))
+                one = self.shown_video(len(frames), height, width, seconds)
+            media[-1].append(one)
+            shown = one.text
             before = replaced[-1][-1] if replaced[-1] else {"span": (0, 0), "new_span": (0, 0)}
             start = match.start() + before["new_span"][1] - before["span"][1]
             place = {"span": match.span(), "new_span": (start, start + len(shown))}
@@ -268,8 +358,19 @@ class LiteFrameProcessor(ProcessorMixin):
         expanded = []
         for prompt in prompts:
             replaced.append([])
+            media.append([])
             expanded.append(pattern.sub(replace, prompt))
-        return expanded, ordered, replaced
+        return expanded, ordered, replaced, media
+
+
+def frame_times(facts: Any, frames: int) -> list[float] | None:
+    """Seconds of the frames of a video by transformers' metadata of it, an object or a dictionary; None: unknown."""
+    facts = vars(facts) if hasattr(facts, "__dict__") else facts or {}
+    fps, indices = facts.get("fps"), facts.get("frames_indices")
+    if not fps:
+        return None
+    chosen = range(frames) if indices is None else [int(index) for index in indices]
+    return [index / fps for index in chosen] if len(chosen) == frames else None
 
 
 def _flat(metadata: Any) -> list[Any]:

@@ -3,13 +3,19 @@
 import pytest
 import torch
 from transformers import AutoProcessor
-from worlds.vlms import make_internvl, make_llava_onevision
+from worlds.vlms import make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 
 from liteframe.models.vlm.family import FAMILIES, OURS, family_of
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.models.vlm.processor import grid_slots
 
-MAKERS = {"internvl": make_internvl, "llava_onevision": make_llava_onevision}
+MAKERS = {
+    "internvl": make_internvl,
+    "llava_onevision": make_llava_onevision,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "qwen3_5": make_qwen3_5,
+}
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -43,8 +49,8 @@ def test_a_teachers_half_is_the_checkpoint_without_its_language_model(family, ch
     half, report = family.teacher_half.from_pretrained(checkpoint, output_loading_info=True)
     assert not report["missing_keys"]
     parts = family.parts(vlm)
-    for name, part in (("vision_tower", parts.tower), ("multi_modal_projector", parts.projector)):
-        expected, loaded = part.state_dict(), getattr(half.model, name).state_dict()
+    for part, own in ((parts.tower, half.tower), (parts.projector, half.projector)):
+        expected, loaded = part.state_dict(), own.state_dict()
         assert expected.keys() == loaded.keys()
         assert all(torch.equal(loaded[key], weight) for key, weight in expected.items())
     assert not any("language_model" in name or "lm_head" in name for name, _ in half.named_parameters())
@@ -67,11 +73,21 @@ def test_prompts_hold_the_tokens_of_their_slots(family, checkpoint):
 def test_a_teachers_prompt_holds_the_tokens_of_slots_of_any_frames(family, checkpoint):
     processor = AutoProcessor.from_pretrained(checkpoint)
     text = family.video_text(processor, [(0, 0, 3), (1, 1, 0), (2, 5, 4)])
-    if family.model_type == "internvl":
-        tokens = [f"<img>{processor.image_token * count}</img>" for count in (3, 4)]
-        assert text == f"Frame1: {tokens[0]}\nFrame3-6: {tokens[1]}"
-    else:
-        assert text == processor.video_token * (3 + 4 + 1)
+    images = [f"<img>{processor.image_token * count}</img>" for count in (3, 4)]
+    seen = [f"<|vision_start|>{processor.video_token * count}<|vision_end|>" for count in (3, 4, 7)]
+    timed = f"<0.0 seconds>{seen[0]}<3.5 seconds>{seen[1]}"
+    assert (
+        text
+        == {
+            "internvl": f"Frame1: {images[0]}\nFrame3-6: {images[1]}",
+            "llava_onevision": processor.video_token * (3 + 4 + 1),
+            "qwen2_5_vl": seen[2],
+            "qwen3_vl": timed,
+            "qwen3_5": timed,
+        }[family.model_type]
+    )
+    told = family.video_text(processor, [(0, 0, 3), (1, 1, 0), (2, 5, 4)], [(0.5, 0.5), (1.0, 1.0), (1.5, 3.0)])
+    assert told == text.replace("<0.0 s", "<0.5 s").replace("<3.5 s", "<2.2 s")
 
 
 def test_features_stand_where_their_placeholders_are():
