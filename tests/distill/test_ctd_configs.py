@@ -7,12 +7,13 @@ import torch
 import yaml
 from worlds import ROOT
 from worlds.ctd import make_vlm_folder
-from worlds.vlms import make_llava_onevision
+from worlds.vlms import make_llava_onevision, make_qwen2_5_vl
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 
 FOLDER = ROOT / "configs" / "ctd"
-NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "llava_onevision_7b", "toy"]
+NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "llava_onevision_7b",
+         "qwen2_5_vl_7b", "toy"]  # fmt: skip
 SMALL = ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.strategy", "auto",
          "--data.batch_size", 2, "--data.micro_batch_size", 1, "--data.workers", 0, "--data.max_failure_rate", 0,
          "--model.target.statistics_clips", 2, "--trainer.val_check_interval", 1]  # fmt: skip
@@ -44,6 +45,9 @@ def overrides(name, tmp_path):
     if name == "llava_onevision_7b":
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "patch_size": 14}
         return [*STUDENT, "--model.teacher.name", make_llava_onevision(tmp_path / "vlm", **shape)]
+    if name == "qwen2_5_vl_7b":
+        shape = {"hidden_size": 64, "patch_size": 14, "window_size": 56}
+        return [*STUDENT, "--model.teacher.name", make_qwen2_5_vl(tmp_path / "vlm", **shape)]
     if name == "internvit300m_timm":
         options = {"img_size": 56, "embed_dim": 64, "depth": 12, "num_heads": 8, "mlp_ratio": 1}
         return [*STUDENT, "--model.teacher.pretrained", "false", "--model.teacher.options", json.dumps(options)]
