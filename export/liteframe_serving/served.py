@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from liteframe.models.vlm.base import VlmBackbone
-from liteframe.models.vlm.family import FAMILIES, Family
+from liteframe.models.vlm.family import FAMILIES
+from liteframe.models.vlm.family_record import Family
 from liteframe.models.vlm.processor import grid_slots, slot_times
 from liteframe.models.vlm.vision import LiteFrameVisionModel
 

@@ -1,4 +1,4 @@
-"""Random Video LLMs of three families: distilled, aligned, merged, exported, reloaded, asked."""
+"""Random Video LLMs of two families: distilled, aligned, merged, exported, reloaded, asked; InternVL is the demo's."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from worlds.ctd import write_ctd_config, write_video
-from worlds.vlms import answer_about, make_internvl, make_llava_onevision, make_qwen3_5
+from worlds.vlms import answer_about, make_llava_onevision, make_qwen3_5
 
 import train_ctd
 import train_lma
@@ -18,7 +18,6 @@ from liteframe.models.vlm.load import load_video_llm
 
 # family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video
 FAMILIES = {
-    "internvl": (make_internvl, 64, 128, 4, 0),
     "llava_onevision": (make_llava_onevision, 80, 32, 25, 1),
     "qwen3_5": (make_qwen3_5, 64, 32, 4, 0),  # what is its own: pairs of frames, positions on three axes, times as text
 }

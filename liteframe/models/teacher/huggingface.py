@@ -17,7 +17,8 @@ from liteframe.models.teacher.hf_vit import REFUSED, VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import license_of
 from liteframe.models.teacher.qwen import QWEN_TOWERS, QwenTower
 from liteframe.models.teacher.timm_vit import TimmTower
-from liteframe.models.vlm.family import FAMILIES, Family
+from liteframe.models.vlm.family import FAMILIES
+from liteframe.models.vlm.family_record import Family
 from liteframe.texts import read_json
 
 # Whole Video LLMs of which only the tower is known here: transformers' PreTrainedModel, and the tower's name in
