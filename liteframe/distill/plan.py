@@ -78,14 +78,17 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
 
 
 def teacher_cost(teacher: Teacher, frames: int, size: tuple[int, int]) -> Cost | None:
-    """FLOPs of a teacher's forward pass; None where its blocks are not those of a plain ViT."""
+    """FLOPs of a teacher's forward pass; None where its blocks are not those of a plain ViT.
+
+    A tower of pairs computes half as much; that its first layer reads two frames is not counted.
+    """
     try:
         weights = teacher.tower.vit_weights()
     except ValueError:
         return None
     hidden = weights.tensors["blocks.0.mlp.fc1.weight"].shape[0]
     shape = VitShape(weights.dim, weights.depth, hidden, teacher.patch_size, teacher.image_size)
-    return cost(shape, frames, size)
+    return cost(shape, -(-frames // teacher.temporal_patch), size)
 
 
 def decoding_flops(model: CTDModule, data: ClipDataModule) -> int:
