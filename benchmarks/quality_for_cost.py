@@ -5,8 +5,10 @@ python benchmarks/quality_for_cost.py [--minutes N] [--only GROUP]     # one thr
 Every run is configs/ctd/toy.yaml through `liteframe distill`, with the optimizer, the steps and the source of targets
 of its row. Both optimizers are given the same number of learning rates, tried on the first seed and chosen by the
 held-out cosine at the end; all further runs take what was chosen. Runs come in the order of their value. A finished run
-is a line of WORK/runs.jsonl, and the same command goes on behind it; one that is stopped leaves nothing. After each run
-quality_for_cost.{json,md,png} beside this file are written anew from them, and at the end a part of docs/cost.md.
+is a line of WORK/runs.jsonl, and the same command goes on behind it; one that was stopped goes on, too. A new WORK
+begins with the runs of quality_for_cost.json, whatever machine they were made on: CPU times of several processors are
+kept apart. After each run quality_for_cost.{json,md,png} beside this file are written anew from them, and at the end a
+part of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from quality_for_cost_plan import FIRST, GROUPS, Run, Setup, plan
@@ -34,9 +37,10 @@ from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.build import SETTINGS, STATISTICS, write_index
 from liteframe.distill.cache.settings import all_shards
 from liteframe.distill.command import CTDCommand
-from liteframe.files import write_atomically
+from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.texts import read_json
 from liteframe.toyworld.questions import ToyFolder, write_toyworld
 from liteframe.training.report import environment
 
@@ -55,14 +59,25 @@ class Curve(Callback):
 
     Args:
         deadline: of time.monotonic; a run that is still going then is ended by TimeUpError.
+        kept: where the points are written as they come.
+        points: those of a run that goes on.
     """
 
-    def __init__(self, deadline: float):
-        self.deadline, self.points, self.spent, self._began = deadline, list[dict[str, float]](), 0.0, 0.0
+    def __init__(self, deadline: float, kept: Path, points: list[dict[str, float]]):
+        self.deadline, self.kept, self.points, self.spent, self._began = deadline, kept, points, 0.0, 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """For checkpoints, which are written while the clock goes."""
+        return {"spent": self.spent + time.process_time() - self._began}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """What the steps before a checkpoint have taken."""
+        self.spent = state["spent"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """The clock starts."""
         self._began = time.process_time()
+        self.points = [point for point in self.points if point["step"] <= trainer.global_step]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Stop in time."""
@@ -79,6 +94,7 @@ class Curve(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             cosine = float(trainer.callback_metrics["val/token_cosine"])
             self.points.append({"step": trainer.global_step, "cpu": round(self.spent, 2), "cosine": cosine})
+            write_json(self.kept, {"curve": self.points})
             self._began = time.process_time()
 
 
@@ -101,21 +117,25 @@ class Bench:
         work: the folder.
         setup: how much to run.
         deadline: of time.monotonic.
+        recorded: the record of earlier runs, with which a new folder begins; it need not be there.
 
     Raises:
-        ValueError: the folder holds runs of another setup.
+        ValueError: the folder or the record holds runs of another setup.
     """
 
-    def __init__(self, work: Path, setup: Setup, deadline: float):
+    def __init__(self, work: Path, setup: Setup, deadline: float, recorded: Path | None = None):
         self.work, self.setup, self.deadline = work, setup, deadline
         work.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(work / "runs.jsonl")
         rows = [row for _, row in self.journal.rows()]
-        self.head: dict[str, Any] = {"setup": plain(asdict(setup)), "config": CONFIG.read_text(encoding="utf-8")}
+        self.head: dict[str, Any] = {"setup": plain(asdict(setup)), "config": fixed(CONFIG.read_text(encoding="utf-8"))}
         if not rows:
-            self.journal.append(self.head)
+            rows = [self.head, *(taken_over(recorded, self.head) if recorded and recorded.is_file() else [])]
+            for row in rows:
+                self.journal.append(row)
         elif rows[0] != self.head:
             raise ValueError(f"{work} holds runs of another setup or another toy.yaml; name another folder (--work)")
+        self.built = [row["built"] for row in rows if "built" in row]  # by others: not in this folder
         self.caches = {row["cache"]: row for row in rows if "cache" in row}
         self.runs = [row for row in rows if "run" in row]
         folder = work / "videos"
@@ -150,7 +170,8 @@ class Bench:
         if code := liteframe([*words, *self.options(first)]):
             raise ValueError(f"liteframe cache build failed with exit code {code}")
         seconds = round(time.process_time() - began, 1)
-        self.caches[name] = {"cache": name, "views": views, "first": first, "cpu_seconds": seconds}
+        where = {"processor": processor_name()}
+        self.caches[name] = {"cache": name, "views": views, "first": first, "cpu_seconds": seconds, **where}
         self.journal.append(self.caches[name])
         return folder
 
@@ -162,11 +183,16 @@ class Bench:
         """
         folder, points, wall = self.work / "run", list[dict[str, float]](), 0.0
         for part in ([run.first] if run.first else []) + [None]:
-            shutil.rmtree(folder, ignore_errors=True)
-            words = self.words(run, part)  # which makes the cache that is missing
+            marker, kept = (folder.with_name(name) for name in ("run_under_way.json", "curve_under_way.json"))
+            goes_on = not run.first and marker.is_file() and read_json(marker) == asdict(run)
+            if not goes_on:
+                shutil.rmtree(folder, ignore_errors=True)
+                write_json(kept, {"curve": []})
+                write_json(marker, asdict(run))
+            words = [*self.words(run, part), "--resume=auto"]  # which makes the cache that is missing
             if part is None and run.first:
                 words.append(f"--init_from={self.work / 'first_half'}")
-            curve, began = Curve(self.deadline), time.monotonic()
+            curve, began = Curve(self.deadline, kept, read_json(kept)["curve"]), time.monotonic()
             MeasuredCTD(["fit", *words, f"--run={folder}"], curve)
             wall += time.monotonic() - began
             before = points[-1] if points else {"step": 0, "cpu": 0.0}
@@ -176,7 +202,7 @@ class Bench:
             else:  # its cosines are of other clips
                 points = [moved[-1]]
                 keep_encoder(folder / "encoder", self.work / "first_half")
-        row = {"run": asdict(run), "curve": points, "wall_seconds": round(wall, 1)}
+        row = {"run": asdict(run), "curve": points, "processor": processor_name(), "wall_seconds": round(wall, 1)}
         self.journal.append({**row, "date": environment(torch.device("cpu"))["date"]})
         self.journal.sync()
         self.runs.append(row)
@@ -184,7 +210,7 @@ class Bench:
     def words(self, run: Run, part: str | None) -> list[str]:
         """Options of a run, or of its first half."""
         steps = run.steps // 2 if run.first else run.steps
-        every = steps if part else min(self.setup.every, steps)
+        every = steps if part else min(max(self.setup.every, steps // 12), steps)
         muon = run.kind == "muon"
         words = [
             *self.options(part), f"--data.batch_size={run.batch}", f"--seed_everything={run.seed}",
@@ -200,16 +226,36 @@ class Bench:
         return [*words, f"--data.cache={self.cache(views, part)}"] if views else words
 
     def lasts(self, run: Run) -> float:
-        """Seconds that a run will take, after the slowest like it; 0 where there was none."""
-        like = [row for row in self.runs if bool(row["run"]["views"]) == bool(run.views)]
+        """Seconds that a run will take, after the slowest like it in this folder; 0 where there was none."""
+        like = [row for row in self.runs if "wall_seconds" in row and bool(row["run"]["views"]) == bool(run.views)]
         return max((row["wall_seconds"] / clips(row["run"]) * clips(asdict(run)) for row in like), default=0.0)
 
     def record(self) -> dict[str, Any]:
         """Everything that was measured."""
         where = {key: value for key, value in environment(torch.device("cpu")).items() if key != "command"}
-        runs = [{name: row[name] for name in ("run", "curve")} for row in self.runs]
-        found = {"caches": [*self.caches.values()], "runs": runs}
-        return {**where, "processor": processor_name(), **self.head, **found}
+        runs = [{name: row[name] for name in ("run", "curve", "processor")} for row in self.runs]
+        return {**where, **self.head, "caches": [*self.built, *self.caches.values()], "runs": runs}
+
+
+def fixed(config: str) -> dict[str, Any]:
+    """What all runs have in common of a configuration file: without what each run says itself."""
+    values: dict[str, Any] = yaml.safe_load(config)
+    for name in ("kind", "lr", "muon_lr"):
+        values["model"]["optimizer"].pop(name, None)
+    return {key: plain(value) for key, value in values.items()}
+
+
+def taken_over(path: Path, head: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of a journal for the runs of a record.
+
+    Raises:
+        ValueError: they are of another setup.
+    """
+    record = read_json(path)
+    if {name: record[name] for name in head} != head:
+        raise ValueError(f"{path} holds runs of another setup or another toy.yaml; name another folder (--output)")
+    yield from ({"built": row} for row in record["caches"])
+    yield from record["runs"]
 
 
 def clips(run: dict[str, Any]) -> int:
@@ -220,7 +266,7 @@ def clips(run: dict[str, Any]) -> int:
 def plain(value: Any) -> Any:
     """As JSON has it."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -247,7 +293,7 @@ def main(work: Path, output: Path, setup: Setup, minutes: float | None = None, o
     """Run what is missing, in order, as long as there is time, and write what is there after each run."""
     torch.set_num_threads(1)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    bench, left = Bench(work, setup, deadline), 0
+    bench, left = Bench(work, setup, deadline, output / "quality_for_cost.json"), 0
     for group, run in plan(setup, bench.finished):
         if bench.finished(run) or only not in (None, group):
             continue

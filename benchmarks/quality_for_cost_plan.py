@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-GROUPS = ("rates", "optimizer", "longer", "live", "views", "start", "first steps", "qkv", "batch")
+GROUPS = ("rates", "optimizer", "longer", "to a cosine", "live", "batch", "views", "start", "first steps", "qkv")
 # What a first half of the steps may see, and the options that make it so.
 FIRST = {"short clips": "--model.student.clip_frames=4", "low resolution": "--data.size=32"}
 
@@ -81,18 +81,24 @@ def plan(setup: Setup, finished: Callable[[Run], dict[str, Any] | None]) -> Iter
     fewer = [replace(muon, views=views) for views in setup.fewer_views]
     halves = [replace(muon, first=name) for name in FIRST]
     small = replace(muon, batch=setup.batch // 2, steps=2 * setup.steps)
+    large = replace(muon, batch=2 * setup.batch, steps=setup.steps // 2)
     # As long as no view comes again, a cached run is a live one: the few steps show that, and what a live one takes.
     short = max(1, setup.steps // 6)
-    large = replace(muon, batch=2 * setup.batch, steps=setup.steps // 2)
+    long_muon, long_adamw = replace(muon, steps=3 * setup.steps), replace(adamw, steps=8 * setup.steps)
+    live = replace(adamw, steps=2 * setup.steps, views=0)
     yield from seeds("optimizer", muon, adamw)
     yield from seeds("longer", replace(adamw, steps=2 * setup.steps))
+    yield from seeds("to a cosine", long_muon, long_adamw, of=[first])
+    yield from seeds("to a cosine", long_muon, of=others)
+    yield from seeds("live", live, of=[first])
+    yield from seeds("batch", small, large, of=[first])
+    yield from seeds("to a cosine", long_adamw, of=others)
     # One seed says what is worth more of them.
     for of in ([first], others):
         yield from seeds("live", replace(adamw, steps=short, views=0), replace(adamw, steps=short), of=of)
         yield from seeds("views", *fewer, of=of)
         yield from seeds("start", replace(muon, init="random"), of=of)
         yield from seeds("first steps", *halves, of=of)
-        yield from seeds("longer", replace(muon, steps=2 * setup.steps), of=of)
         yield from seeds("qkv", replace(muon, split_qkv=False), of=of)
-        yield from seeds("batch", small, large, of=of)
-        yield from seeds("longer", replace(adamw, steps=4 * setup.steps), of=of)
+    yield from seeds("live", live, of=others)
+    yield from seeds("batch", small, large, of=others)

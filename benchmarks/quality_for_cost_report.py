@@ -15,7 +15,8 @@ from liteframe.files import write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- quality -->\n", "<!-- /quality -->")
-COSINES = (0.85, 0.90, 0.95)
+COSINES = (0.85, 0.90, 0.95, 0.968)
+Arms = Sequence[Sequence[dict[str, Any]]]
 VIEWS = "8"  # of the paper's recipe from a cache
 
 
@@ -59,36 +60,54 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return f"{statistics.fmean(found):.{digits}f}{deviation}"
 
 
+def letter_of(record: dict[str, Any]) -> dict[str, str]:
+    """A letter for each processor."""
+    names = dict.fromkeys(row["processor"] for row in record["runs"])
+    return {name: chr(ord("A") + number) for number, name in enumerate(names)}
+
+
 def as_markdown(record: dict[str, Any]) -> str:
     """The record as a table."""
     setup = record["setup"]
-    built = next((row for row in record["caches"] if row["views"] == setup["views"] and not row["first"]), None)
+    letters = letter_of(record)
+    built = ", ".join(
+        f"{row['cpu_seconds']:.0f} s on {letters[row['processor']]}"
+        for row in record["caches"]
+        if row["views"] == setup["views"] and not row["first"]
+    )
     tries = len(setup["rates"][0][1])
+    machines = ", ".join(f"{letter}: {name}" for name, letter in letters.items())
     lines = [
         "# Quality for cost: CTD on toyworld\n",
-        f"{record['processor']} ({record['platform']}), {record['threads']} thread, shared with other work, torch "
-        f"{record['versions']['torch']}, python {record['python']}, {record['date'][:10]}. configs/ctd/toy.yaml on "
-        f"{setup['videos']} videos, {setup['held_out']} held out. Made by `python benchmarks/quality_for_cost.py`.\n",
+        f"{record['threads']} thread, shared with other work, torch {record['versions']['torch']}, python "
+        f"{record['python']}, {record['date'][:10]}. configs/ctd/toy.yaml on {setup['videos']} videos, "
+        f"{setup['held_out']} held out. Made by `python benchmarks/quality_for_cost.py` on: {machines}.\n",
         "Mean ± standard deviation over the seeds of a row. *Cosine*: of held-out tokens with the teacher's, after the "
-        f"last step. *Steps to* it: on the run's own curve, measured every {setup['every']} steps. A curve belongs to "
-        "its length, since the rate comes down towards its end. *CPU*: of the training process in its steps, without "
-        "validation, without the process that decodes videos (which favors live)"
-        + (f", without building the cache ({built['cpu_seconds']:.0f} s for {built['views']} views)" if built else "")
-        + f". Both optimizers had {tries} learning rate{'s' if tries > 1 else ''}, tried for {setup['steps']} steps on "
-        f"seed {setup['seeds'][0]} and chosen by the cosine; Muon's is that of its layers, beside AdamW's "
-        f"{setup['beside_muon']:g} for the rest. All other rows take what was chosen, and were not tuned.\n",
-        "| run | seeds | cosine | " + " | ".join(f"steps to {c:g}" for c in COSINES) + " | CPU ms a step | "
+        f"last step. *Steps to* it: on the run's own curve, measured every {setup['every']} steps (12 times in one of "
+        f"more than {12 * setup['every']}). A curve belongs to its length, since the rate comes down towards its end. "
+        "*CPU*: of the training process in its steps, without validation, without the process that decodes videos "
+        "(which favors live)"
+        + (f", without building the cache ({built} for {setup['views']} views)" if built else "")
+        + f"; times on different processors are not compared. Both optimizers had {tries} learning "
+        f"rate{'s' if tries > 1 else ''}, tried for {setup['steps']} steps on seed {setup['seeds'][0]} and chosen by "
+        f"the cosine; Muon's is that of its layers, beside AdamW's {setup['beside_muon']:g} for the rest. All other "
+        "rows take what was chosen, and were not tuned.\n",
+        "| run | seeds | on | cosine | " + " | ".join(f"steps to {c:g}" for c in COSINES) + " | CPU ms a step | "
         + " | ".join(f"CPU s to {c:g}" for c in COSINES) + " |",
-        "|---|---|---|" + "---|" * (2 * len(COSINES) + 1),
+        "|---|---|---|---|" + "---|" * (2 * len(COSINES) + 1),
     ]  # fmt: skip
     for name, rows in by_arm(record).items():
         curves = [row["curve"] for row in rows]
-        cells = [
-            name, " ".join(str(row["run"]["seed"]) for row in rows),
-            spread([curve[-1]["cosine"] for curve in curves], 4),
-            *(spread([steps_to(curve, c) for curve in curves], 0) for c in COSINES),
+        where = sorted({letters[row["processor"]] for row in rows})
+        times = [
             spread([1e3 * curve[-1]["cpu"] / curve[-1]["step"] for curve in curves], 0),
             *(spread([steps_to(curve, c, "cpu") for curve in curves], 0) for c in COSINES),
+        ]
+        cells = [
+            name, " ".join(str(row["run"]["seed"]) for row in rows), " ".join(where),
+            spread([curve[-1]["cosine"] for curve in curves], 4),
+            *(spread([steps_to(curve, c) for curve in curves], 0) for c in COSINES),
+            *(times if len(where) == 1 else [""] * len(times)),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("\n![held-out cosine against steps and CPU time](quality_for_cost.png)")
@@ -119,49 +138,75 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def plain_arms(record: dict[str, Any], kind: str) -> list[list[dict[str, Any]]]:
-    """Cached runs of an optimizer with all seeds, no shorter than the tries, which differ in their length alone."""
+    """Cached runs of an optimizer, no shorter than the tries, which differ in their length alone."""
     setup = record["setup"]
     plain = {"kind": kind, "views": setup["views"], "batch": setup["batch"], "init": "weight_selection",
              "split_qkv": True, "first": None}  # fmt: skip
+    chosen = chosen_rate(record, kind)
     arms = [rows for rows in by_arm(record).values() if plain.items() <= rows[0]["run"].items()]
-    whole = [rows for rows in arms if {row["run"]["seed"] for row in rows} == set(setup["seeds"])]
-    long = [rows for rows in whole if rows[0]["run"]["steps"] >= setup["steps"]]
-    return sorted(long, key=lambda rows: rows[0]["run"]["steps"])
+    return [rows for rows in arms if rows[0]["run"]["steps"] >= setup["steps"] and rows[0]["run"]["rate"] == chosen]
 
 
-def fewest(arms: Sequence[Sequence[dict[str, Any]]], cosine: float, of: str) -> float | None:
-    """Mean steps or CPU seconds to a cosine, at the length that needs fewest; None where a seed never gets there."""
+def chosen_rate(record: dict[str, Any], kind: str) -> float:
+    """The rate with which most of an optimizer's runs were made."""
+    return statistics.mode(row["run"]["rate"] for row in record["runs"] if row["run"]["kind"] == kind)
+
+
+def fewest(arms: Arms, cosine: float, of: str) -> tuple[float, int] | None:
+    """Mean steps or CPU seconds to a cosine, at the length that needs fewest, and of how many seeds.
+
+    None where no length has all its seeds there.
+    """
     reached = [[steps_to(row["curve"], cosine, of) for row in rows] for rows in arms]
-    return min((statistics.fmean(filter(None, values)) for values in reached if None not in values), default=None)
+    means = [(statistics.fmean(filter(None, values)), len(values)) for values in reached if None not in values]
+    return min(means, default=None)
+
+
+def cpu_ratio(muon: Arms, adamw: Arms, cosine: float) -> float | None:
+    """CPU time of Muon to a cosine as a part of AdamW's, on the first processor that has both."""
+    for processor in dict.fromkeys(row["processor"] for rows in adamw for row in rows):
+        ours, theirs = (
+            fewest([rows for rows in arms if {row["processor"] for row in rows} == {processor}], cosine, "cpu")
+            for arms in (muon, adamw)
+        )
+        if ours and theirs:
+            return ours[0] / theirs[0]
+    return None
 
 
 def page(record: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """What Muon needs for what AdamW has at the end of its runs, and what follows for the paper's GPU-hours.
+    """Steps that Muon and AdamW need to a cosine, their CPU time, and what follows for the paper's GPU-hours.
 
     Args:
         record: of the runs.
         recipe: of benchmarks/recipe_cost.json.
     """
     live, cached, build = (recipe[name] for name in ("live_gpu_hours", "cached_gpu_hours", "build_gpu_hours"))
-    muon = plain_arms(record, "muon")
+    muon, adamw = plain_arms(record, "muon"), plain_arms(record, "adamw")
     lines = [
-        "| AdamW on toyworld | its held-out cosine | Muon needs | of the steps | of the CPU time | "
+        "| held-out cosine | AdamW needs | Muon needs | of the steps | of the CPU time | "
         f"so CTD from {VIEWS} views would take | of the paper's {live:,} GPU-hours |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for rows in plain_arms(record, "adamw"):
-        ends = [row["curve"][-1] for row in rows]
-        cosine, cpu, steps = (statistics.fmean(end[name] for end in ends) for name in ("cosine", "cpu", "step"))
-        needed, time = fewest(muon, cosine, "step"), fewest(muon, cosine, "cpu")
-        cells = [f"{steps:.0f} steps", spread([end["cosine"] for end in ends], 4)]
-        if needed is None or time is None:
-            cells += ["not reached", "", "", "", ""]
+    for cosine in COSINES:
+        theirs, ours = fewest(adamw, cosine, "step"), fewest(muon, cosine, "step")
+        cells = [f"{cosine:g}", as_steps(theirs), as_steps(ours)]
+        if theirs is None or ours is None:
+            cells += [""] * 4
         else:
-            hours = build[VIEWS] + (cached[VIEWS] - build[VIEWS]) * needed / steps
-            cells += [f"{needed:.0f} steps", f"{needed / steps:.2f}", f"{time / cpu:.2f}", f"{hours:,.0f} GPU-hours"]
-            cells.append(f"{hours / live:.1%}")
+            part, time = ours[0] / theirs[0], cpu_ratio(muon, adamw, cosine)
+            hours = build[VIEWS] + (cached[VIEWS] - build[VIEWS]) * part
+            cells += [f"{part:.2f}", "" if time is None else f"{time:.2f}"]
+            cells += [f"{hours:,.0f} GPU-hours", f"{hours / live:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def as_steps(found: tuple[float, int] | None) -> str:
+    """Mean steps and the number of seeds."""
+    if found is None:
+        return "not reached"
+    return f"{found[0]:.0f} steps ({found[1]} seed{'s' if found[1] > 1 else ''})"
 
 
 def write(record: dict[str, Any], output: Path) -> None:

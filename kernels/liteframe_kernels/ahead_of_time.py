@@ -200,7 +200,7 @@ def _weighted_average_pool(dtype: torch.dtype) -> Iterator[Launch]:
         yield Launch(
             f"weighted_average_pool forward, {case}",
             pool.FORWARD,
-            functools.partial(pool.forward, *given, [4, 2, 2]),
+            functools.partial(pool.forward, *given, [4, 2, 2], precise=case == "query and mask"),
             dtype,
             lambda meta: (1, 0),
             edge=case not in ("query", "logits and mask", "3200 channels"),

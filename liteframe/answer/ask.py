@@ -20,7 +20,7 @@ from liteframe.answer.session import StreamSession
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 
-PART = 32  # frames that are read at once, if they are small
+PART = 16  # frames that are read at once, if they are small; the next ones are decoded meanwhile
 PART_BYTES = 256 << 20  # of frames at the file's own size that are held at once: ten of 4K
 AHEAD = 8  # clips that may be read before they are encoded
 
@@ -75,6 +75,9 @@ class VideoQuestion:
     """A question about a file that is known to be there, which frames are looked at, and when they are shown.
 
     `prepare` makes it.
+
+    Attributes:
+        decoder: has looked through the file, and reads it; its process ends with the answer.
     """
 
     path: str
@@ -82,7 +85,7 @@ class VideoQuestion:
     system: str | None
     indices: tuple[int, ...]
     times: tuple[float, ...]
-    deadline: float
+    decoder: DecodeProcess
 
     @classmethod
     def prepare(
@@ -100,11 +103,15 @@ class VideoQuestion:
         """Check all that can be checked without a model; arguments and errors as of ask."""
         check_text(question)
         check_text(system or "", "system message")
-        with DecodeProcess(deadline) as decoder:
-            info = decoder.probe(path)
-        indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
-        times = tuple(info.timeline.time(index) for index in indices)
-        return cls(os.fspath(path), question, system, tuple(indices), times, deadline)
+        decoder = DecodeProcess(deadline)
+        try:
+            timeline = decoder.probe(path).timeline
+            indices = choose_frames(timeline, frames=frames, target_fps=fps, start=start, end=end)
+        except BaseException:
+            decoder.close()
+            raise
+        times = tuple(timeline.time(index) for index in indices)
+        return cls(os.fspath(path), question, system, tuple(indices), times, decoder)
 
     def answer(
         self,
@@ -119,7 +126,7 @@ class VideoQuestion:
         """Read the frames and stream the answer; arguments and errors as of ask, `encoder` as of StreamSession."""
         encoder = frame_encoder(model, processor) if encoder is None else encoder
         session = StreamSession(model, processor, memory, system=self.system, encoder=encoder, prefill=overlap)
-        with DecodeProcess(self.deadline) as decoder:
+        with self.decoder as decoder:
             most = session.clip_frames if session.prefill else PART
             parts = read_resized(encoder, decoder, self.path, self.indices, most)
             with closing(read_ahead(parts, AHEAD) if session.prefill else parts) as ready:
@@ -153,7 +160,8 @@ def read_resized(
     held = max(1, PART_BYTES // (info.height * info.width * 3))
     few = max(1, held // 8)  # resizing makes copies
     for first in range(0, len(indices), min(most, held)):
-        frames = decoder.read(path, indices[first : first + min(most, held)])
+        last = first + min(most, held)
+        frames = decoder.read(path, indices[first:last], then=indices[last:])
         small = [encoder.resized(frames[i : i + few]) for i in range(0, len(frames), few)]
         del frames  # before the next ones are there
         yield torch.cat(small).permute(0, 2, 3, 1).numpy()  # [n,h,w,3]

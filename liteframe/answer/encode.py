@@ -56,7 +56,8 @@ def encode_video(
         reader = reader if info.video_tracks == 1 else None  # decord would choose among them by rules of its own
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
-            pixels = decoder.read(path, indices[first : first + config.clip_frames], reader=reader)
+            last = first + config.clip_frames
+            pixels = decoder.read(path, indices[first:last], reader=reader, then=indices[last:])
             clip = transform.resized(pixels).to(weight.device).unsqueeze(0)
             features.append(form(clip))
     return torch.cat(features, dim=1)

@@ -71,18 +71,19 @@ class PooledTeacher(nn.Module):
 
     def pool(self, features: TeacherFeatures, frame_mask: Tensor | None = None) -> Pooled:
         """The second half of `forward`, without logits."""
-        patches = features.patches.float()  # [B,features over time,rows,columns,C]
+        patches = features.patches  # [B,features over time,rows,columns,C]
         if frame_mask is None:
             mask = patches.new_ones(patches.shape[:2], dtype=torch.bool)
         else:
             mask = real_slots(frame_mask, self.teacher.temporal_patch)
         tokens = weighted_average_pool(
             patches,
-            query=None if features.query is None else features.query.float(),
-            logits=None if features.logits is None else features.logits.float(),
+            query=features.query,
+            logits=features.logits,
             kernel=self._kernel,
             scope=self.softmax_over,
             frame_mask=mask,
+            precise=True,
         )  # [B,T',h,w,C]
         return Pooled(tokens, real_slots(mask, self._kernel[0]), None)
 

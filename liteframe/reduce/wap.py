@@ -26,6 +26,7 @@ def weighted_average_pool(
     kernel: Window = (4, 2, 2),
     scope: SoftmaxOver = "block",
     frame_mask: Tensor | None = None,
+    precise: bool = False,
 ) -> Tensor:
     """Pool each window of (t,h,w) patches into one token, weighted by saliency.
 
@@ -40,9 +41,10 @@ def weighted_average_pool(
         kernel: (t,h,w) of a window.
         scope: "block" lets the frames of a window compete, "frame" gives each the weight its own softmax left it.
         frame_mask: bool [B,T], False for frames that weigh nothing; a window of such frames alone is their plain mean.
+        precise: give the sums as they are instead of rounding them to the dtype of `patches`.
 
     Returns:
-        [B,ceil(T/t),h/kh,w/kw,C], dtype of `patches`; summed in float32 (float64 for float64).
+        [B,ceil(T/t),h/kh,w/kw,C], dtype of `patches`, or of the sums where `precise`: float32 (float64 for float64).
 
     Raises:
         ValueError: both query and logits, no frame, or a grid that the window does not divide.
@@ -57,7 +59,9 @@ def weighted_average_pool(
         patches = _repeat_last(patches, missing)
         query = None if query is None else _repeat_last(query, missing)
         logits = None if logits is None else _repeat_last(logits, missing)
-    return pool_whole_windows(patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask)
+    return pool_whole_windows(
+        patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask, precise=precise
+    )
 
 
 def real_slots(frame_mask: Tensor, frames: int) -> Tensor:

@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from liteframe_kernels import temporal_conv
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from liteframe.bench import bytes as bench_bytes
-from liteframe.bench.byte_count import KINDS, backward, count, fake_gpu
+from liteframe.bench.byte_count import KINDS, ByteCounter, backward, count, fake_gpu, kind_of
 from liteframe.bench.bytes import forms, forward_kinds, inference_form, on_gpu, student
 from liteframe.cli.bench import exported_encoder
 from liteframe.cli.main import main
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.teacher.base import TeacherFeatures
+from liteframe.reduce.pooled_teacher import PooledTeacher
 
 HALF = torch.bfloat16
 
@@ -86,6 +89,40 @@ def test_a_backward_pass_counts():
     forward = 40 + 200 + 20 + 80
     one = 1  # the gradient of a sum, repeated by strides
     assert kinds["matrix products"] == 2 * (forward + (one + 200 + 40) + (one + 40 + 200))
+
+
+def test_targets_are_pooled_in_float32_from_half_precision_features_without_a_copy_of_them():
+    teacher = nn.Identity()
+    teacher.temporal_patch = 1
+    pooled = PooledTeacher(teacher)
+    with fake_gpu(), torch.no_grad():
+        patches, query = gpu(2, 4, 4, 4, 8), gpu(2, 4, 8)
+        mask = torch.ones(2, 4, dtype=torch.bool, device="cuda")
+        counter = count(lambda: pooled.pool(TeacherFeatures(patches, query, None), mask))
+    read = patches.nbytes + query.nbytes + mask.nbytes
+    assert counter.by_operation["weighted_average_pool"] == read + 4 * patches.numel() // 16
+    assert counter.total < 1.1 * counter.by_operation["weighted_average_pool"]  # the rest is of masks
+
+
+def test_no_matrix_product_of_a_step_is_in_float32(monkeypatch):
+    """So that `torch.set_float32_matmul_precision` has nothing to say: "high" would round the rest, too."""
+    found = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if kind_of(func.overloadpacket.__name__) == "matrix products":
+                found.update((func.overloadpacket.__name__, leaf.dtype) for leaf in args if torch.is_tensor(leaf))
+            return func(*args, **(kwargs or {}))
+
+    def watched(call):
+        with Products():
+            call()
+        return ByteCounter()
+
+    monkeypatch.setattr(bench_bytes, "count", watched)
+    bench_bytes.step_kinds(LiteFrameConfig(depth=5, downsample={4: (4, 2, 2)}), live=False)
+    assert {name for name, _ in found} >= {"mm", "addmm"}
+    assert {dtype for _, dtype in found} == {HALF}
 
 
 # GB of 128 frames of 448 pixels, bfloat16; a pass over the tokens of all blocks takes 0.96.

@@ -1,4 +1,6 @@
+import io
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
@@ -15,9 +17,10 @@ import numpy as np
 import pytest
 from worlds.videos import BAD, number_of, numbers
 
+from liteframe.data.video import child as decode_child
 from liteframe.data.video import process as decode_process
-from liteframe.data.video import reader_decord
-from liteframe.data.video.process import DecodeProcess
+from liteframe.data.video import reader_decord, reader_pyav
+from liteframe.data.video.process import LENGTH, DecodeProcess
 from liteframe.data.video.reader import VideoError, probe, read_frames
 
 
@@ -51,6 +54,64 @@ def test_errors_cross_the_pipe_and_the_child_lives_on(corpus, process, name):
         process.read(corpus.path(name), range(48))
     assert caught.value.kind == BAD[name][1]
     assert child in (None, process._child.pid)
+
+
+def test_what_follows_is_read_before_it_is_asked_for(monkeypatch):
+    events = []
+
+    def read(path, indices, **how):
+        events.append((*indices, how["keep_open"]))
+        return np.zeros((len(indices), 1, 1, 3), np.uint8)
+
+    def request(indices, then=()):
+        words = {"op": "read", "path": "a", "indices": indices, "reader": None, "size": None, "then": list(then)}
+        body = json.dumps(words).encode()
+        return LENGTH.pack(len(body)) + body
+
+    class Requests(io.BytesIO):
+        def read(self, size):
+            events.extend(["asked"] if size == LENGTH.size else [])
+            return super().read(size)
+
+    for name in ("freeze", "collect"):  # not of this process
+        monkeypatch.setattr(decode_child.gc, name, lambda: None)
+    monkeypatch.setattr(decode_child, "read_frames", read)
+    decode_child._serve(Requests(request([0, 1], [2, 3, 4]) + request([2, 3], [4]) + request([9])), io.BytesIO())
+    ahead = [(0, 1, True), (2, 3, True), "asked", (4, False)]
+    assert events == ["asked", *ahead, "asked", (9, False), "asked"]
+
+
+def test_what_was_told_to_follow_need_not_be_asked_for(corpus, process):
+    path = corpus.path("h264.mp4")
+
+    def read(*indices, then=()):
+        return [number_of(frame) for frame in process.read(path, indices, then=then)]
+
+    assert read(0, 7, then=(9, 40, 47)) == [0, 7]
+    assert read(9, 40, then=(47,)) == [9, 40]
+    assert read(3, 4, then=(5, 48)) == [3, 4]  # something else
+    with pytest.raises(VideoError, match="the file has 48 frames"):
+        read(5, 48)
+    assert read(47) == [47]
+
+
+def test_a_reading_that_goes_on_decodes_nothing_twice(corpus, monkeypatch):
+    path, decoded = corpus.path("h264.mp4"), []
+
+    def counted(*file):
+        for frame in original(*file):
+            decoded.append(frame)
+            yield frame
+
+    original = reader_pyav._decoded
+    monkeypatch.setattr(reader_pyav, "_decoded", counted)
+    parts = [read_frames(path, range(n, n + 4), keep_open=True) for n in range(0, 48, 4)]
+    assert [number_of(frame) for part in parts for frame in part] == list(range(48))
+    assert len(decoded) == 48
+    decoded.clear()
+    assert [number_of(frame) for frame in read_frames(path, [1, 2])] == [1, 2]  # back, and no more
+    assert len(decoded) == 3
+    assert reader_pyav._left_open is None
 
 
 def test_bad_arguments_are_value_errors(corpus, process):

@@ -57,7 +57,7 @@ TINY = {"videos": 3, "held_out": 1, "steps": 4, "every": 2, "batch": 2, "views":
         "rates": (("muon", (6e-3,)), ("adamw", (2e-3,))), "seeds": (0,), "statistics_clips": 2}  # fmt: skip
 
 
-def test_a_tiny_run_is_measured_kept_and_not_done_again(bench, tmp_path, capsys):
+def test_a_tiny_run_is_measured_kept_and_not_done_again(bench, tmp_path, capsys, monkeypatch):
     setup, work, threads = bench.Setup(**TINY), tmp_path / "work", torch.get_num_threads()
     bench.main(work, tmp_path, setup, only="rates")
     record = json.loads((tmp_path / "quality_for_cost.json").read_text())
@@ -69,7 +69,18 @@ def test_a_tiny_run_is_measured_kept_and_not_done_again(bench, tmp_path, capsys)
         assert all(-1 < point["cosine"] < 1 for point in row["curve"])
     assert record["runs"][0]["curve"][1]["cosine"] != record["runs"][1]["curve"][1]["cosine"]
     assert (tmp_path / "quality_for_cost.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "quality_for_cost.md").read_text().count("\n| AdamW 0.002, 2 views, batch 2, 4 steps | 0 |") == 1
+    assert (tmp_path / "quality_for_cost.md").read_text().count(
+        "\n| AdamW 0.002, 2 views, batch 2, 4 steps | 0 | A |"
+    ) == 1
+
+    # Another folder begins with the runs of the record, and one of another setup does not.
+    taken = bench.Bench(tmp_path / "elsewhere", setup, 0.0, tmp_path / "quality_for_cost.json")
+    assert taken.record()["runs"] == record["runs"]
+    assert taken.record()["caches"] == record["caches"]
+    assert not taken.caches
+    taken.journal.close()
+    with pytest.raises(ValueError, match="another setup"):
+        bench.Bench(tmp_path / "third", replace(setup, steps=8), 0.0, tmp_path / "quality_for_cost.json")
 
     before = (work / "runs.jsonl").read_bytes()
     bench.main(work, tmp_path, setup, only="rates")
@@ -86,10 +97,22 @@ def test_a_tiny_run_is_measured_kept_and_not_done_again(bench, tmp_path, capsys)
     assert bench.TargetCache.open(folder).settings.views == 1
     one.train(replace(muon, views=0))
     assert one.finished(replace(muon, views=0))["curve"][-1]["step"] == 4
-    one.deadline = 0.0
-    with pytest.raises(bench.TimeUpError):
-        one.train(replace(muon, seed=1))
-    assert one.finished(replace(muon, seed=1)) is None
+    other, whole = replace(muon, seed=1), bench.Curve.on_train_batch_end
+    with monkeypatch.context() as patch:  # stopped in its last step, and not begun anew
+        patch.setattr(
+            bench.Curve, "on_train_batch_end", lambda self, run, *_: whole(self) if run.global_step > 2 else 0
+        )
+        one.deadline = 0.0
+        with pytest.raises(bench.TimeUpError):
+            one.train(other)
+    assert one.finished(other) is None
+    one.deadline = float("inf")
+    one.train(other)
+    stopped = one.finished(other)["curve"]
+    assert [point["step"] for point in stopped] == [2, 4]
+    one.train(replace(muon, seed=0))  # another begins anew
+    one.train(other)
+    assert [point["cosine"] for point in one.runs[-1]["curve"]] == [point["cosine"] for point in stopped]
     one.journal.close()
     with pytest.raises(ValueError, match="another setup"):
         bench.Bench(work, replace(setup, steps=8), 0.0)
@@ -110,30 +133,36 @@ def test_steps_to_a_cosine_are_between_two_validations(report):
     assert report.spread([0.5, None], 2) == "1 of 2 runs"
 
 
-def test_what_follows_for_the_paper_is_its_cached_hours_times_the_part_of_the_steps(bench, report):
+def test_what_follows_for_the_paper_is_its_cached_hours_times_the_part_of_the_steps(bench, report, monkeypatch):
+    monkeypatch.setattr(report, "COSINES", (0.7, 0.8, 0.97))
     setup = bench.Setup(steps=100)
     base = bench.Run("muon", 12e-3, 100, setup.views, setup.batch, 0)
     adamw = replace(base, kind="adamw")
     curves = [
-        (base, curve(0.7, 0.9, cpu=0.6)),
-        (replace(base, steps=150), curve(0.5, 0.6, 0.95)),
-        (replace(adamw, steps=200), curve(0.3, 0.5, 0.7, 0.8)),  # Muon: 75 steps and 45 s; 200 steps and 100 s
-        (adamw, curve(0.4, 0.7)),  # 50 steps and 30 s; 100 steps and 50 s
-        (replace(adamw, steps=400), curve(0.99)),
-        (replace(base, views=1), curve(0.85, 0.999)),  # another source
-        (replace(adamw, steps=50), curve(0.1)),  # too short
+        (base, "a", curve(0.7, 0.9, cpu=0.6)),
+        (replace(base, steps=150), "b", curve(0.5, 0.6, 0.95, cpu=0.4)),
+        (replace(adamw, steps=200), "a", curve(0.3, 0.5, 0.7, 0.8)),  # 200 and 100 s to 0.8; Muon 75, and 45 s
+        (adamw, "a", curve(0.4, 0.7)),  # 100 and 50 s to 0.7; Muon 50, and 30 s
+        (replace(adamw, steps=400), "b", curve(0.1, 0.98)),
+        (replace(base, views=1), "a", curve(0.85, 0.999)),  # another source
+        (replace(adamw, steps=50), "a", curve(0.99)),  # too short
+        (replace(base, rate=1e-3), "a", curve(0.99)),  # a try
     ]
-    runs = [{"run": asdict(replace(run, seed=seed)), "curve": points} for run, points in curves for seed in SEEDS]
+    runs = [
+        {"run": asdict(replace(run, seed=seed)), "processor": processor, "curve": points}
+        for run, processor, points in curves
+        for seed in SEEDS
+    ]
     record = {"setup": asdict(setup), "runs": runs}
     recipe = {"live_gpu_hours": 4000, "cached_gpu_hours": {"8": 1010}, "build_gpu_hours": {"8": 10}}
     rows = report.page(record, recipe).splitlines()[2:]
-    assert [row.split("|")[1:] for row in rows[:2]] == [
-        [" 100 steps ", " 0.7000 ± 0.0000 ", " 50 steps ", " 0.50 ", " 0.60 ", " 510 GPU-hours ", " 12.8% ", ""],
-        [" 200 steps ", " 0.8000 ± 0.0000 ", " 75 steps ", " 0.38 ", " 0.45 ", " 385 GPU-hours ", " 9.6% ", ""],
-    ]
-    assert "not reached" in rows[2]
-    record["runs"] = [row for row in runs if row["run"]["seed"]]  # a seed is missing
-    assert len(report.page(record, recipe).splitlines()) == 2
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    # On its way to 0.98, the long run of AdamW passes 0.7 after 84.1 steps.
+    assert cells[0] == ["0.7", "84 steps (3 seeds)", "50 steps (3 seeds)", "0.59", "0.60", "605 GPU-hours", "15.1%"]
+    assert cells[1] == ["0.8", "90 steps (3 seeds)", "75 steps (3 seeds)", "0.84", "0.45", "845 GPU-hours", "21.1%"]
+    assert cells[2] == ["0.97", "99 steps (3 seeds)", "not reached", "", "", "", ""]
+    runs[0]["curve"] = curve(0.6, 0.6)  # one seed is not there
+    assert "| 0.7 | 84 steps (3 seeds) | 114 steps (3 seeds) |" in report.page(record, recipe)
 
 
 def test_the_committed_files_come_from_the_committed_record(report):

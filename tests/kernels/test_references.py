@@ -122,6 +122,16 @@ def test_pool_is_the_loop_inside_autocast(scope):
         torch.testing.assert_close(by_logits.double(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_sums_of_half_precision_patches_need_not_be_rounded():
+    patches, query = randn(1, 4, 2, 2, 8).bfloat16(), randn(1, 4, 8).bfloat16()
+    logits = (patches.double() * query.double()[:, :, None, None]).sum(-1) / math.sqrt(8)
+    want = pool_by_loops(patches.double(), logits, (4, 2, 2))
+    sums = weighted_average_pool(patches, query=query, precise=True)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.double(), want, rtol=1e-5, atol=1e-6)
+    assert torch.equal(weighted_average_pool(patches, query=query), sums.bfloat16())
+
+
 def test_pool_without_weights_is_the_mean():
     patches = randn(1, 4, 4, 4, 3)
     want = F.avg_pool3d(patches.movedim(-1, 1), (4, 2, 2)).movedim(1, -1)

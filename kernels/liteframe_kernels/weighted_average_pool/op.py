@@ -16,20 +16,31 @@ SCOPES = ("block", "frame")
 
 @torch.library.custom_op("liteframe_kernels::weighted_average_pool", mutates_args=())
 def weighted_average_pool_op(
-    patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
+    patches: Tensor,
+    query: Tensor | None,
+    logits: Tensor | None,
+    frame_mask: Tensor | None,
+    kernel: list[int],
+    precise: bool = False,
 ) -> Tensor:
     """Triton forward; see `weighted_average_pool`."""
     from liteframe_kernels.weighted_average_pool import triton
 
-    return triton.forward(patches, query, logits, frame_mask, kernel)
+    return triton.forward(patches, query, logits, frame_mask, kernel, precise)
 
 
 @weighted_average_pool_op.register_fake
 def _fake(
-    patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
+    patches: Tensor,
+    query: Tensor | None,
+    logits: Tensor | None,
+    frame_mask: Tensor | None,
+    kernel: list[int],
+    precise: bool = False,
 ) -> Tensor:
     sizes = [size // block for size, block in zip(patches.shape[1:4], kernel, strict=True)]
-    return patches.new_empty((patches.shape[0], *sizes, patches.shape[4]))
+    dtype = accumulator(patches.dtype) if precise else patches.dtype
+    return patches.new_empty((patches.shape[0], *sizes, patches.shape[4]), dtype=dtype)
 
 
 def _pool(
@@ -39,13 +50,14 @@ def _pool(
     kernel: tuple[int, int, int],
     scope: str,
     frame_mask: Tensor | None,
+    precise: bool,
 ) -> Tensor:
     """The Triton path. scope="frame" makes its logits in PyTorch, one more pass over the patches."""
     if scope == "frame" and query is not None:
         logits, query = query_logits(patches, query), None
     if scope == "frame" and logits is not None:
         logits = frame_relative(logits.to(accumulator(patches.dtype)))
-    return weighted_average_pool_op(patches, query, logits, frame_mask, list(kernel))
+    return weighted_average_pool_op(patches, query, logits, frame_mask, list(kernel), precise)
 
 
 @with_reference(weighted_average_pool_reference)
@@ -57,6 +69,7 @@ def weighted_average_pool(
     kernel: tuple[int, int, int] = (4, 2, 2),
     scope: str = "block",
     frame_mask: Tensor | None = None,
+    precise: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Average blocks of patch features, weighted by the attention of the frame's query (WAP of arXiv 2605.17260).
@@ -68,11 +81,12 @@ def weighted_average_pool(
         kernel: block size (t, h, w); each divides its axis.
         scope: "block" takes the softmax over the members of a block, "frame" over the frame, renormalized in the block.
         frame_mask: `[B,T]` bool, False for padded frames, which weigh 0. A block without a frame is averaged uniformly.
+        precise: give the sums as they are instead of rounding them to the dtype of patches.
         backend: None (Triton on CUDA, reference elsewhere), "triton" or "reference".
 
     Returns:
-        `[B,T/t,h/h',w/w',C]` in the dtype of patches; logits and sums are float32 (float64 for float64 input), also
-        inside autocast.
+        `[B,T/t,h/h',w/w',C]` in the dtype of patches, or in that of the sums where `precise`. Logits and sums are
+        float32 (float64 for float64 input), also inside autocast.
 
     Raises:
         ValueError: query and logits both given, shapes that do not fit or do not divide, unsupported dtypes, or
@@ -86,9 +100,9 @@ def weighted_average_pool(
                 "weighted_average_pool: the Triton kernel has no backward pass; call it under torch.no_grad(), "
                 "or with backend='reference', which autograd differentiates"
             )
-        return _pool(patches, query, logits, kernel, scope, frame_mask)
+        return _pool(patches, query, logits, kernel, scope, frame_mask, precise)
     return weighted_average_pool_reference(
-        patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask
+        patches, query=query, logits=logits, kernel=kernel, scope=scope, frame_mask=frame_mask, precise=precise
     )
 
 

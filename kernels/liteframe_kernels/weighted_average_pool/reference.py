@@ -23,6 +23,7 @@ def weighted_average_pool_reference(
     kernel: tuple[int, int, int] = (4, 2, 2),
     scope: str = "block",
     frame_mask: Tensor | None = None,
+    precise: bool = False,
 ) -> Tensor:
     """Pool `[B,T,h,w,C]` in blocks of `kernel`; same arguments and result as `weighted_average_pool`."""
     dtype = accumulator(patches.dtype)
@@ -38,7 +39,7 @@ def weighted_average_pool_reference(
         logits = logits.masked_fill(~frame_mask[:, :, None, None], -math.inf)
     weights = _block_softmax(_members(logits, kernel))
     pooled = (_members(wide, kernel) * weights[..., None]).sum((2, 4, 6))
-    return pooled.to(patches.dtype)
+    return pooled if precise else pooled.to(patches.dtype)
 
 
 def query_logits(patches: Tensor, query: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from liteframe_kernels.launch import COUNTS, TunedKernel, channel_block, rows_of, wide
+from liteframe_kernels.precision import accumulator
 
 
 @triton.jit
@@ -85,12 +86,18 @@ STREAM_TILE = 4096
 
 
 def forward(
-    patches: Tensor, query: Tensor | None, logits: Tensor | None, frame_mask: Tensor | None, kernel: list[int]
+    patches: Tensor,
+    query: Tensor | None,
+    logits: Tensor | None,
+    frame_mask: Tensor | None,
+    kernel: list[int],
+    precise: bool = False,
 ) -> Tensor:
     """Launch the kernel; arguments as in `weighted_average_pool`."""
     batch, frames, height, width, channels = patches.shape
     grid = (frames // kernel[0], height // kernel[1], width // kernel[2])
-    y = patches.new_empty((batch, *grid, channels))  # [B,T/kt,h/kh,w/kw,C]
+    dtype = accumulator(patches.dtype) if precise else patches.dtype
+    y = patches.new_empty((batch, *grid, channels), dtype=dtype)  # [B,T/kt,h/kh,w/kw,C]
     if patches.numel() == 0:
         return y
     patches = rows_of(patches)

@@ -32,13 +32,18 @@ def main() -> None:
 
 def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
     gc.freeze()  # what was imported stays, and need not be looked through below
+    expected, ready = None, None
     while size := source.read(LENGTH.size):
-        header, frames = _answer(json.loads(source.read(LENGTH.unpack(size)[0])))
+        request = json.loads(source.read(LENGTH.unpack(size)[0]))
+        header, frames = ready if ready and request == expected else _answer(request)
+        expected, ready = _after(request), None
         body = json.dumps(header).encode()
         _write(sink, LENGTH.pack(len(body)) + body)
         if frames is not None:
             _write(sink, np.ascontiguousarray(frames).data.cast("B"))
         del frames
+        if expected is not None and "shape" in header:
+            ready = _answer(expected)
         # A decoded frame and its side data hold each other, and Python, which sees a few small objects, would keep
         # hundreds of pictures.
         gc.collect()
@@ -48,12 +53,21 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]
     try:
         if request["op"] == "probe":
             return {"info": probe(request["path"]).to_dict()}, None
-        frames = read_frames(request["path"], request["indices"], reader=request["reader"], size=request["size"])
+        how = {"reader": request["reader"], "size": request["size"], "keep_open": bool(request["then"])}
+        frames = read_frames(request["path"], request["indices"], **how)
         return {"shape": frames.shape}, frames
     except VideoError as error:
         return {"error": error.to_dict()}, None
     except ValueError as error:
         return {"value_error": str(error)}, None
+
+
+def _after(request: dict[str, Any]) -> dict[str, Any] | None:
+    """The next request of one that says what follows."""
+    if not request.get("then"):
+        return None
+    count, then = len(request["indices"]), request["then"]
+    return {**request, "indices": then[:count], "then": then[count:]}
 
 
 def _write(sink: IO[bytes], data: bytes | memoryview) -> None:

@@ -88,15 +88,25 @@ class DecodeProcess:
         *,
         reader: str | None = "pyav",
         size: tuple[int, int] | None = None,
+        then: Sequence[int] = (),
     ) -> np.ndarray:
         """Frames by index, uint8 `[T,H,W,3]`, as `reader.read_frames`.
+
+        Args:
+            path: a local file.
+            indices: frame numbers from 0.
+            reader: as of `reader.read_frames`.
+            size: as of `reader.read_frames`.
+            then: what the next calls will ask for, as many frames at a time as this one: they are decoded while the
+                caller works, behind those of this call where they follow them. Frames are the same without it.
 
         Raises:
             VideoError: also of kind "deadline" or "crash".
             ValueError: bad arguments.
         """
         request = {"op": "read", "path": os.fspath(path), "indices": [int(i) for i in indices]}
-        _, frames = self._call({**request, "reader": reader, "size": size})
+        following = [int(i) for i in then]
+        _, frames = self._call({**request, "reader": reader, "size": size and list(size), "then": following})
         assert frames is not None
         return frames
 

@@ -39,6 +39,7 @@ def read_frames(
     reader: str | None = "pyav",
     size: tuple[int, int] | None = None,
     max_bytes: int = MAX_BYTES,
+    keep_open: bool = False,
 ) -> np.ndarray:
     """Reads frames by index, in any order, repeats allowed.
 
@@ -52,6 +53,7 @@ def read_frames(
             first frame on and counts: slow, and what an index means.
         size: `(height, width)` in pixels to scale to inside the decoder (bicubic); None keeps the file's size.
         max_bytes: largest answer; not looked at for decord, whose files were scanned.
+        keep_open: let the next call go on behind the last frame, if it asks for later ones of this file.
 
     Returns:
         uint8 RGB `[T,H,W,3]`, T = len(indices).
@@ -69,4 +71,5 @@ def read_frames(
     path, indices = os.path.abspath(os.fspath(path)), [int(i) for i in indices]
     if reader == "decord" and reader_decord.available():
         return reader_decord.read_frames(path, indices, size)
-    return reader_pyav.read_frames(path, indices, size, max_bytes, from_start=reader == "pyav-sequential")
+    from_start = reader == "pyav-sequential"
+    return reader_pyav.read_frames(path, indices, size, max_bytes, from_start=from_start, keep_open=keep_open)

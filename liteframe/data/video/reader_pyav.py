@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 
 import av
@@ -19,7 +21,13 @@ class _Contradiction(Exception):
 
 
 def read_frames(
-    path: str, indices: list[int], size: tuple[int, int] | None, max_bytes: int, *, from_start: bool = False
+    path: str,
+    indices: list[int],
+    size: tuple[int, int] | None,
+    max_bytes: int,
+    *,
+    from_start: bool = False,
+    keep_open: bool = False,
 ) -> np.ndarray:
     """Frames by index, uint8 `[T,H,W,3]`; arguments as `reader.read_frames`.
 
@@ -40,7 +48,7 @@ def read_frames(
         places.setdefault(index, []).append(place)
     convert = FrameConverter(path, size)
     wanted = sorted(places)
-    for index, frame in _counted(source, wanted) if from_start else _frames(source, wanted):
+    for index, frame in _counted(source, wanted) if from_start else _frames(source, wanted, keep_open):
         image = convert(frame)
         if image.shape != out.shape[1:]:
             shape = f"{image.shape[1]}x{image.shape[0]}"
@@ -49,13 +57,13 @@ def read_frames(
     return out
 
 
-def _frames(source: VideoSource, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _frames(source: VideoSource, wanted: list[int], keep_open: bool) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yields the wanted frames in ascending order; all of them again if decoding contradicts the packet table."""
     for use_anchors in (True, False):
         if len(source.table.pts) == 0:
             break
         try:
-            yield from _timed(source, wanted, use_anchors)
+            yield from _timed(source, wanted, use_anchors, keep_open)
             return
         except _Contradiction:
             # Seeking is at fault if decoding from the beginning agrees with the table. Else the stamps are, unless
@@ -72,25 +80,61 @@ def _require_all(source: VideoSource) -> None:
         raise VideoError(source.path, "corrupt", f"only {count} of its {source.info.frames} frames can be decoded")
 
 
-def _timed(source: VideoSource, wanted: list[int], use_anchors: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+def _timed(
+    source: VideoSource, wanted: list[int], use_anchors: bool, keep_open: bool
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decodes by the packet table: each frame's time stamp must be the table's next one."""
-    table = source.table
-    with open_video(source.path, source.info.video_track) as (container, stream):
-        decoded = _checked(container, stream, table, 0)
-        following = 0
+    global _left_open
+    opened, _left_open = _left_open, None
+    with ExitStack() as stack:
+        if opened is not None:
+            stack.push(opened.stack)
+        if opened is None or not (use_anchors and opened.source is source and opened.following <= wanted[0]):
+            stack.close()
+            container, stream = stack.enter_context(open_video(source.path, source.info.video_track))
+            opened = _Opened(source, container, stream, stack, _checked(container, stream, source.table, 0))
         for index in wanted:
-            place = table.anchor_before(index) if use_anchors else -1
-            if place >= 0 and table.anchors[place] > following:
-                following = _seek(container, stream, table, place)
-                decoded = _checked(container, stream, table, following)
-            found = next(islice(decoded, index - following, None), None)
-            if found is None:
-                raise _Contradiction
-            following = index + 1
-            frame, damaged = found
-            if damaged:
-                raise VideoError(source.path, "corrupt", f"frame {index} is damaged")
-            yield index, frame
+            yield index, opened.frame(index, use_anchors)
+        if keep_open:
+            opened.stack, _left_open = stack.pop_all(), opened
+
+
+@dataclass
+class _Opened:
+    """A file that is decoded by its packet table, forward.
+
+    Attributes:
+        source, container, stream: of the file.
+        stack: closes it.
+        decoded: frames, each with whether it is damaged.
+        following: the first of them.
+    """
+
+    source: VideoSource
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    stack: ExitStack
+    decoded: Iterator[tuple[av.VideoFrame, bool]]
+    following: int = 0
+
+    def frame(self, index: int, use_anchors: bool) -> av.VideoFrame:
+        """A frame that has not been passed by, from the nearest anchor before it if that lies ahead."""
+        table = self.source.table
+        place = table.anchor_before(index) if use_anchors else -1
+        if place >= 0 and table.anchors[place] > self.following:
+            self.following = _seek(self.container, self.stream, table, place)
+            self.decoded = _checked(self.container, self.stream, table, self.following)
+        found = next(islice(self.decoded, index - self.following, None), None)
+        if found is None:
+            raise _Contradiction
+        self.following = index + 1
+        frame, damaged = found
+        if damaged:
+            raise VideoError(self.source.path, "corrupt", f"frame {index} is damaged")
+        return frame
+
+
+_left_open: _Opened | None = None  # by a call after which another is to go on
 
 
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, table: FrameTable, place: int) -> int:

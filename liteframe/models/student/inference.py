@@ -8,6 +8,7 @@ Shapes: B videos, T frames, H x W pixels, h x w patch grid, C channels. This fil
 """
 
 import copy
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,10 +100,11 @@ class InferenceEncoder(nn.Module):
 
 
 class InferenceMlp(nn.Module):
-    """Two linear layers around a GELU; on a GPU in 16 bits, the first product's kernel applies it.
+    """Two linear layers around a GELU, which the first product's kernel applies: oneDNN's on a CPU, cuBLAS's on a GPU.
 
-    There cuBLAS has the tanh form, which is 5e-4 at most from the erf form, less than rounding the product to bfloat16
-    in between would change (`_addmm_activation` is torch's own way to it; its TransformerEncoderLayer takes it).
+    On a GPU it does so in 16 bits. There cuBLAS has the tanh form, which is 5e-4 at most from the erf form, less than
+    rounding the product to bfloat16 in between would change (`_addmm_activation` is torch's own way to it; its
+    TransformerEncoderLayer takes it).
     """
 
     def __init__(self, fc1: nn.Linear, fc2: nn.Linear):
@@ -114,7 +116,17 @@ class InferenceMlp(nn.Module):
         if x.is_cuda and x.dtype in HALF:
             hidden = torch._addmm_activation(self.fc1.bias, x.flatten(0, 1), self.fc1.weight.t(), use_gelu=True)
             return self.fc2(hidden).unflatten(0, x.shape[:2])
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and _in_onednn(x.dtype):
+            return self.fc2(torch.ops.mkldnn._linear_pointwise(x, self.fc1.weight, self.fc1.bias, "gelu", [], "none"))
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+@functools.cache
+def _in_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies numbers of this type here, with an erf GELU behind; torch.compile takes it, too."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    emulated = dtype == torch.bfloat16 and there and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return there and dtype in (torch.float32, torch.bfloat16) and not emulated
 
 
 class ByteEncoder(nn.Module):

@@ -69,6 +69,14 @@ def test_autocast_rounds_nothing(scope, assert_near, embedded):
         check(assert_near, patches, logits=embedded(1, 4, 4, 4), scope=scope)
 
 
+def test_sums_of_bfloat16_patches_need_not_be_rounded():
+    patches, query = torch.randn(1, 4, 2, 4, 6).bfloat16(), torch.randn(1, 4, 6).bfloat16()
+    for scope in ("block", "frame"):
+        want = exact(patches.double(), query.double(), None, (4, 2, 2), scope, None)
+        got = weighted_average_pool(patches, query=query, scope=scope, precise=True, backend="triton")
+        torch.testing.assert_close(got, want.float(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 100, 768, 1025, 2049])
 def test_channels(channels, assert_near, embedded):
     check(assert_near, embedded(1, 4, 2, 4, channels), query=embedded(1, 4, channels))

@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import ROOT, students
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
-from liteframe.models.student.inference import ByteEncoder, InferenceEncoder, InferenceMlp
+from liteframe.models.student.inference import ByteEncoder, InferenceEncoder, InferenceMlp, _in_onednn
 
 TINY = {**students.TINY, "heads": 3, "patch_size": 4, "image_size": 32, "teacher_dim": 20, "mlp_dim": 40}
 MEAN_STD = {"image_mean": (0.48, 0.2, 0.7), "image_std": (0.2, 0.3, 0.25)}
@@ -92,6 +93,25 @@ def test_the_gpu_road_of_the_mlp_is_torchs_own_function():
     with torch.no_grad():
         hidden = torch._addmm_activation(fc1.bias, x.flatten(0, 1), fc1.weight.t(), use_gelu=True)
         torch.testing.assert_close(fc2(hidden).unflatten(0, (2, 3)), InferenceMlp(fc1, fc2)(x))
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float64, 1e-15)])
+def test_on_a_cpu_onednn_applies_the_gelu(dtype, rounding):
+    fc1, fc2 = torch.nn.Linear(6, 10).to(dtype), torch.nn.Linear(10, 6).to(dtype)
+    mlp, x = InferenceMlp(fc1, fc2), 3 * torch.randn(2, 3, 6, dtype=dtype)
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Calls():
+        found = mlp(x)
+    assert ("_linear_pointwise" in calls) == _in_onednn(dtype) == ("gelu" not in calls)
+    assert not _in_onednn(torch.float64)
+    exact = copy.deepcopy(mlp).double()(x.double())
+    assert (found - exact).norm() <= rounding * exact.norm()
 
 
 def test_it_is_made_once_and_again_when_weights_change():
