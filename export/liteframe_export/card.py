@@ -122,7 +122,7 @@ def _graph_card(
         f"## Use\n\nNeeds {needs}.\n\n```python\n{usage}```\n\n"
         "`LICENSE` (Apache-2.0) is that of the code above. It does not cover the weights in the graph: see below.",
         table("Encoder", encoder_rows(config)),
-        teacher_section(teacher),
+        teacher_section(report),
         *run_sections("Distillation", report),
         table("Parity", rows),
         "\n".join([f"On {parity['threads']} CPU threads:\n", *TIMES_HEAD, *times]),
@@ -164,7 +164,7 @@ def encoder_card(
         about,
         use(usage),
         table("Encoder", encoder_rows(config)),
-        teacher_section(teacher),
+        teacher_section(report),
         *run_sections("Distillation", report),
         parity_section(parity),
     )
@@ -190,7 +190,7 @@ def vlm_card(summary: VlmSummary, parity: Mapping[str, Any]) -> str:
         use(VLM_USAGE.format(folder=summary.name)),
         table("Made from", base) + f"\n\n{duties('Video LLM', summary.license)}",
         table("Encoder", encoder_rows(config)),
-        teacher_section(summary.encoder_report.get("teacher") or {}),
+        teacher_section(summary.encoder_report),
         *run_sections("Distillation of the encoder", summary.encoder_report),
         *run_sections("Alignment with the language model", summary.adapter_report),
         parity_section(parity),
@@ -237,19 +237,26 @@ def encoder_rows(config: LiteFrameConfig) -> dict[str, Any]:
     }
 
 
-def teacher_section(teacher: Mapping[str, Any]) -> str:
-    """Teacher, its identity, its license and what follows from it."""
+def teacher_section(report: Mapping[str, Any]) -> str:
+    """Teacher, its identity, its license and what follows from it; the same of what the student started from."""
+    teacher, start = report.get("teacher") or {}, report.get("init_from") or {}
     rows = {
         "teacher": teacher.get("name") or UNKNOWN,
         "sha256 of its weights": teacher.get("sha256") or UNKNOWN,
         "license": teacher.get("license") or "not stated in its files: see the teacher's own card",
     }
-    terms = warning(teacher.get("license"))
-    return (
-        table("Teacher", rows)
-        + f"\n\n{duties('teacher', teacher.get('license'))}"
-        + (f" Its terms: {terms}." if terms else "")
-    )
+    said = [duties("teacher", teacher.get("license")), _terms(teacher.get("license"))]
+    if start:
+        rows |= {"the student started from": start["name"], "sha256 of those weights": start["sha256"]}
+    if start.get("license"):
+        rows["license of those weights"] = start["license"]
+        said += [f"That of the weights that the student started from ({start['license']}) applies as well."]
+        said += [_terms(start["license"])]
+    return table("Teacher", rows) + "\n\n" + " ".join(filter(None, said))
+
+
+def _terms(license: str | None) -> str:
+    return f"Its terms: {terms}." if (terms := warning(license)) else ""
 
 
 def duties(what: str, license: str | None) -> str:

@@ -60,8 +60,9 @@ class CTDProgress(ProgressLine):
             f"{total_steps(trainer)} steps of {data.batch_size} clips x {data.clip_frames} frames, "
             f"{len(data.train_entries)} videos, {len(data.val_entries)} held out"
         )
-        if terms := warning(teacher.license):
-            tell(f"license of {teacher.name}: {teacher.license}: {terms}")
+        for origin in filter(None, (teacher, pl_module.start)):
+            if terms := warning(origin.license):
+                tell(f"license of {origin.name}: {origin.license}: {terms}")
 
 
 def _millions(module: nn.Module) -> str:
@@ -89,6 +90,7 @@ def write_report(trainer: Trainer, module: CTDModule, figures: dict[str, float],
                 **data.tally.summary(),
             },
             "teacher": {"name": teacher.name, "sha256": teacher.identity, "license": teacher.license},
+            "init_from": module.start and module.start._asdict(),
             "student": {
                 "parameters": sum(parameter.numel() for parameter in student.parameters()),
                 **student.config.to_dict(),

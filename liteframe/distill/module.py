@@ -115,8 +115,8 @@ class CTDModule(GuardedModule):
         check_grids(self.student_config, self.teacher, data.frame_format.size)
         if data.target_cache is not None:
             check_cache(data.target_cache, {**self.target_identity, **data.clip_identity()})
-        self.student, start = build_student(self.student_config, self.teacher, self.init, self.init_from)
-        self.contents = {"model.teacher.name": self.teacher.identity, "init_from": start}
+        self.student, self.start = build_student(self.student_config, self.teacher, self.init, self.init_from)
+        self.contents = {"model.teacher.name": self.teacher.identity, "init_from": self.start and self.start.sha256}
         if data.target_cache is not None:
             self.teacher.drop_tower()
         if self.activation_checkpointing:

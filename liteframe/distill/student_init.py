@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,20 @@ from liteframe.training.report import tell
 from liteframe.training.sharded import copy_into_shards, full_tensor
 
 TIMM = "timm/"  # what a ViT of timm begins with, where a folder could stand
+
+
+class Start(NamedTuple):
+    """Weights other than the teacher's that a student starts from.
+
+    Attributes:
+        name: a folder, or `timm/<name>`.
+        sha256: of the weights.
+        license: as a ViT's metadata states it; None where it states nothing, and for saved encoders.
+    """
+
+    name: str
+    sha256: str
+    license: str | None
 
 
 def with_preprocessing(config: LiteFrameConfig, teacher: Teacher) -> LiteFrameConfig:
@@ -59,8 +73,8 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
 
 def build_student(
     config: LiteFrameConfig, teacher: Teacher, init: Literal["weight_selection", "random"], init_from: str | None
-) -> tuple[LiteFrameEncoder, str | None]:
-    """A student with weights to start from, and the digest of those that `init_from` names.
+) -> tuple[LiteFrameEncoder, Start | None]:
+    """A student with weights to start from, and what `init_from` names.
 
     Its head emits raw features, except after "random" and from a ViT of timm (see head_is_raw).
 
@@ -88,26 +102,27 @@ def head_is_raw(init: str, init_from: str | None) -> bool:
     return init == "weight_selection" if init_from is None else not init_from.startswith(TIMM)
 
 
-def _from_saved(config: LiteFrameConfig, folder: str) -> tuple[LiteFrameEncoder, str]:
-    saved, digest = LiteFrameEncoder.from_pretrained(folder).float(), file_digest(Path(folder) / "model.safetensors")
+def _from_saved(config: LiteFrameConfig, folder: str) -> tuple[LiteFrameEncoder, Start]:
+    saved = LiteFrameEncoder.from_pretrained(folder).float()
+    start = Start(folder, file_digest(Path(folder) / "model.safetensors"), None)
     ours, theirs = config.to_dict(), saved.config.to_dict()
     if ours == theirs:
-        return saved.train(), digest
+        return saved.train(), start
     student = select_from_student(saved, config)
     cut = ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key])
     before, after = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (saved, student))
     tell(f"--init_from {folder}: cut by weight selection from {before:.2f}M to {after:.2f}M parameters ({cut})")
-    return student, digest
+    return student, start
 
 
-def _from_timm(config: LiteFrameConfig, name: str) -> tuple[LiteFrameEncoder, str]:
+def _from_timm(config: LiteFrameConfig, name: str) -> tuple[LiteFrameEncoder, Start]:
     vit, student = load_teacher(name), LiteFrameEncoder(config)
     selection = select_from_vit(vit, config)
     student.load_state_dict(student.state_dict() | selection.weights)
     tell(f"--init_from {name}: its first {config.depth} blocks; random: {', '.join((*selection.random, 'head'))}")
     for difference in selection.differences:
         tell(f"--init_from {name}: the ViT is not repeated exactly, {difference}")
-    return student, vit.identity
+    return student, Start(name, vit.identity, vit.license)
 
 
 def unfold_head(head: nn.Linear, standardizer: Standardizer) -> None:

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from liteframe.models.teacher.base import VitTower
+from liteframe.models.teacher.glm4v import Glm4vTower
 from liteframe.models.teacher.hf_vit import VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import consequence
 from liteframe.models.teacher.load import load_teacher
@@ -87,6 +88,7 @@ def entries() -> tuple[Entry, ...]:
               _hf("Gemma4VisionConfig", num_key_value_heads=4, head_dim=8)),
         Entry("SmolVLM 2, Idefics 3", ("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), APACHE,
               _hf("SmolVLMVisionConfig", patch_size=16, image_size=512)),
+        Entry("GLM-4.1V, 4.5V, 4.6V", ("glm4v", "glm4v_moe"), MIT, _glm4v),
         Entry("Perception LM", ("perception_lm",), None, _perception_lm),
         Entry("C-RADIO v4", ("radio",), NVIDIA, _hf("RadioConfig", mlp_ratio=2.0, image_size=512)),
         Entry("DINOv3", ("dinov3_vit",), "dinov3-license",
@@ -115,6 +117,13 @@ def entries() -> tuple[Entry, ...]:
         _timm("TIPSv2", "vit_base_patch14_reg1_tipsv2"),
         _timm("plain ViT", "vit_base_patch16_224"),
     )  # fmt: skip
+
+
+def _glm4v() -> Glm4vTower:
+    config = transformers.Glm4vVisionConfig(
+        depth=2, hidden_size=32, num_heads=4, intermediate_size=48, out_hidden_size=16
+    )
+    return Glm4vTower(transformers.Glm4vVisionModel(config).eval())
 
 
 def _perception_lm() -> VitTower:

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.teacher.base import Statistics, Teacher
+from liteframe.models.teacher.glm4v import GLM_TOWERS, Glm4vTower
 from liteframe.models.teacher.hf_vit import REFUSED, VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import license_of
 from liteframe.models.teacher.qwen import QWEN_TOWERS, QwenTower
@@ -26,6 +27,8 @@ from liteframe.texts import read_json
 WHOLE_MODELS = {
     "gemma3": ("Gemma3PreTrainedModel", "vision_tower"),
     "gemma4": ("Gemma4PreTrainedModel", "vision_tower"),
+    "glm4v": ("Glm4vPreTrainedModel", "visual"),
+    "glm4v_moe": ("Glm4vMoePreTrainedModel", "visual"),
     "idefics3": ("Idefics3PreTrainedModel", "vision_model"),
     "paligemma": ("PaliGemmaPreTrainedModel", "vision_tower"),
     "perception_lm": ("PerceptionLMPreTrainedModel", "vision_tower"),
@@ -111,6 +114,8 @@ def make_tower(model: Any, layer: int | None = None) -> HfTower | QwenTower | Ti
     """The tower of a transformers ViT; `layer` as of HfTower."""
     if model.config.model_type in QWEN_TOWERS:
         return QwenTower(model)
+    if model.config.model_type in GLM_TOWERS:
+        return Glm4vTower(model)
     return TimmTower(model.timm_model) if model.config.model_type == "timm_wrapper" else HfTower(model, layer)
 
 

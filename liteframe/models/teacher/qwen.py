@@ -49,12 +49,16 @@ class QwenTower(Tower):
         config = self.model.config
         pixels, grid = patchified(video, config)
         if self.watched is None:
-            hidden = self.model(pixels, grid_thw=grid).last_hidden_state  # [B*t*h*w,C], in the tower's order
+            hidden = self.hidden(pixels, grid)
             return TeacherFeatures(raster(hidden, grid, config), None, None)
         with AttentionWatch(self.watched) as watch:
-            hidden = self.model(pixels, grid_thw=grid).last_hidden_state
+            hidden = self.hidden(pixels, grid)
         logits = raster(watch.received().reshape(-1, 1), grid, config)[..., 0]  # [B,t,h,w]
         return TeacherFeatures(raster(hidden, grid, config), None, logits)
+
+    def hidden(self, pixels: Tensor, grid: Tensor) -> Tensor:
+        """What `patchified` gives -> [B*t*h*w,C], in the tower's order."""
+        return self.model(pixels, grid_thw=grid).last_hidden_state
 
     @override
     def vit_weights(self) -> VitWeights:

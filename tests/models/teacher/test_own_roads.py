@@ -95,6 +95,39 @@ def test_radio_takes_normalized_frames_and_gives_its_features(size, make, tmp_pa
     torch.testing.assert_close(features.query[0], output.last_hidden_state[:, 0], rtol=1e-4, atol=1e-4)
 
 
+def test_glm4v_gives_what_its_convolution_merges(make, tmp_path):
+    """Pairs of frames that cannot be told from images, as its own processor cuts them."""
+    vision = {"depth": 2, "num_heads": 4, "out_hidden_size": 16, "image_size": 32, **TINY, "intermediate_size": 48}
+    model, _ = glm4v(vision)
+    saved(model, make, tmp_path)
+    tower = model.model.visual
+    images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
+    processor = transformers.Glm4vImageProcessor(
+        patch_size=8, do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    inputs = processor(images=list(images), return_tensors="pt")
+    with torch.no_grad():
+        merged = tower(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state  # [M*2*3,16]
+    teacher = load_teacher(tmp_path, **HALVES)
+    assert (teacher.temporal_patch, teacher.image_size) == (2, 32)
+    video = (images / 255 - 0.5) / 0.5
+    features = teacher(video[:, None].expand(-1, 2, -1, -1, -1))  # each image twice
+    assert features.patches.shape == (2, 1, 4, 6, 32)
+    with torch.no_grad():
+        ours = tower.downsample(features.patches[:, 0].permute(0, 3, 1, 2)).flatten(2).mT
+    torch.testing.assert_close(ours.flatten(0, 1), merged, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(features.logits.exp().sum((2, 3)), torch.ones(2, 1))
+    with pytest.raises(ValueError, match="RMSNorm and gated MLPs"):
+        teacher.tower.vit_weights()
+
+
+def glm4v(vision=None):
+    text = TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}}
+    vision = vision or {"depth": 2, "num_heads": 4, "out_hidden_size": 16, "image_size": 32, **TINY}
+    config = transformers.Glm4vConfig(text_config=text, vision_config=vision)
+    return transformers.Glm4vForConditionalGeneration(config), "visual"
+
+
 def gemma3():
     vision = transformers.SiglipVisionConfig(image_size=32, vision_use_head=False, **TINY)
     return transformers.Gemma3ForConditionalGeneration(
@@ -125,7 +158,7 @@ def perception_lm():
     return transformers.PerceptionLMForConditionalGeneration(config), "vision_tower"
 
 
-@pytest.mark.parametrize("build", [gemma3, gemma4, smolvlm, perception_lm])
+@pytest.mark.parametrize("build", [gemma3, gemma4, glm4v, smolvlm, perception_lm])
 def test_the_tower_of_a_whole_video_llm(build, make, tmp_path):
     model, attribute = build()
     saved(model, make, tmp_path)
@@ -139,4 +172,4 @@ def test_the_tower_of_a_whole_video_llm(build, make, tmp_path):
     for name, tensor in teacher.tower.model.state_dict().items():
         assert torch.equal(tensor, inside[name]), name
     p = teacher.patch_size
-    assert teacher(torch.randn(1, 1, 3, 2 * p, 3 * p)).patches.shape == (1, 1, 2, 3, 32)
+    assert teacher(torch.randn(1, 1, 3, 2 * p, 4 * p)).patches.shape == (1, 1, 2, 4, 32)
