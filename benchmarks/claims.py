@@ -38,6 +38,8 @@ def done(shop: Workshop, cell: Cell) -> dict[str, Any]:
     """What came of a cell."""
     if cell.kind == "reduced":
         return shop.reduced(cell.seed)
+    if cell.kind == "pooled":
+        return shop.pooled(cell.name)
     return shop.times() if cell.kind == "times" else shop.student(VARIANTS[cell.name], cell.seed)
 
 

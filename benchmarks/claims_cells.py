@@ -33,7 +33,7 @@ from liteframe.evaluate.benchmarks.base import Question, ask_text
 from liteframe.models.student.inference import normalized
 from liteframe.models.teacher.base import Teacher, TeacherFeatures
 from liteframe.models.vlm.attach import attach_encoder, processor_for
-from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher
+from liteframe.reduce.pooled_teacher import Pooled, PooledEncoder, PooledTeacher
 from liteframe.reduce.wap import WeightedAverage
 from liteframe.texts import read_yaml
 from liteframe.toyworld.model import CHECKPOINT
@@ -138,6 +138,15 @@ class Workshop:
         right = {str(frames): "".join(asked(system, film, frames) for film in films) for frames in variant.frames}
         return {"cosine": cosine, "parameters": sum(p.numel() for p in student.parameters()), "right": right}
 
+    def pooled(self, saliency: str) -> dict[str, Any]:
+        """Ask about the teacher's tokens after WAP by one kind of saliency."""
+        teacher, (model, processor) = load_teacher(str(CHECKPOINT), saliency=saliency), self.vlm
+        config = with_preprocessing(LiteFrameConfig(**TOY["student"]), teacher)  # describes the grid
+        attached = attach_encoder(model, PooledEncoder(PooledTeacher(teacher)), config=config).eval()
+        system = System.of(attached, processor_for(processor, attached.config))
+        films = [film for world in self.films for film in world]
+        return {"right": {str(WHOLE): "".join(asked(system, film, WHOLE) for film in films)}}
+
     def reduced(self, world: int) -> dict[str, Any]:
         """Ask the tiny InternVL with every reducer about one world, and densely at several numbers of frames."""
         model, processor = self.vlm
@@ -207,7 +216,8 @@ def distil(shop: Workshop, variant: Variant, seed: int) -> tuple[LiteFrameEncode
     running = RunningStatistics(teacher.dim)
     running.update(pooled(shop.train_clips, slice(setup.statistics_clips)).tokens.flatten(0, -2))
     objective.fit(running.freeze())
-    student = build_student(config, teacher, variant.init, None).train()  # type: ignore[arg-type]
+    student, _ = build_student(config, teacher, variant.init, None)  # type: ignore[arg-type]
+    student.train()
     if variant.init == "weight_selection":
         unfold_head(student.head, objective.normalizer.standardizer)
     trained = nn.ModuleList([student, *objective.modules().values()])

@@ -9,6 +9,7 @@ SEEDS = (0, 1, 2)
 WHOLE = 64  # frames of a video of toyworld
 RATIO = 1 / 16
 DENSE_FRAMES = (4, 8, 16, 32, WHOLE)
+SALIENCIES = ("cls", "received", "mean")
 # Beside 1/16: what the authors of a method say of a ratio, or the next larger one of a frame's 16 tokens.
 OTHER_RATIOS = {"fastvid": (1 / 8,), "flashvid": (1 / 8,), "vidcom2": (1 / 4,), "evs": (1 / 4,)}
 
@@ -83,8 +84,8 @@ class Cell:
     """What is done in one go, and is a row when it is done.
 
     Attributes:
-        kind: "reduced" (systems without training on one world), "times", or "student".
-        name: of a variant.
+        kind: "reduced" (systems without training on one world), "times", "pooled" (the teacher with WAP), or "student".
+        name: of a variant, or of what WAP weighs by.
         seed: of a student, or the number of a world.
     """
 
@@ -98,6 +99,7 @@ class Cell:
 
 
 def plan() -> list[Cell]:
-    """All cells: first what needs no training, then variant by variant with all seeds."""
+    """All cells: first what needs no training, then seed by seed all variants."""
     cells = [Cell("reduced", seed=world) for world in SEEDS] + [Cell("times")]
-    return cells + [Cell("student", name, seed) for name in VARIANTS for seed in SEEDS]
+    cells += [Cell("pooled", saliency) for saliency in SALIENCIES]
+    return cells + [Cell("student", name, seed) for seed in SEEDS for name in VARIANTS]

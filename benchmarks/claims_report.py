@@ -7,13 +7,13 @@ where it is neither, nothing is shown.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from claims_plan import SEEDS, VARIANTS, WHOLE, plan
+from claims_plan import SALIENCIES, SEEDS, VARIANTS, WHOLE, plan
 
 from liteframe.evaluate.intervals import Difference, paired_difference
 from liteframe.texts import read_json
@@ -36,36 +36,52 @@ class Record:
     root: Path
 
     def of(self, kind: str, name: str = "") -> list[Mapping[str, Any]]:
-        """Cells of a kind, by seed or world; empty unless all are there."""
+        """Cells of a kind, by seed or world; but for students, empty unless all are there."""
         found = [row for row in self.cells if (row["cell"]["kind"], row["cell"]["name"]) == (kind, name)]
         wanted = sum((cell.kind, cell.name) == (kind, name) for cell in plan())
-        return sorted(found, key=lambda row: row["cell"]["seed"]) if len(found) == wanted else []
+        whole = kind == "student" or len(found) == wanted
+        return sorted(found, key=lambda row: row["cell"]["seed"]) if whole else []
 
     def file(self, name: str) -> Any:
         """A record of another command."""
         return read_json(self.root / name, "it belongs to the repository")
 
-    def answers(self, name: str, frames: int = WHOLE) -> list[str]:
-        """Of a student, a string a seed; of a system without training, one: a 1 or a 0 for each question."""
+    def answers(self, name: str, frames: int = WHOLE) -> dict[int, str]:
+        """A 1 or a 0 for each question, by seed; of a system without training, the same for each seed."""
         if name in VARIANTS:
-            return [row["right"][str(frames)] for row in self.of("student", name)]
+            return {row["cell"]["seed"]: row["right"][str(frames)] for row in self.of("student", name)}
+        if name in SALIENCIES:
+            return {seed: row["right"][str(frames)] for row in self.of("pooled", name) for seed in SEEDS}
         worlds = self.of("reduced")
         known = worlds and all(name in row["right"] for row in worlds)
-        return ["".join(row["right"][name] for row in worlds)] if known else []
+        return dict.fromkeys(SEEDS, "".join(row["right"][name] for row in worlds)) if known else {}
 
-    def percent(self, name: str, frames: int = WHOLE) -> str:
-        """Accuracy over all seeds."""
-        return f"{100 * statistics.mean(answer == '1' for seed in self.answers(name, frames) for answer in seed):.1f}"
+    def percent(self, name: str, frames: int = WHOLE, seeds: Collection[int] = SEEDS) -> str:
+        """Accuracy over these seeds, as far as they are there."""
+        right = "".join(answers for seed, answers in self.answers(name, frames).items() if seed in seeds)
+        return f"{100 * right.count('1') / len(right):.1f}"
+
+    def seeds(self, *names: str) -> list[int]:
+        """Those that all of these systems have."""
+        return [seed for seed in SEEDS if all(seed in self.answers(name) for name in names)]
 
     def less(self, name: str, other: str, frames: tuple[int, int] = (WHOLE, WHOLE)) -> Difference | None:
         """By how much more often one is right than another, by question; all seeds of a video are one cluster."""
-        ours, theirs = self.answers(name, frames[0]), self.answers(other, frames[1])
-        if not ours or not theirs:
+        seeds, trained = self.seeds(name, other), {name, other} & VARIANTS.keys()
+        if not seeds:
             return None
-        seeds = max(len(ours), len(theirs))
-        right = [[answer == "1" for answer in "".join(known * (seeds // len(known)))] for known in (ours, theirs)]
-        videos = [number // 5 for number in range(len(ours[0]))]
-        return paired_difference(right[0], right[1], videos * seeds)
+        seeds = seeds if trained else seeds[:1]
+        right = [
+            [answer == "1" for seed in seeds for answer in self.answers(system, count)[seed]]
+            for system, count in ((name, frames[0]), (other, frames[1]))
+        ]
+        videos = [number // 5 for number in range(len(right[0]) // len(seeds))]
+        return paired_difference(right[0], right[1], videos * len(seeds))
+
+    def note(self, *names: str) -> str:
+        """How many seeds a figure has, where these are not all."""
+        count = len(self.seeds(*names))
+        return "" if count == len(SEEDS) else f", {count} of {len(SEEDS)} seeds"
 
     def cosine(self, name: str) -> float:
         """To its own target, mean over the seeds."""
@@ -98,14 +114,18 @@ def better(name: str, other: str, frames: tuple[int, int] = (WHOLE, WHOLE)) -> J
         found = record.less(name, other, frames)
         if found is None:
             return None
-        figure = f"{record.percent(name, frames[0])} against {record.percent(other, frames[1])} %: {points(found)}"
+        seeds = record.seeds(name, other)
+        ours, theirs = (
+            record.percent(system, count, seeds) for system, count in zip((name, other), frames, strict=True)
+        )
+        figure = f"{ours} against {theirs} %: {points(found)}"
         if {name, other} <= VARIANTS.keys():
-            pairs = zip(record.answers(name, frames[0]), record.answers(other, frames[1]), strict=True)
-            seeds = [100 * (ours.count("1") - theirs.count("1")) / len(ours) for ours, theirs in pairs]
-            figure += f" (by seed {', '.join(f'{value:+.1f}' for value in seeds)})"
+            pairs = [(record.answers(name, frames[0])[seed], record.answers(other, frames[1])[seed]) for seed in seeds]
+            by_seed = [100 * (one.count("1") - two.count("1")) / len(one) for one, two in pairs]
+            figure += f" (by seed {', '.join(f'{value:+.1f}' for value in by_seed)})" if len(seeds) > 1 else ""
             if name != other:
                 figure += f"; cosine to its own target {record.cosine(name):.3f} against {record.cosine(other):.3f}"
-        return Finding(figure, judged(found))
+        return Finding(figure, judged(found) + record.note(name, other))
 
     return judge
 
@@ -125,7 +145,7 @@ def best(names: Mapping[str, int], others: Callable[[Record], Mapping[str, int]]
             f"{other.partition('@')[0]} {record.percent(other, known[other])} ({points(less)})" for other, less in rows
         )
         figure = f"{name.partition('@')[0]} {record.percent(name, frames)} %; less each of the others: {listed}"
-        return Finding(figure, together([judged(less) for less in there.values()]))
+        return Finding(figure, together([judged(less) for less in there.values()]) + record.note(name, *there))
 
     return judge
 
@@ -139,7 +159,8 @@ def falling(names: Sequence[str]) -> Judge:
         if len(known) < len(steps):
             return None
         figure = ", ".join(f"{name} {record.percent(name)}" for name in names)
-        return Finding(f"%: {figure}; steps {', '.join(map(points, known))}", together([judged(s) for s in known]))
+        verdict = together([judged(step) for step in known]) + record.note(*names)
+        return Finding(f"%: {figure}; steps {', '.join(map(points, known))}", verdict)
 
     return judge
 

@@ -73,7 +73,7 @@ def mixers_cost(record: Record) -> Finding | None:
     left = [name for name in MIXERS if name not in tried]
     figure = f"convolution (cosine {record.cosine(BASE):.3f}) less {'; '.join(parts)}"
     return Finding(figure + (f"; not tried yet: {', '.join(left)}" if left else ""),
-                   REFUTED if REFUTED in verdicts else HOLDS)  # fmt: skip
+                   (REFUTED if REFUTED in verdicts else HOLDS) + record.note(BASE, *tried))  # fmt: skip
 
 
 def beats_teacher(record: Record) -> Finding | None:
@@ -163,6 +163,8 @@ CLAIMS = (
           encoder_time),
     Claim("paper", "16x without training: pooling over time and space loses less than in space alone", OTHER,
           better(WAP, IN_FRAME)),
+    Claim("paper", "WAP by the cls token is better than by attention received", OTHER, better("cls", "received")),
+    Claim("paper", "WAP by the cls token is better than plain means, without training", OTHER, better("cls", "mean")),
     Claim("paper", "64 tokens, no training: 64 frames by WAP beat all tokens of 4", OTHER, better(WAP, "none@4")),
     Claim("paper", "a student sees more in more frames: 64 against 8", "64 frames are worse",
           better(BASE, BASE, (WHOLE, 8))),

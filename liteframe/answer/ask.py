@@ -16,6 +16,7 @@ import torch
 from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_text
 from liteframe.answer.memory import StreamMemory
+from liteframe.answer.positions import Keep, Positions
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
@@ -122,10 +123,12 @@ class VideoQuestion:
         overlap: bool | None = None,
         memory: StreamMemory | None = None,
         encoder: FrameEncoder | None = None,
+        positions: Positions = Keep(),  # noqa: B008  # a frozen one
     ) -> Iterator[str]:
-        """Read the frames and stream the answer; arguments and errors as of ask, `encoder` as of StreamSession."""
+        """Read the frames and stream the answer; arguments and errors as of ask, the last two as of StreamSession."""
         encoder = frame_encoder(model, processor) if encoder is None else encoder
-        session = StreamSession(model, processor, memory, system=self.system, encoder=encoder, prefill=overlap)
+        how: dict[str, Any] = {"system": self.system, "encoder": encoder, "positions": positions, "prefill": overlap}
+        session = StreamSession(model, processor, memory, **how)
         with self.decoder as decoder:
             most = session.clip_frames if session.prefill else PART
             parts = read_resized(encoder, decoder, self.path, self.indices, most)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from liteframe.answer.frame_encoder import FrameEncoder
-from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER
+from liteframe.answer.positions import original_positions
+from liteframe.models.vlm.chat import IMAGE, PLACEHOLDER, question_prompt
 from liteframe.models.vlm.family import CONTROL_TOKENS
 from liteframe.models.vlm.mrope import Mrope
 from liteframe.reduce.base import Tokens
@@ -40,7 +41,8 @@ class VideoLines:
     def __init__(self, encoder: FrameEncoder, tokenizer: Any, labels: str, mrope: Mrope | None = None) -> None:
         if labels not in LABELS:
             raise ValueError(f"labels={labels!r}: expected one of {', '.join(LABELS)}")
-        self.encoder, self.labels, self.mrope = encoder, labels, mrope or encoder.mrope
+        self.encoder, self.labels, self.tokenizer = encoder, labels, tokenizer
+        self.mrope = mrope or encoder.mrope
         self.end = "" if encoder.end_embedding() is None else tokenizer.convert_ids_to_tokens(encoder.placeholder_id)
 
     def text(self, shown: Tokens) -> str:
@@ -87,6 +89,32 @@ class VideoLines:
         elif self.labels == "seconds" or (label and _overlap(shown)):
             label, parted = self._own(shown, number), True
         return ("\n" if parted and not first else "") + label + body
+
+    def original_places(
+        self, shown: Tokens, among: tuple[int, int] | None, ids: list[int], question: str, system: str | None
+    ) -> list[int]:
+        """Positions of the tokens of a prompt in that which shows all frames with all of their tokens.
+
+        Args:
+            shown: what a reducer has left of a video.
+            among: see Tokens.
+            ids: tokens of the prompt about it.
+            question: of the prompt.
+            system: its system message, if it has one.
+
+        Raises:
+            ValueError: nothing was reduced, or tokens have no place in a frame of their own.
+        """
+        if among is None:
+            raise ValueError("original positions are of what a reducer has left, and nothing was reduced")
+        if any(first != last for first, last, _ in shown.slots) or (shown.place < 0).any():
+            raise ValueError("original positions: this reducer leaves tokens of several frames, or without a place")
+        frames, per_frame = among
+        head, tail = question_prompt(question, system).split(PLACEHOLDER)
+        text = head + self.encoder.video_text([(frame, frame, per_frame) for frame in range(frames)]) + tail
+        whole = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        numbers = (shown.frame * per_frame + shown.place).tolist() + [frames * per_frame] * bool(self.end)
+        return original_positions(ids, whole, self.encoder.placeholder_id, numbers)
 
     def _own(self, shown: Tokens, number: int) -> str:
         if _overlap(shown):

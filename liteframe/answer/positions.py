@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,17 @@ class Time:
     tokens_per_second: float
 
 
-Positions = Keep | Compact | Stretch | Time
+@dataclass(frozen=True)
+class Original:
+    """Tokens that a reducer left stand where they stood among all, and so does the text; gaps remain.
+
+    FastVID's authors do so. Else positions are consecutive.
+    """
+
+
+Positions = Keep | Compact | Stretch | Time | Original
+# Of what a reducer has left, by name.
+OF_REDUCED: dict[str, Positions] = {"packed": Keep(), "original": Original()}
 
 
 def check_positions(positions: Positions, mrope: Mrope | None, model_type: str, memory: str, of_cache: bool) -> None:
@@ -77,11 +88,57 @@ def check_positions(positions: Positions, mrope: Mrope | None, model_type: str, 
             f"memory {memory!r} keeps entries of a KV cache, whose positions it numbers on one axis; those of a "
             f"{model_type} have three; take a memory of tokens, such as 'window'"
         )
+    if isinstance(positions, Original) and mrope is not None:
+        raise ValueError(
+            f"{positions} is for language models that count positions on one axis; those of a {model_type} have three"
+        )
     if isinstance(positions, Time) and (mrope is None or mrope.tokens_per_second is None):
         raise ValueError(
             f"{positions} needs a language model whose positions count seconds (M-RoPE of the Qwen2.5-VL kind), which "
             f"that of a {model_type} does not do; use labels='seconds'"
         )
+
+
+def original_positions(ids: Sequence[int], whole: Sequence[int], placeholder: int, numbers: Sequence[int]) -> list[int]:
+    """Where the tokens of a prompt stand in a longer one, with placeholders and lines that are left out.
+
+    Args:
+        ids: the prompt.
+        whole: the longer one.
+        placeholder: token that stands for a feature.
+        numbers: of each placeholder of `ids`, its number among those of `whole`.
+
+    Raises:
+        ValueError: text of one prompt is not that of the other.
+    """
+    places = [place for place, token in enumerate(whole) if token == placeholder]
+    kept = [places[number] for number in numbers]
+    found, gap = list[int](), list[int]()
+    before, rest = -1, iter(kept)
+    for token in [*ids, placeholder]:  # one more, behind the end
+        if token != placeholder:
+            gap.append(token)
+            continue
+        place = next(rest, len(whole))
+        if gap:
+            found += _text_places(gap, whole, placeholder, before, place)
+        found.append(place)
+        before, gap = place, []
+    return found[:-1]
+
+
+def _text_places(text: Sequence[int], whole: Sequence[int], placeholder: int, before: int, after: int) -> Iterator[int]:
+    """Where text between two kept placeholders stands: a part behind one's frame, the rest ahead of the other's."""
+    start, end = before + 1, after
+    while start < after and whole[start] == placeholder:
+        start += 1
+    while end > start and whole[end - 1] == placeholder:
+        end -= 1
+    for first in range(len(text), -1, -1):
+        cut = end - (len(text) - first)
+        if list(whole[start : start + first]) == list(text[:first]) and list(whole[cut:end]) == list(text[first:]):
+            return iter([*range(start, start + first), *range(cut, end)])
+    raise ValueError("the text of the reduced prompt is not that of the whole one: positions cannot be kept")
 
 
 def rotate(vectors: Tensor, by: Tensor, frequencies: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class ReducedEncoder(FrameEncoder):
         ended("reduction")
         projected = self._tower.project(reduced, signals.grid, self.space)
         ended("projector")
-        return projected
+        return replace(projected, among=(len(signals.tokens), signals.tokens.shape[1]))
 
     @override
     def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
@@ -104,14 +104,15 @@ class ReducedEncoder(FrameEncoder):
         return self._whole.end_embedding()
 
 
-def check_reduction(reducer: str | None, ratio: float | None, fit: bool = False) -> None:
+def check_reduction(reducer: str | None, ratio: float | None, fit: bool = False, positions: str | None = None) -> None:
     """Refuse what no reduction is: for before the model is loaded.
 
     Raises:
         ValueError: one is missing, the reducer is unknown, or the ratio is not in (0, 1].
     """
-    if fit and reducer is None:
-        raise ValueError("--fit brings what a reducer leaves to its budget: name one with --reducer")
+    for option, given in (("--fit", fit), ("--positions", positions)):
+        if given and reducer is None:
+            raise ValueError(f"{option} is about what a reducer leaves: name one with --reducer")
     if (reducer is None) != (ratio is None):
         raise ValueError("--reducer and --ratio go together: how tokens are made fewer, and the share that is left")
     if reducer is not None and reducer not in reducers:

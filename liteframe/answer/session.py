@@ -23,7 +23,7 @@ from liteframe.answer.key_values import PROTOTYPE, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.memory.base import split_slots
-from liteframe.answer.positions import Keep, Positions, Stretch, Time, check_positions, stretched
+from liteframe.answer.positions import Keep, Original, Positions, Stretch, Time, check_positions, stretched
 from liteframe.answer.prefill import Prefill, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
@@ -61,7 +61,8 @@ class StreamSession:
         fps: frames a second that are taken, where the times of frames are told.
         system: a system message; None sends none.
         labels: what stands before the tokens of a slot: "frames" (as the model was trained), "seconds" or "none".
-        positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`, `Time(4)`.
+        positions: what becomes of the positions of a stream: `Keep()`, `Compact()`, `Stretch(2)`, `Time(4)`; of what an
+            `encoder` that reduces has left, `Original()`.
         encoder: from frames to tokens; None is the model's own way, `frame_encoder(model, processor)`.
         prefill: whether the language model reads slots into its KV cache as they come, so that a question waits for
             less; needs a memory that only appends. None does so on a GPU where the memory allows it. On a CPU, encoding
@@ -103,6 +104,8 @@ class StreamSession:
         if prefill and not self.memory.append_only:
             raise ValueError(f"prefill=True needs a memory that only appends, which {self.memory.name!r} does not")
         self.prefill = self.memory.append_only and model.device.type == "cuda" if prefill is None else prefill
+        if isinstance(positions, Original):
+            self.prefill = False  # a reducer sees the whole video before there is a prompt
         self.clip_frames = self._encoder.clip_frames
         mrope = Mrope(positions.tokens_per_second) if isinstance(positions, Time) else None
         self._lines = VideoLines(self._encoder, self.tokenizer, labels, mrope)
@@ -366,10 +369,15 @@ class StreamSession:
             request = {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
             return _with_positions(request, prompt.position_ids()), len(shown.tokens)
         whole = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
-        check_length(self.frames, whole.ids.shape[1], max_new_tokens, self.model)
+        length, position_ids = whole.ids.shape[1], whole.position_ids
+        if isinstance(self.positions, Original) and shown is not None:
+            among = None if self._partial is None else self._partial.among  # the whole video waits
+            places = self._lines.original_places(shown, among, whole.ids[0].tolist(), question, self.system)
+            position_ids, length = torch.tensor([places], device=whole.embeddings.device), places[-1] + 1
+        check_length(self.frames, length, max_new_tokens, self.model)
         mask = torch.ones_like(whole.ids).to(whole.embeddings.device)
         request = {"inputs_embeds": whole.embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
-        return _with_positions(request, whole.position_ids), 0 if shown is None else len(shown.tokens)
+        return _with_positions(request, position_ids), 0 if shown is None else len(shown.tokens)
 
 
 def _with_positions(request: dict[str, Any], position_ids: Tensor | None) -> dict[str, Any]:

@@ -32,13 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     from liteframe.answer.ask import VideoQuestion
     from liteframe.answer.memory import parse_memory
+    from liteframe.answer.positions import OF_REDUCED
     from liteframe.answer.reduced_encoder import check_reduction, encoder_with
     from liteframe.models.vlm.load import find_device, load_video_llm
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
     memory = parse_memory(args.memory) if args.memory else None
-    check_reduction(args.reducer, args.ratio, bool(args.fit))
+    check_reduction(args.reducer, args.ratio, bool(args.fit), args.positions)
     device = find_device(args.device)
     asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
         args.video,
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
     model.to(device)
     encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit))
-    settings = {"memory": memory, "encoder": encoder, "max_new_tokens": args.max_new_tokens}
+    positions = OF_REDUCED[args.positions or "packed"]
+    settings = {"memory": memory, "encoder": encoder, "max_new_tokens": args.max_new_tokens, "positions": positions}
     for piece in asked.answer(model, processor, **settings):
         sys.stdout.write(piece)
         sys.stdout.flush()

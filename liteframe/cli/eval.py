@@ -8,7 +8,7 @@ from typing import Any
 
 # Values of options that neither the command line nor --config gives.
 DEFAULTS = {"fit": False, "frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
-MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "device", "dtype")
+MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "positions", "device", "dtype")
 OPTIONS = (*MODEL, "fps", "prompt", "max_new_tokens", *DEFAULTS)
 
 
@@ -50,12 +50,17 @@ def add_reduction(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fit(parser: argparse.ArgumentParser) -> None:
-    """Whether counts are brought to the budget, for `liteframe compare` too."""
+    """How what reducers leave is counted and placed, for `liteframe compare` too."""
     parser.add_argument(
         "--fit", action="store_true", default=None,
         help="call a reducer whose count depends on the video again with other budgets, until it leaves 99 to 100 %% "
         "of --ratio",
     )  # fmt: skip
+    parser.add_argument(
+        "--positions",
+        choices=("packed", "original"),
+        help="of what a reducer leaves: consecutive (default), or where the tokens stood among all, with gaps",
+    )
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.training.report import environment
 
     options = read_options(args)
-    check_reduction(options["reducer"], options["ratio"], options["fit"])
+    check_reduction(options["reducer"], options["ratio"], options["fit"], options["positions"])
     rank = this_rank()
     console = Console(quiet=rank.number > 0)
     if rank.ranks == 1:  # of several, the first may be writing there already

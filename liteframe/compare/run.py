@@ -59,6 +59,10 @@ class Comparison:
         """Systems with their numbers of frames; without video there is one."""
         return [(s, count) for s in self.systems for count in (self.frames[:1] if s.base == BLIND else self.frames)]
 
+    def reduction(self) -> dict[str, Any]:
+        """How every reducer's tokens are counted and placed, see build_systems."""
+        return {"fit": bool(self.options["fit"]), "positions": self.options["positions"] or "packed"}
+
     def place(self, frames: int, student: bool) -> int:
         """Which of the rounds over all videos this is: each can be shared out by itself."""
         return self.frames.index(frames) + len(self.frames) * student
@@ -75,8 +79,8 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
     plain = load_system({**comparison.options, "encoder": None, "adapter": None})
     whole = determining(comparison.benchmark, comparison.dataset, comparison.asking, comparison.options, plain.model)
     asked = {name: value for name, value in whole["asking"].items() if name != "frames"}
-    fit = {"fit": True} if comparison.options["fit"] else {}
-    settings = {**whole, **fit, "asking": {**asked, "frames": list(comparison.frames)}}
+    reduction = {name: value for name in ("fit", "positions") if (value := comparison.options[name])}
+    settings = {**whole, **reduction, "asking": {**asked, "frames": list(comparison.frames)}}
     session = {**environment(plain.model.device), **{k: comparison.options[k] for k in ("vlm", "encoder", "adapter")}}
     rank = this_rank()
     failures = dict[tuple[str, int], str]()
@@ -89,7 +93,7 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
             (str(system), frames): stack.enter_context(
                 EvalFolder(
                     folder / "answers" / f"{system}-{frames}",
-                    _settings(whole, system, frames, bool(fit)),
+                    _settings(whole, system, frames, comparison.options),
                     session,
                     rank.number,
                 )
@@ -122,12 +126,12 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
     return points
 
 
-def _settings(whole: dict[str, Any], system: SystemName, frames: int, fit: bool) -> dict[str, Any]:
+def _settings(whole: dict[str, Any], system: SystemName, frames: int, options: dict[str, Any]) -> dict[str, Any]:
     """What determines the answers of one point, as `liteframe eval` writes it."""
     of_model = whole["model"]
     if not system.student:
         of_model = {**of_model, "sha256": {**of_model["sha256"], "encoder": None, "adapter": None}}
-    reduction = reduction_of(system.reducer, system.ratio, fit)
+    reduction = reduction_of(system.reducer, system.ratio, options["fit"], options["positions"])
     blind = {"blind": True} if system.base == BLIND else {}
     asking = {**whole["asking"], "frames": frames}
     return {**whole, "model": of_model, "reduction": reduction, "asking": asking, **blind}
@@ -149,8 +153,8 @@ def _ask(
     console: Console,
 ) -> dict[tuple[str, int], str]:
     """Ask the systems of one model what has no reply yet, frames by frames; reasons of those that failed."""
-    fit = bool(comparison.options["fit"])
-    systems, unbuilt = build_systems(names, loaded.model, loaded.processor, remember=True, fit=fit)
+    how = comparison.reduction()
+    systems, unbuilt = build_systems(names, loaded.model, loaded.processor, remember=True, **how)
     failed = {(name, frames): reason(error) for name, error in unbuilt.items() for frames in comparison.frames}
     benchmark, seed, questions = comparison.benchmark, comparison.options["seed"], comparison.dataset.questions
     with _progress(console) as bar:
@@ -214,12 +218,12 @@ def _time(
 def _built(comparison: Comparison, plain: System) -> dict[str, System]:
     """All systems around one language model; the adapter, which changes values and no shapes, is left out."""
     plains = [system for system in comparison.systems if not system.student]
-    how = {"remember": False, "fit": bool(comparison.options["fit"])}
-    systems, _ = build_systems(plains, plain.model, plain.processor, **how)
+    how = comparison.reduction()
+    systems, _ = build_systems(plains, plain.model, plain.processor, remember=False, **how)
     if students := [system for system in comparison.systems if system.student]:
         model = with_encoder(plain.model, comparison.options["encoder"])
         processor = processor_for(plain.processor, model.config)
-        systems |= build_systems(students, model, processor, **how)[0]
+        systems |= build_systems(students, model, processor, remember=False, **how)[0]
     return systems
 
 

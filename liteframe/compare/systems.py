@@ -121,7 +121,7 @@ class RememberingTower(FrameTower):
 
 
 def build_systems(
-    names: Sequence[SystemName], model: Any, processor: Any, *, remember: bool, fit: bool
+    names: Sequence[SystemName], model: Any, processor: Any, *, remember: bool, fit: bool, positions: str
 ) -> tuple[dict[str, System], dict[str, Exception]]:
     """Systems of one model by name, and why others cannot be.
 
@@ -131,6 +131,7 @@ def build_systems(
         processor: of `load_video_llm`.
         remember: whether the tower sees a video once for all; not where each is timed.
         fit: see ReducedEncoder.
+        positions: see System.
     """
     whole = frame_encoder(model, processor)
     systems, failures = dict[str, System](), dict[str, Exception]()
@@ -143,7 +144,7 @@ def build_systems(
             if tower is None and not name.student:
                 tower = RememberingTower(model) if remember else FrameTower(model)
             encoder = ReducedEncoder(whole, reducers[name.reducer], name.ratio, tower, fit)
-            systems[str(name)] = System(model, processor, encoder)
+            systems[str(name)] = System(model, processor, encoder, positions=positions)
         except ValueError as error:
             failures[str(name)] = error
     return systems, failures

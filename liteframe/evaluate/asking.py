@@ -18,6 +18,7 @@ import torch
 from liteframe.answer.ask import read_resized
 from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_text
+from liteframe.answer.positions import OF_REDUCED
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
@@ -63,12 +64,14 @@ class System:
         processor: of `load_video_llm`.
         encoder: from frames to tokens, such as `frame_encoder(model, processor)`.
         blind: whether it is asked without the video, whose frames are read all the same.
+        positions: of what a reducer leaves, "packed" or "original".
     """
 
     model: Any
     processor: Any
     encoder: FrameEncoder
     blind: bool = False
+    positions: str = "packed"
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> System:
@@ -77,7 +80,7 @@ class System:
 
     def look(self, frames: np.ndarray, times: Sequence[float] | None = None) -> StreamSession:
         """A session that has seen frames uint8 [T,h,w,3], shown at these seconds or one a second, and nothing else."""
-        session = StreamSession(self.model, self.processor, encoder=self.encoder)
+        session = StreamSession(self.model, self.processor, encoder=self.encoder, positions=OF_REDUCED[self.positions])
         if not self.blind:
             session.add(frames, times, every=True)
         return session

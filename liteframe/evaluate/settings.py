@@ -76,8 +76,8 @@ def load_system(options: dict[str, Any]) -> System:
         options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
     )
     model.to(device)
-    reduction = (options["reducer"], options["ratio"], bool(options["fit"]) and options["reducer"] is not None)
-    return System(model, processor, encoder_with(model, processor, *reduction))
+    encoder = encoder_with(model, processor, options["reducer"], options["ratio"], bool(options["fit"]))
+    return System(model, processor, encoder, positions=options["positions"] or "packed")
 
 
 def determining(
@@ -97,7 +97,7 @@ def determining(
             "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"]),
+        "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"], options["positions"]),
         "asking": {**asked, "option_format": benchmark.option_format},
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
@@ -107,9 +107,13 @@ def determining(
     }
 
 
-def reduction_of(reducer: str | None, ratio: float | None, fit: bool) -> dict[str, Any] | None:
+def reduction_of(
+    reducer: str | None, ratio: float | None, fit: bool | None, positions: str | None
+) -> dict[str, Any] | None:
     """What determines scores about a reducer; nothing without one."""
-    return None if reducer is None else {"reducer": reducer, "ratio": ratio, **({"fit": True} if fit else {})}
+    more: dict[str, Any] = {"fit": True} if fit else {}
+    more |= {"positions": positions} if positions == "original" else {}
+    return None if reducer is None else {"reducer": reducer, "ratio": ratio, **more}
 
 
 def model_digest(source: str | os.PathLike[str]) -> str:

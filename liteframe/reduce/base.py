@@ -27,6 +27,7 @@ class Tokens:
         slots: first frame, last frame and number of tokens of each line of the prompt, frames from 0 on.
         times: seconds of the first and the last frame of each slot, where they are known.
         shape: rows and columns of the grid that places are indices of, where it is known and one for all.
+        among: frames, and tokens of each, of the video that a reducer has chosen from; None without one.
     """
 
     tokens: Tensor
@@ -36,6 +37,7 @@ class Tokens:
     slots: Sequence[tuple[int, int, int]]
     times: Sequence[tuple[float, float]] | None = None
     shape: tuple[int, int] | None = None
+    among: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no prompt could be written for."""

@@ -10,6 +10,9 @@ from worlds import ROOT
 
 from liteframe import StreamSession, reducers
 from liteframe.answer.frame_encoder import frame_encoder
+from liteframe.answer.labels import VideoLines
+from liteframe.answer.positions import Original, original_positions
+from liteframe.answer.prefill import whole_prompt
 from liteframe.answer.reduced_encoder import ReducedEncoder, encoder_with
 from liteframe.cli.main import main
 from liteframe.models.student.config import LiteFrameConfig
@@ -139,3 +142,66 @@ def test_refusals(more, message, tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="go together"):
         encoder_with(None, None, "wap", None)
+
+
+def test_positions_in_the_whole_prompt_by_hand():
+    # H, line 1 of 3 tokens, line 2, line 3, tail; 0 stands for a feature.
+    whole = [9, 1, 5, 0, 0, 0, 6, 2, 5, 0, 0, 0, 6, 3, 5, 0, 0, 0, 6, 8]
+    assert original_positions([9, 1, 5, 0, 0, 6, 8], whole, 0, [0, 2]) == [0, 1, 2, 3, 5, 6, 19]
+    assert original_positions([9, 1, 5, 0, 6, 3, 5, 0, 6, 8], whole, 0, [1, 6]) == [0, 1, 2, 4, 6, 13, 14, 15, 18, 19]
+    assert original_positions([9, 2, 5, 0, 0, 6, 8], whole, 0, [5, 3]) == [0, 7, 8, 11, 9, 12, 19]
+    assert original_positions(whole, whole, 0, list(range(9))) == list(range(20))
+    with pytest.raises(ValueError, match="is not that of the whole one"):
+        original_positions([9, 4, 5, 0, 6, 8], whole, 0, [0])
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_original_positions_are_those_of_the_whole_prompt_with_the_rest_masked(family, every, video, loaded):
+    """With the features of all frames in the prompt, and attention to what is left alone, the model says the same."""
+
+    class Left(Reducer):
+        def reduce(self, signals, budget):
+            keep = torch.zeros(signals.tokens.shape[:2], dtype=torch.bool)
+            keep[::every, 1::3] = True
+            return Tokens.kept(signals, keep)
+
+    model, processor = loaded[family]
+    frames = video[:5]
+    packed, ours = (
+        session_with(model, processor, Left(), 0.3, frames, **how) for how in ({}, {"positions": Original()})
+    )
+    request, _ = ours._request(QUESTION, 4)
+    (places,) = request["position_ids"].tolist()
+    encoder = frame_encoder(model, processor)
+    shown = encoder.whole(encoder.pixels(encoder.resized(frames)))
+    lines = VideoLines(encoder, processor.tokenizer, "frames")
+    whole = whole_prompt(model, processor.tokenizer, lines, shown, QUESTION)
+    ids, embeddings = whole.ids, whole.embeddings
+    mask = torch.zeros(1, ids.shape[1], dtype=torch.long)
+    mask[0, places] = 1
+    assert mask.sum() == len(places) < ids.shape[1]
+    with torch.no_grad():
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=torch.arange(ids.shape[1])[None]
+        ).last_hidden_state[:, -1]
+        expected = model.lm_head(hidden)[0].log_softmax(-1)
+    words = [processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in WORDS]
+    torch.testing.assert_close(ours.score(QUESTION, WORDS), expected[words], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(packed.score(QUESTION, WORDS), expected[words], atol=1e-4)
+    assert ours.ask(QUESTION, max_new_tokens=4).text == "".join(ours.stream(QUESTION, max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("reducer", "message"), [("wap", "tokens of several frames, or without a place"), (None, "nothing was reduced")]
+)
+def test_original_positions_need_tokens_of_one_frame(reducer, message, video):
+    model, processor = load_video_llm(TOY)
+    how = {"positions": Original()}
+    if reducer is None:
+        session = StreamSession(model, processor, **how)
+        session.add(video[:5])
+    else:
+        session = session_with(model, processor, reducers[reducer], 1 / 16, video[:5], **how)
+    with pytest.raises(ValueError, match=message):
+        session.ask(QUESTION)

@@ -50,7 +50,8 @@ def test_a_claim_holds_is_refuted_or_is_not_shown(report):
     found = judge(record_of(report, one, one, one))
     assert "+5.0 ± 5.0" in found.figure
     assert found.verdict == "not shown"
-    assert judge(record_of(report, pair, pair)) is None  # a seed is missing
+    assert judge(record_of(report, pair, pair)).verdict == "holds, 2 of 3 seeds"
+    assert judge(report.Record([student("student", 0, good)], ROOT)) is None
 
 
 def test_parts_of_a_claim(report):

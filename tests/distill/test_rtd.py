@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, weighted_average_pool
+from liteframe.cli.main import main
+from liteframe.distill.cache import TargetCache
 from liteframe.distill.objectives import objectives
 from liteframe.distill.objectives.rtd import DECODERS, spread
 from liteframe.distill.statistics import RunningStatistics
@@ -112,6 +114,18 @@ def test_a_run_trains_the_decoder_and_leaves_an_encoder_of_compressed_tokens(fit
     assert said.shape == (1, 8, 8, 8, 32)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["figures"]["val/token_cosine"] > -1
+
+
+def test_a_cache_of_rtd_holds_dense_features_and_is_no_cache_of_ctd(fit, tiny_config, tmp_path):
+    words = ["cache", "build", "-o", tmp_path / "cache", "--views", 1, "--config", tiny_config,
+             "--model.objective", "rtd_repeat", "--model.target.statistics_clips", 2]  # fmt: skip
+    assert main([*map(str, words)]) == 0
+    assert TargetCache.open(tmp_path / "cache").settings.target_shape == (8, 8, 8, 32)
+    same = ["--model.target.statistics_clips", 2, "--data.cache", tmp_path / "cache", "--trainer.max_steps", 1]
+    fit("--run", tmp_path / "run", "--model.objective", "rtd_repeat", *same)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 1
+    with pytest.raises(ValueError, match=r"compression is \(1, 1, 1\) there and \(4, 2, 2\) here"):
+        fit("--run", tmp_path / "ctd", *same)
 
 
 def test_an_unknown_objective_is_refused(fit, tmp_path):

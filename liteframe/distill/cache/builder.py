@@ -188,7 +188,8 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     check_grids(config, teacher, data.frame_format.size)
     precision = str(fabric.strategy.precision.precision)
     identity = {**module.target_identity, **data.clip_identity()}
-    shape = target_shape(data.clip_frames, data.frame_format.size, teacher.patch_size, config.compression, teacher.dim)
+    window = module.objective.pooling
+    shape = target_shape(data.clip_frames, data.frame_format.size, teacher.patch_size, window, teacher.dim)
     fewest, most = SHARD_CLIPS
     settings = CacheSettings(
         **identity,
