@@ -29,7 +29,8 @@ class Entry:
         name: what people call it.
         loads: what load_teacher takes: values of `model_type`, or names of timm.
         license: of the published weights, where it was looked up; those of timm are as timm states them.
-        make: builds it with its own patches and positions, but few random weights.
+        make: builds it with its own patches and positions, but few random weights; LookupError where the installed
+            library does not have it.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Entry:
 
 def _hf(config: str, layer: int | None = None, **settings: Any) -> Callable[[], VitTower]:
     def make() -> VitTower:
+        if not hasattr(transformers, config):
+            raise LookupError(f"not in transformers {transformers.__version__}")
         made = getattr(transformers, config)(**TINY_HF | settings)
         model = getattr(transformers, VIT_CLASSES[made.model_type].name)(made).eval()
         return HfTower(model, layer)
@@ -143,7 +146,12 @@ def table() -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for entry in entries():
-        tower = entry.make()
+        loads = ", ".join(f"`{name}`" for name in entry.loads)
+        try:
+            tower = entry.make()
+        except LookupError as error:
+            lines.append(f"| {entry.name} | {loads} | {error} |  |  |  |  |")
+            continue
         p, side = tower.patch_size, tower.image_size // tower.patch_size
         m, frames = tower.merge, tower.temporal_patch
         features = tower(torch.zeros(1, 1, 3, 2 * m * p, 3 * m * p))
@@ -153,7 +161,7 @@ def table() -> list[str]:
         prefix += [f"{registers} register{'s' * (registers > 1)}"] * (registers > 0)
         cells = (
             entry.name,
-            ", ".join(f"`{name}`" for name in entry.loads),
+            loads,
             ", ".join(prefix) or "none",
             f"{side} x {side} of {p} px" + (f", {frames} frames each" if frames > 1 else ""),
             ", ".join(tower.saliencies),

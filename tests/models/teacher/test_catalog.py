@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from liteframe.cli.main import main
+from liteframe.models.teacher import catalog
 from liteframe.models.teacher.catalog import entries
 from liteframe.models.teacher.hf_vit import VIT_CLASSES
 from liteframe.models.teacher.huggingface import WHOLE_MODELS
@@ -44,6 +45,12 @@ def test_the_table_is_what_the_code_gives(capsys):
     _, _, rest = DOCS.read_text(encoding="utf-8").partition("<!-- teachers -->\n")
     written, _, _ = rest.partition("<!-- /teachers -->")
     assert written == table, "write the output of `liteframe info --teachers` between the markers of docs/teachers.md"
+
+
+def test_what_an_older_library_lacks_is_said(monkeypatch):
+    lacking = catalog.Entry("Newer", ("newer",), None, catalog._hf("NewerConfig"))
+    monkeypatch.setattr(catalog, "entries", lambda: (lacking,))
+    assert catalog.table()[2].startswith("| Newer | `newer` | not in transformers 5.")
 
 
 def test_the_table_has_every_kind():
