@@ -38,8 +38,9 @@ demo: $(READY)
 demo-full: $(READY)
 	$(BIN)/liteframe demo --full
 
+# Many tests start processes, each of which would compile LiteFrame's files where Python may not keep what it compiled.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,12 +4,21 @@ import os
 
 import pytest
 
+# Read when torch is imported, here and in what tests start. What is compiled here is compiled once: a pool of processes
+# for it, a memory of what was traced before, and a well optimized wrapper cost more than they save.
+os.environ |= {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCH_FAKE_TENSOR_DISPATCH_CACHE": "0",
+    "AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL": "O0",
+}
+
 # Files that take longest go first, or the last one of them would run alone when the other processes have nothing left.
 LONGEST = (
-    *("test_graphs.py", "test_lma_8b_benchmark.py", "test_readme.py", "test_ahead_of_time.py", "test_demo.py"),
-    *("test_exports.py", "test_two_processes.py", "test_kill_survival.py", "test_onnx_parity.py", "test_guard.py"),
-    *("test_triton_interpreter.py", "test_cache_kill.py", "test_two_families.py", "test_lma_training.py"),
-    *("test_one_rank_fails.py", "test_ctd_run.py", "test_lma_stages.py", "test_lmms_eval.py", "test_licenses.py"),
+    *("test_graphs.py", "test_two_processes.py", "test_readme.py", "test_kill_survival.py", "test_lma_training.py"),
+    *("test_ahead_of_time.py", "test_demo.py", "test_triton_interpreter.py", "test_cache_kill.py"),
+    *("test_one_rank_fails.py", "test_speed.py", "test_exports.py", "test_two_families.py"),
+    *("test_lma_8b_benchmark.py", "test_lmms_eval.py", "test_cached_benchmark.py", "test_lma_stages.py"),
+    *("test_ctd_run.py", "test_swap_guide.py", "test_guard.py", "test_launch_lines.py"),
 )
 
 

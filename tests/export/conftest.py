@@ -10,6 +10,8 @@ from worlds.vlms import make_internvl
 
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.cli.main import main
+from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.adapter import ORIGIN, origin
 from liteframe.models.vlm.load import load_video_llm
 
@@ -68,3 +70,15 @@ def exported_vlm(world):
     out = world.root / "my-vlm"
     assert main(["export", "hf-vlm", str(world.run), str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def smallest(tmp_path):
+    """Folder of the smallest encoder there is."""
+    torch.manual_seed(0)
+    config = LiteFrameConfig(
+        dim=8, depth=1, heads=1, mlp_dim=8, patch_size=8, image_size=32, teacher_dim=8, downsample={1: (2, 2, 2)},
+        clip_frames=4,
+    )  # fmt: skip
+    LiteFrameEncoder(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"

@@ -17,6 +17,7 @@ from liteframe_export.provenance import Parts
 from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
+from worlds import ROOT
 from worlds.ctd import write_video
 from worlds.students import make_student, student_config
 from worlds.vlms import answer_about
@@ -164,6 +165,17 @@ def test_a_video_llm_names_the_file_that_mlx_vlm_imports(exported_vlm):
     assert "from mlx_vlm.models.base import" in (exported_vlm / file).read_text()
     assert "liteframe" not in {line.split()[1].split(".")[0] for line in (exported_vlm / file).read_text().splitlines()
                                if line.startswith(("import ", "from "))}  # fmt: skip
+
+
+def test_folders_have_the_license_of_their_code(exported_encoder, exported_vlm):
+    """And name that of the weights; graphs: see test_graphs.py."""
+    for folder in (exported_encoder, exported_vlm):
+        assert (folder / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "`LICENSE` (Apache-2.0) is that of the Python files. It does not cover the weights" in card
+        assert "The teacher's license (cc-by-nc-4.0) applies here too" in card
+        assert "Its terms: no commercial use; whether a distilled student is derived" in card
+    assert "The Video LLM's license (mit) applies here too" in (exported_vlm / "README.md").read_text(encoding="utf-8")
 
 
 def test_only_finished_exports_are_left(world, exported_encoder, exported_vlm):

@@ -1,9 +1,11 @@
 """Encoders as ONNX and torch.export graphs: every size, both precisions, used where liteframe cannot be imported."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -12,8 +14,8 @@ from liteframe_export import graph as graph_module
 from liteframe_export.graph import check_inputs, check_shapes, compare_graph, traceable
 from worlds import ROOT
 
+from benchmarks import onnx_parity
 from liteframe.cli.main import main
-from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.mixers import MIXERS
 
@@ -27,10 +29,20 @@ def encoder(world):
 
 
 @pytest.fixture(scope="module")
-def onnx_folder(world):
-    out = world.root / "as-onnx"
-    assert main(["export", "onnx", str(world.encoder), str(out)]) == 0
-    return out
+def onnx_folders(world, tmp_path_factory):
+    """Exports by dtype, made by benchmarks/onnx_parity.py, and beside them, in `parity`, what it measured."""
+    made = tmp_path_factory.mktemp("onnx")
+    (made / "parity").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        kept = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(str(made)))
+        patch.setattr(onnx_parity, "tempfile", kept)
+        onnx_parity.main(["--encoder", str(world.encoder), "-o", str(made / "parity")])
+    return made
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(onnx_folders):
+    return onnx_folders / "float32"
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +72,8 @@ def test_onnx_refuses_sizes_that_it_would_cut(onnx_folder, size):
         session.run(None, {"video": torch.zeros(size).numpy()})
 
 
-def test_onnx_in_float16(world, encoder):
-    out = world.root / "as-onnx-16"
-    assert main(["export", "onnx", str(world.encoder), str(out), "--dtype", "float16"]) == 0
-    session = onnxruntime.InferenceSession(out / "encoder.onnx")
+def test_onnx_in_float16(onnx_folders, encoder):
+    session = onnxruntime.InferenceSession(onnx_folders / "float16" / "encoder.onnx")
     video = torch.randn(2, 8, 3, 48, 64, generator=torch.Generator().manual_seed(3)).half()
     found = features(session, video)
     with torch.inference_mode():
@@ -71,6 +81,17 @@ def test_onnx_in_float16(world, encoder):
     assert found.dtype == torch.float16
     error = (found.float() - expected).abs().max() / expected.abs().max()
     assert 1e-6 < error < 1e-2
+
+
+def test_the_script_measures_and_the_committed_table_is_its_own(onnx_folders):
+    record = json.loads((onnx_folders / "parity" / "onnx_parity.json").read_text())
+    assert set(record["reports"]) == {"float32", "float16"}
+    assert record["reports"]["float32"]["max_relative_difference"] < 1e-5 < record["reports"]["float16"]["tolerance"]
+    kept = json.loads((ROOT / "benchmarks/onnx_parity.json").read_text())
+    assert (ROOT / "benchmarks/onnx_parity.md").read_text() == onnx_parity.as_markdown(kept)
+    shapes = [case["video"] for case in kept["reports"]["float32"]["cases"]]
+    assert len({tuple(shape[3:]) for shape in shapes}) == 3
+    assert len({shape[1] for shape in shapes}) == 2
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -131,29 +152,17 @@ def test_parity_finds_one_wrong_number(encoder):
             report(lambda shape, wrong=wrong: wrong if shape == shapes[-1] else 0)
 
 
-@pytest.mark.parametrize("name", ["as-onnx", "as-torch"])
-def test_the_card_s_code_runs_without_liteframe(world, onnx_folder, torch_folder, name):
-    card = (world.root / name / "README.md").read_text()
-    assert "cc-by-nc-4.0" in card
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    block = "import sys\nsys.modules['liteframe'] = sys.modules['liteframe_kernels'] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", block + code], cwd=world.root, capture_output=True, text=True, check=False
-    )
+def test_the_cards_code_runs_without_liteframe(onnx_folder, torch_folder):
+    """One process for both, each with names of its own."""
+    code = "import sys, os\nsys.modules['liteframe'] = sys.modules['liteframe_kernels'] = None\n"
+    for folder in (onnx_folder, torch_folder):
+        card = (folder / "README.md").read_text()
+        assert "cc-by-nc-4.0" in card
+        (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        code += f"os.chdir({str(folder.parent)!r})\nexec({snippet!r}, {{}})\n"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("(1, 2, 4, 4, 128)")
-
-
-@pytest.fixture
-def smallest(tmp_path):
-    """Folder of the smallest encoder there is."""
-    torch.manual_seed(0)
-    config = LiteFrameConfig(
-        dim=8, depth=1, heads=1, mlp_dim=8, patch_size=8, image_size=32, teacher_dim=8, downsample={1: (2, 2, 2)},
-        clip_frames=4,
-    )  # fmt: skip
-    LiteFrameEncoder(config).save_pretrained(tmp_path / "encoder")
-    return tmp_path / "encoder"
+    assert done.stdout.splitlines() == ["(1, 2, 4, 4, 128)"] * 2
 
 
 LAYOUTS = {
@@ -248,8 +257,9 @@ def test_a_graph_that_answers_for_the_encoder_is_found(encoder, graph, kind):
 def test_a_wrong_graph_is_refused_and_leaves_nothing(runtime, smallest, monkeypatch, capsys):
     right = graph_module._resampled_positions
     monkeypatch.setattr(graph_module, "_resampled_positions", lambda self, grid: 1.5 * right(self, grid))
-    assert main(["export", runtime, str(smallest), str(smallest.parent / "wrong")]) == 2
-    assert "nothing is written" in capsys.readouterr().err
+    more = ["--dtype", "float16"] if runtime == "onnx" else []
+    assert main(["export", runtime, str(smallest), str(smallest.parent / "wrong"), *more]) == 2
+    assert f"more than {0.01 if more else 1e-4:g}; nothing is written" in capsys.readouterr().err
     assert not list(smallest.parent.glob("wrong*"))
 
 

@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TRAINING = """
 from survival import kill_training
 from survival_training import Setting
-print(json.dumps(kill_training(Path(sys.argv[1]), 3, 1, (Setting(0, 2), Setting(2, 1)))))
+print(json.dumps(kill_training(Path(sys.argv[1]), 2, 1, (Setting(1, 2),))))
 """
 SAVES = """
 from survival_saves import kill_saves, save_plainly, save_safely
@@ -32,9 +32,10 @@ def run(script, folder):
 
 
 def test_killed_and_resumed_training_is_bitwise_the_same(tmp_path):
-    rows = run(TRAINING, tmp_path)
-    assert [(row["workers"], row["processes"], row["kills"]) for row in rows] == [(0, 2, 1), (2, 1, 2)]
-    assert [row["differences"] for row in rows] == [[], []]
+    """Two processes, each with a worker; without workers or a second process there is less that can go wrong."""
+    (row,) = run(TRAINING, tmp_path)
+    assert (row["workers"], row["processes"], row["kills"]) == (1, 2, 2)
+    assert row["differences"] == []
 
 
 def test_kills_during_a_save_leave_a_readable_checkpoint(tmp_path):
