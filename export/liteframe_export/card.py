@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from liteframe.files import write_json
+from liteframe.frame_size import frame_size
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import preprocessor_dict
 from liteframe.models.teacher.licenses import warning
+from liteframe_export.bundle import bundle
 from liteframe_export.files import staged
 from liteframe_export.provenance import run_report
 
@@ -29,7 +31,8 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
 
 frames = np.zeros((20, 360, 640, 3), np.uint8)  # RGB frames [T,H,W,3] of your video, at 1 to 4 frames a second
-pixels = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"].to(model.dtype)  # [1,T,3,{size},{size}]
+pixels = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]  # [1,T,3,{height},{width}]
+pixels = pixels.to(model.dtype)
 with torch.inference_mode():  # long videos are encoded clip after clip, as in training
     clips = [model(clip).last_hidden_state for clip in pixels.split(model.config.clip_frames, dim=1)]
 features = torch.cat(clips, dim=1)
@@ -84,6 +87,8 @@ def write_graph_folder(
         parity = write(folder)
         write_json(folder / "config.json", config.to_dict())
         write_json(folder / "preprocessor_config.json", preprocessor_dict(config))
+        if config.resize == "aspect":
+            bundle(["liteframe.frame_size"], folder)
         write_json(folder / "parity.json", parity)
         report = run_report(Path(encoder_dir).resolve().parent)
         text = _graph_card(Path(out).name, config, report, parity, usage.format(**numbers), needs)
@@ -103,6 +108,12 @@ def _graph_card(
         f"space. Encode long videos clip after clip, {config.clip_frames} frames each, and fill up a last clip that is "
         f"no multiple of {t} frames with copies of its last frame, as in training."
     )
+    if config.resize == "aspect":
+        about += (
+            " Frames keep their aspect ratio: `frame_size` in `frame_size.py` of this folder says to which height and "
+            f"width, given theirs, the budget ({config.image_size}, {config.image_size}), 'aspect' and the multiple "
+            f"{config.pixel_multiple}."
+        )
     rows = {
         "largest difference": f"{parity['max_relative_difference']:.2g} of the largest feature "
         f"(refused above {parity['tolerance']:g})",
@@ -148,9 +159,11 @@ def encoder_card(
     """Card of an exported encoder; `report` is its run's report.json."""
     teacher = report.get("teacher") or {}
     t, h, w = config.compression
-    rows, columns = config.image_size // config.patch_size // h, config.image_size // config.patch_size // w
+    budget = (config.image_size, config.image_size)
+    height, width = frame_size(360, 640, budget, config.resize, config.pixel_multiple)  # of frames as in ENCODER_USAGE
+    rows, columns = height // config.patch_size // h, width // config.patch_size // w
     usage = ENCODER_USAGE.format(
-        folder=name, size=config.image_size, t=t, rows=rows, columns=columns, dim=config.teacher_dim
+        folder=name, height=height, width=width, t=t, rows=rows, columns=columns, dim=config.teacher_dim
     )
     about = (
         f"A video encoder of {parameters:,} parameters, distilled from {teacher.get('name') or 'an image teacher'} by "
@@ -228,9 +241,14 @@ def table(title: str, rows: Mapping[str, Any]) -> str:
 def encoder_rows(config: LiteFrameConfig) -> dict[str, Any]:
     """Facts of the encoder's shape and preprocessing."""
     t, h, w = config.compression
+    size = f"{config.image_size} x {config.image_size} pixels (`{config.resize}`)"
+    if config.resize == "aspect":
+        size = (
+            f"in their own aspect ratio (`aspect`): at most {config.image_size} squared pixels, height a multiple of "
+        )
+        size += f"{config.pixel_multiple[0]} and width of {config.pixel_multiple[1]}"
     return {
-        "frames": f"{config.image_size} x {config.image_size} pixels (`{config.resize}`), "
-        f"mean {list(config.image_mean)}, std {list(config.image_std)}",
+        "frames": f"{size}, mean {list(config.image_mean)}, std {list(config.image_std)}",
         "clip": f"{config.clip_frames} frames are encoded together",
         "blocks": f"{config.depth} of width {config.dim}, {config.heads} heads, MLP {config.mlp_dim}",
         "compression": f"{t} frames x {h} x {w} patches become one token of {config.teacher_dim} channels",

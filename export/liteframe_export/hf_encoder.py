@@ -19,7 +19,7 @@ from liteframe_export.bundle import bundle, file_name, load_bundle
 from liteframe_export.files import add_auto_map, save_weights, staged
 from liteframe_export.provenance import run_report
 
-MODEL, CROPPING_PROCESSOR = "liteframe.models.vlm.vision", "liteframe_export.video_processor"
+MODEL, OWN_PROCESSORS = "liteframe.models.vlm.vision", "liteframe_export.video_processor"
 
 
 def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def save_encoder(encoder: LiteFrameEncoder, folder: Path) -> None:
         model = LiteFrameVisionModel(config)
     model.encoder = encoder
     save_weights(model, folder)
-    bundle([MODEL] if encoder.config.resize == "squash" else [MODEL, CROPPING_PROCESSOR], folder)
+    bundle([MODEL] if encoder.config.resize == "squash" else [MODEL, OWN_PROCESSORS], folder)
     stem = Path(file_name(MODEL)).stem
     names = {"AutoConfig": "Config", "AutoModel": "Model"}
     add_auto_map(folder / "config.json", {auto: f"{stem}.LiteFrameVision{name}" for auto, name in names.items()})
@@ -66,15 +66,20 @@ def save_encoder(encoder: LiteFrameEncoder, folder: Path) -> None:
 
 
 def video_processor_dict(config: LiteFrameConfig) -> dict[str, Any]:
-    """The encoder's preprocessing as AutoVideoProcessor reads it: transformers' own class, or ours for centre crops."""
+    """The encoder's preprocessing as AutoVideoProcessor reads it: transformers' own class, or one of ours."""
     values = {**preprocessor_dict(config), "do_sample_frames": False}
     del values["resize"]  # would hide the processor's method of that name
     if config.resize == "squash":
         return {**values, "video_processor_type": "InternVLVideoProcessor"}
+    kind = "LiteFrameAspectVideoProcessor" if config.resize == "aspect" else "LiteFrameVideoProcessor"
+    values |= {
+        "video_processor_type": kind,
+        "auto_map": {"AutoVideoProcessor": f"{Path(file_name(OWN_PROCESSORS)).stem}.{kind}"},
+    }
+    if config.resize == "aspect":
+        return values
     return {
         **values,
-        "video_processor_type": "LiteFrameVideoProcessor",
-        "auto_map": {"AutoVideoProcessor": f"{Path(file_name(CROPPING_PROCESSOR)).stem}.LiteFrameVideoProcessor"},
         "size": {"shortest_edge": config.image_size},
         "do_center_crop": True,
         "crop_size": {"height": config.image_size, "width": config.image_size},
@@ -90,7 +95,9 @@ def check_encoder(encoder: LiteFrameEncoder, folder: Path) -> dict[str, Any]:
     config, encoder = encoder.config, encoder.float().cpu().eval()
     # One frame, a length that must be padded, and a whole clip.
     videos = verify.noise_videos([1, 5, config.clip_frames], config.image_size)
-    transform = FrameTransform(config.image_size, config.image_mean, config.image_std, config.resize)
+    transform = FrameTransform(
+        config.image_size, config.image_mean, config.image_std, config.resize, config.pixel_multiple
+    )
     reloaded = verify.reload(folder, "encoder", videos)
     cases = []
     for number, frames in enumerate(videos):

@@ -149,7 +149,7 @@ def compare(
         "greedy_tokens": expected["answers"].shape[1] - expected["input_ids"].shape[1],
         "greedy_answers_equal": True,
         "largest_logit": expected["logits"].abs().max().item(),
-        "pixel_difference": verify.difference("pixels", expected["pixel_values_videos"], found["pixel_values_videos"]),
+        "pixel_difference": verify.difference("pixels", expected["pixels"], found["pixels"]),
         "max_abs_difference": verify.difference("logits", expected["logits"], found["logits"]),
     }
     report = verify.report([case], reloaded)

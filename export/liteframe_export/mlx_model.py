@@ -346,6 +346,8 @@ class Model(nn.Module):
             return InputEmbeddingsFeatures(inputs_embeds=embeddings)
         if input_ids.shape[0] != 1:
             raise ValueError(f"one prompt at a time, got {input_ids.shape[0]}")
+        if isinstance(pixel_values_videos, list):
+            raise ValueError("these videos have frames of several sizes; ask about one at a time")
         counts = [pixel_values_videos.shape[0]] if video_frames is None else [int(n) for n in video_frames]
         features = mx.concatenate(self.video_features(pixel_values_videos, counts)).astype(embeddings.dtype)
         places = np.flatnonzero(np.array(input_ids[0]) == self.config.placeholder)

@@ -57,7 +57,7 @@ def run_vlm(folder: str, videos: list[Any], questions: list[str], new_tokens: in
 
 
 def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new_tokens: int) -> dict[str, Any]:
-    """Ask one question a video: the prompt, pixels, logits [tokens,V] without padding, greedy answers [B,L+new].
+    """Ask one question a video: the prompt, pixels (flat), logits [tokens,V] without padding, greedy answers [B,L+new].
 
     Computed in float32 whatever the weights are stored in. Without new tokens there are no answers.
     """
@@ -70,12 +70,15 @@ def ask(model: Any, processor: Any, videos: list[Any], questions: list[str], new
     inputs = processor(text=prompts, videos=videos)
     with torch.inference_mode(), widened(model):
         logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+        told = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+        frames = inputs["pixel_values_videos"]  # one tensor, or one a video where their sizes differ
+        told |= {"pixels": torch.cat([video.flatten() for video in frames]), "logits": logits}
         if not new_tokens:
-            return {**inputs, "logits": logits}
+            return told
         # The tokenizer is for strings that end an answer, which a checkpoint's generation_config may have.
         settings = {"do_sample": False, "max_new_tokens": new_tokens, "tokenizer": processor.tokenizer}
         answers = model.generate(**inputs, **settings)
-    return {**inputs, "logits": logits, "answers": answers}
+    return {**told, "answers": answers}
 
 
 @contextmanager

@@ -31,10 +31,12 @@ class Reloaded:
 def noise_videos(frame_counts: list[int], image_size: int) -> list[Tensor]:
     """Videos of random pixels, [T,H,W,3] uint8 each, so that no mix-up of pixels, frames or videos hides.
 
-    They are larger than image_size, of another shape, and each of another height: resizing is seen too.
+    They are larger than image_size, of another shape, each of another height and the last one wide: resizing is seen
+    too, and whether videos of different shape stand beside each other.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = [(n, image_size * 3 // 2 + i, image_size * 5 // 4, 3) for i, n in enumerate(frame_counts)]
+    shapes[-1] = (frame_counts[-1], image_size * 5 // 4, image_size * 3, 3)
     return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes]
 
 

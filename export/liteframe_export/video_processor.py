@@ -1,6 +1,6 @@
-"""Preprocessing of encoders that were trained on centre crops, as a transformers video processor.
+"""Preprocessing of encoders whose frames are not squashed, as transformers video processors.
 
-Travels inside exported models: imports torchvision and transformers, nothing else.
+Travels inside exported models: imports torchvision, transformers and liteframe.frame_size, nothing else.
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from transformers import InternVLVideoProcessor
 from transformers.image_utils import SizeDict
+
+from liteframe.frame_size import frame_size
 
 
 class LiteFrameVideoProcessor(InternVLVideoProcessor):
@@ -20,3 +22,18 @@ class LiteFrameVideoProcessor(InternVLVideoProcessor):
     def center_crop(self, image: Tensor, size: SizeDict, **kwargs: Any) -> Tensor:
         """[...,H,W] -> [...,size.height,size.width]."""
         return F.center_crop(image, [size.height, size.width])
+
+
+class LiteFrameAspectVideoProcessor(InternVLVideoProcessor):
+    """InternVLVideoProcessor that keeps each video's aspect ratio; videos of different shape go in one by one.
+
+    `size` is the budget of pixels, `multiple` (down, across) what the sides are multiples of.
+    """
+
+    multiple: Any
+
+    def resize(self, image: Tensor, size: SizeDict, *args: Any, **kwargs: Any) -> Tensor:
+        """[...,H,W] -> [...,h,w], see `frame_size`."""
+        height, width = image.shape[-2:]
+        wanted = frame_size(height, width, (size.height, size.width), "aspect", tuple(self.multiple))
+        return super().resize(image, SizeDict(height=wanted[0], width=wanted[1]), *args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from liteframe.models.vlm.processor import frame_times
+from liteframe.models.vlm.processor import frame_times, joined
 from liteframe.pictures import rgb
 
 # The checkpoint's beginnings of names -> the server's. The tower and the projector keep the rest of their names; the
@@ -65,18 +65,28 @@ def runs(ids: list[int], token: int, counts: list[int]) -> list[list[tuple[int, 
     return found
 
 
-def video_ids(processor: Any, frames: int, seconds: Sequence[float] | None = None) -> list[int]:
-    """What replaces the video token of a video of `frames` frames: its slots, shown at these seconds."""
-    return _encode(processor, processor.shown_video(frames, *processor.frame_size, seconds).text)
+Size = tuple[int, int]  # (height, width) in pixels, after resizing
 
 
-def video_ids_within(processor: Any, frames: int, tokens: int, seconds: Sequence[float] | None = None) -> list[int]:
+def video_ids(
+    processor: Any, frames: int, seconds: Sequence[float] | None = None, size: Size | None = None
+) -> list[int]:
+    """What replaces the video token of a video of `frames` frames: its slots, shown at these seconds.
+
+    Without a size, that of the most tokens: where frames keep their aspect ratio, others have fewer.
+    """
+    return _encode(processor, processor.shown_video(frames, *(size or processor.frame_size), seconds).text)
+
+
+def video_ids_within(
+    processor: Any, frames: int, tokens: int, seconds: Sequence[float] | None = None, size: Size | None = None
+) -> list[int]:
     """`video_ids` for a context of `tokens` in vLLM, whose options the error names.
 
     Raises:
         ValueError: the video alone is longer.
     """
-    ids = video_ids(processor, frames, seconds)
+    ids = video_ids(processor, frames, seconds, size)
     if len(ids) > tokens:
         raise ValueError(
             f"a video of {frames} frames takes {len(ids)} tokens, but the context is {tokens} (--max-model-len): no "
@@ -85,9 +95,9 @@ def video_ids_within(processor: Any, frames: int, tokens: int, seconds: Sequence
     return ids
 
 
-def image_ids(processor: Any) -> list[int]:
-    """What replaces the image token of an image."""
-    return _encode(processor, processor.image_text(processor.tokens_per_slot(*processor.frame_size)))
+def image_ids(processor: Any, size: Size | None = None) -> list[int]:
+    """What replaces the image token of an image; without a size, of one of the most tokens."""
+    return _encode(processor, processor.image_text(processor.tokens_per_slot(*(size or processor.frame_size))))
 
 
 def _encode(processor: Any, text: str) -> list[int]:
@@ -128,21 +138,22 @@ def milliseconds_of(video: Any) -> tuple[Any, list[int] | None]:
     return frames, None if seconds is None else [round(1000 * second) for second in seconds]
 
 
-def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
+def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
     """What the model takes of videos and images: bytes, resized as in training, which the encoder normalizes.
 
     Returns:
         For videos pixel_values_videos [sum of T,3,h,w] and video_frames [V], for images pixel_values [N,3,h,w]; uint8.
-        Where the language model is told times, also video_milliseconds int64 [sum of T].
+        Where sizes differ, lists of [T,3,h,w] and [3,h,w]. Where the language model is told times, also
+        video_milliseconds int64 [sum of T].
 
     Raises:
         ValueError: it is told times, and a video does not say when its frames are shown.
     """
-    data: dict[str, torch.Tensor] = {}
+    data: dict[str, torch.Tensor | list[torch.Tensor]] = {}
     if videos:
         told = [milliseconds_of(video) for video in videos]
         clips = [processor.resized(frames_of(frames)) for frames, _ in told]
-        data["pixel_values_videos"] = torch.cat(clips)
+        data["pixel_values_videos"] = joined(clips)
         data["video_frames"] = torch.tensor([len(clip) for clip in clips])
         if processor.needs_times:
             if any(times is None for _, times in told):
@@ -152,5 +163,23 @@ def pixels(processor: Any, videos: list[Any], images: list[Any]) -> dict[str, to
                 )
             data["video_milliseconds"] = torch.tensor([time for _, times in told for time in times or ()])
     if images:
-        data["pixel_values"] = torch.cat([processor.resized(rgb(image)[None]) for image in images])
+        stills = joined([processor.resized(rgb(image)[None]) for image in images])
+        data["pixel_values"] = [still[0] for still in stills] if isinstance(stills, list) else stills
     return data
+
+
+def regrouped(frames: Any, counts: Any) -> list[torch.Tensor]:
+    """Videos as vLLM hands them to the model, of one request or of several -> one tensor [T,3,h,w] each.
+
+    Args:
+        frames: [sum of T,3,h,w], [V,T,3,h,w], or a list of tensors [T,3,h,w] or of single frames [3,h,w].
+        counts: [V], frames of each video.
+    """
+    single = frames[0].ndim == 3
+    if not single:
+        return list(frames)
+    lengths = [int(count) for count in counts]
+    if isinstance(frames, torch.Tensor):
+        return list(frames.split(lengths))
+    rest = iter(frames)
+    return [torch.stack([next(rest) for _ in range(length)]) for length in lengths]

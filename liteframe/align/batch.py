@@ -13,6 +13,7 @@ from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.base import VlmBackbone
 from liteframe.models.vlm.chat import IGNORE
 from liteframe.models.vlm.mrope import padded_position_ids
+from liteframe.models.vlm.processor import joined
 
 
 class ChatBatch(NamedTuple):
@@ -27,8 +28,8 @@ class ChatBatch(NamedTuple):
         labels: [B,L], -100 where nothing is learned.
         answers: [K], positions whose next token is an answer token in any row.
         placeholders: of each of the B conversations, tokens that stand for a feature.
-        pixels: [sum of T,3,H,W] of the media whose features are not cached: uint8 from the loader, normalized float32
-            on the device.
+        pixels: [sum of T,3,H,W] of the media whose features are not cached, a list of [T,3,H,W] where their sizes
+            differ: uint8 from the loader, normalized float32 on the device.
         video_frames: T of each of these.
         media_counts: number of media of each of the B conversations.
         media_keys: which frames of which file, for each medium; those not cached in the order of `pixels`.
@@ -43,7 +44,7 @@ class ChatBatch(NamedTuple):
     labels: Tensor
     answers: Tensor
     placeholders: list[int]
-    pixels: Tensor
+    pixels: Tensor | list[Tensor]
     video_frames: list[int]
     media_counts: list[int]
     media_keys: list[MediaKey]
@@ -74,7 +75,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
         labels=labels,
         answers=answer_positions(labels),
         placeholders=(ids == image_token_id).sum(1).tolist(),
-        pixels=torch.cat(videos) if videos else torch.empty(0, dtype=torch.uint8),  # [sum of T,3,H,W]
+        pixels=joined(videos) if videos else torch.empty(0, dtype=torch.uint8),
         video_frames=[len(video) for video in videos],
         media_counts=[len(sample.media) for sample in samples],
         media_keys=[medium.key for medium in media],

@@ -91,7 +91,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
     ):
         self.conversations = list(conversations)
         self.processor, self.budgets, self.fps, self.seed, self.cached = processor, list(budgets), fps, seed, cached
-        self.size = processor.frame_size
+        self._shapes: dict[str, tuple[int, int]] = {}  # of pictures that were read
         self.decoder = DecodeProcess(deadline)
         self._facts: dict[str, VideoEntry] = {}
 
@@ -115,41 +115,57 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         return Sample(ids, labels, media, key, positions)
 
     def length(self, key: Key) -> float:
-        """About how many tokens a sample has, without opening a file: its whole budget, and its text."""
+        """About how many tokens a sample has, without opening a file: its whole budgets, and its text."""
         conversation = self.conversations[key[1]]
         frames, _ = draw(self.seed, key, self.budgets, self.fps)
         slots = sum(medium.kind == "image" for medium in conversation.media)
         if slots < len(conversation.media):
             slots += frames // self.processor.frames_per_slot
         text = sum(len(turn.text) for turn in conversation.turns)
-        return slots * self.processor.tokens_per_slot(*self.size) + text / CHARACTERS_PER_TOKEN
+        return slots * self.processor.tokens_per_slot(*self.processor.frame_size) + text / CHARACTERS_PER_TOKEN
 
     def _load(self, medium: MediaItem, budget: int, fps: float) -> LoadedMedia:
         if medium.kind == "image":
             key: MediaKey = (medium.files[0], ())
             pixels = None if key in self.cached else self._picture(medium.files[0])
-            return LoadedMedia(pixels, key, self.processor.shown_image(*self.size))
+            return LoadedMedia(pixels, key, self.processor.shown_image(*self._shapes[medium.files[0]]))
         seconds = None
         if medium.entry is None:
             count = len(medium.files)
             chosen = list(range(count)) if count <= budget else uniform(count, budget)
             key = ("|".join(medium.files), tuple(chosen))
             files = tuple(medium.files[i] for i in chosen)
-            pixels = None if key in self.cached else torch.cat([self._picture(file) for file in files])
+            pixels = None if key in self.cached else self._pictures(files)
+            size = self._shapes[files[0]]
         else:
             chosen = self._indices(medium.entry, budget, fps)
             key = (medium.entry.video, tuple(chosen))
             timeline = self._measured(medium.entry)[0]
             seconds = [timeline.time(index) for index in chosen]
-            pixels = None if key in self.cached else self._decoded(medium.entry, chosen)
-        return LoadedMedia(pixels, key, self.processor.shown_video(len(chosen), *self.size, seconds))
+            size = self._size(medium.entry)
+            pixels = None if key in self.cached else self._decoded(medium.entry, chosen, size)
+        return LoadedMedia(pixels, key, self.processor.shown_video(len(chosen), *size, seconds))
 
     def _picture(self, path: str) -> Tensor:
         """An image as a video of one frame, uint8 [1,3,h,w]; sizes of files may differ."""
         try:
-            return self.processor.resized(read_picture(path)[None])
+            picture = self.processor.resized(read_picture(path)[None])
         except PictureError as error:
             raise VideoError(path, error.kind, error.reason, error.remedy) from error
+        except ValueError as error:
+            raise VideoError(path, "shape", str(error)) from error
+        self._shapes[path] = (picture.shape[2], picture.shape[3])
+        return picture
+
+    def _pictures(self, paths: Sequence[str]) -> Tensor:
+        """A video whose frames are pictures of one shape, uint8 [T,3,h,w]."""
+        pictures = [self._picture(path) for path in paths]
+        for path, picture in zip(paths, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                first, other = (f"{p.shape[2]}x{p.shape[3]}" for p in (pictures[0], picture))
+                reason = f"is a frame of {other} pixels after resizing, and the first of its video one of {first}"
+                raise VideoError(path, "shape", reason, "give pictures of one shape as one video")
+        return torch.cat(pictures)
 
     def _indices(self, entry: VideoEntry, budget: int, fps: float) -> list[int]:
         timeline = self._measured(entry)[0]
@@ -159,10 +175,17 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             remedy = "correct start and end of the row"
             raise VideoError(entry.video, "index", str(error), remedy) from error
 
-    def _decoded(self, entry: VideoEntry, indices: list[int]) -> Tensor:
+    def _size(self, entry: VideoEntry) -> tuple[int, int]:
         _, height, width = self._measured(entry)
-        reader, size = self._facts[entry.video].reader, decode_size(height, width, self.size)
-        return self.processor.resized(self.decoder.read(entry.video, indices, reader=reader, size=size))
+        try:
+            return self.processor.size_of(height, width)
+        except ValueError as error:
+            raise VideoError(entry.video, "shape", str(error)) from error
+
+    def _decoded(self, entry: VideoEntry, indices: list[int], size: tuple[int, int]) -> Tensor:
+        _, height, width = self._measured(entry)
+        reader, shrunk = self._facts[entry.video].reader, decode_size(height, width, size)
+        return self.processor.resized(self.decoder.read(entry.video, indices, reader=reader, size=shrunk), size)
 
     def _measured(self, entry: VideoEntry) -> tuple[Timeline, int, int]:
         """Timeline, height and width; a file of which the row does not tell them all is looked through."""

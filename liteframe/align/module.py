@@ -160,7 +160,9 @@ class LMAModule(GuardedModule):
         loss, logits = self.objective.loss(self.model, inputs | self._videos(batch), batch)
         if not batch.media_keys and (self.train_projector or self.train_encoder):
             loss = loss + zero_of(p for name, p in named if ".lora_" not in name)
-        return loss, {"frames": batch.pixels, "prediction": logits}
+        # Frames of several sizes are watched by a number of each video.
+        frames = torch.stack([video.sum() for video in pixels]) if isinstance(pixels := batch.pixels, list) else pixels
+        return loss, {"frames": frames, "prediction": logits}
 
     @override
     def clips(self, batch: ChatBatch) -> list[dict[str, Any]]:

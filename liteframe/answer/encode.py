@@ -34,7 +34,8 @@ def encode_video(
         frames: at most so many, spread evenly over the span.
         fps: frames a second; with `frames` as well, as many of them as that budget allows. Neither: 1 frame a second,
             the lowest rate that encoders are trained at.
-        size: pixels, one number or (height, width); None is the encoder's image_size.
+        size: pixels, one number or (height, width); None is the encoder's image_size. Where the encoder sees frames in
+            their own aspect ratio, one number squared is the budget of pixels, and a pair is the size itself.
         start: start of the span in seconds of the file's time line, as a player counts them; None is the video's.
         end: its end in seconds; None is the video's.
         reader: the reader that `liteframe scan` recorded for this file; None is PyAV.
@@ -48,12 +49,16 @@ def encode_video(
         ValueError: an argument is out of range or the size does not fit the encoder.
     """
     config = encoder.config
-    transform = FrameTransform(size or config.image_size, config.image_mean, config.image_std, config.resize)
+    resize = "squash" if isinstance(size, tuple) and config.resize == "aspect" else config.resize
+    transform = FrameTransform(
+        size or config.image_size, config.image_mean, config.image_std, resize, config.pixel_multiple
+    )
     weight, form = next(encoder.parameters()), encoder.for_inference()
     features = []
     with DecodeProcess(deadline) as decoder:
         info = decoder.probe(path)
-        reader = reader if info.video_tracks == 1 else None  # decord would choose among them by rules of its own
+        # decord would choose among several tracks by rules of its own, and leave pixels as wide as they are stored.
+        reader = reader if info.video_tracks == 1 and info.square_pixels else None
         indices = choose_frames(info.timeline, frames=frames, target_fps=fps, start=start, end=end)
         for first in range(0, len(indices), config.clip_frames):
             last = first + config.clip_frames

@@ -42,7 +42,11 @@ class FrameEncoder(ABC):
 
     @abstractmethod
     def resized(self, frames: np.ndarray | Tensor) -> Tensor:
-        """Frames [T,H,W,3] uint8 -> [T,3,h,w] uint8, as the model wants them; such frames stay as they are."""
+        """Frames [T,H,W,3] uint8 -> [T,3,h,w] uint8, as the model wants them; such frames stay as they are.
+
+        Raises:
+            ValueError: they are too elongated for a model that keeps their aspect ratio.
+        """
 
     @abstractmethod
     def pixels(self, resized: Tensor) -> Tensor:

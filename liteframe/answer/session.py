@@ -122,6 +122,7 @@ class StreamSession:
         """Start a new video: memory, waiting frames and KV cache are emptied, settings stay."""
         self.memory.load_state({})
         self.frames = 0
+        self._size: tuple[int, ...] | None = None  # (h,w) at which frames are encoded
         self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
         self._times: list[float] = []  # seconds of the waiting frames
         self._shape: tuple[int, int] | None = None  # rows and columns of a slot's grid of tokens
@@ -141,7 +142,8 @@ class StreamSession:
             every: take all frames that have times, too.
 
         Raises:
-            ValueError: not such frames or times, or (with prefill) more than the language model reads.
+            ValueError: not such frames or times, frames of another shape than before where the model keeps their
+                aspect ratio, or (with prefill) more than the language model reads.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"expected frames [n,H,W,3] uint8, got {list(frames.shape)} {frames.dtype}")
@@ -163,7 +165,9 @@ class StreamSession:
         size, most = self.clip_frames, self._encoder.most_frames
         while len(frames):
             start = 0 if self._waiting is None else len(self._waiting)
-            part, frames = self._resized(frames[: most - start]), frames[most - start :]  # [n,3,h,w]
+            part = self._resized(frames[: most - start])  # [n,3,h,w]
+            self._check_size(part, frames)
+            frames = frames[most - start :]
             waiting = part if self._waiting is None else torch.cat([self._waiting, part])
             known, seconds = self._times + seconds[: len(part)], seconds[len(part) :]
             whole = len(waiting) // size * size
@@ -240,7 +244,7 @@ class StreamSession:
         if self._waiting is not None:
             tensors["waiting"] = self._waiting
         told = {"frames": self.frames, "times": self._times, "last_time": self.last_time, "next_time": self._next_time}
-        told["shape"] = self._shape
+        told |= {"shape": self._shape, "size": self._size}
         facts = {**self._settings(), **told}
         write_session(Path(path), facts, tensors)
 
@@ -259,6 +263,7 @@ class StreamSession:
         self.last_time, self._next_time = facts["last_time"], facts["next_time"]
         self._shape = facts["shape"] and tuple(facts["shape"])
         self._waiting = tensors.get("waiting")
+        self._size = None if facts.get("size") is None else tuple(facts["size"])
 
     def _settings(self) -> dict[str, Any]:
         config = self.model.config
@@ -290,6 +295,18 @@ class StreamSession:
                     due += 1 / self.fps
             taken[number], self._next_time = taken_now, due
         return taken
+
+    def _check_size(self, part: Tensor, frames: np.ndarray) -> None:
+        """Keep the size of the first frames; others would have tokens that stand for other places."""
+        size = tuple(part.shape[-2:])
+        if self._size is None:
+            self._size = size
+        if size != self._size:
+            raise ValueError(
+                f"frames of {frames.shape[1]}x{frames.shape[2]} pixels (height x width) are encoded at {size[0]}x"
+                f"{size[1]}, but this video's so far at {self._size[0]}x{self._size[1]}: a video keeps its shape; "
+                "begin a new one with reset(), or bring the frames to the shape of the first"
+            )
 
     @torch.inference_mode()
     def _check_budget(self) -> None:

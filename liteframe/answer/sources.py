@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 
-from liteframe.data.video.orientation import FrameConverter
+from liteframe.data.video.orientation import FrameConverter, pixel_aspect
 from liteframe.pictures import PictureError, read_picture
 
 AHEAD = 64  # frames that wait for the model at most
@@ -209,12 +209,13 @@ class Source:
         how: dict[str, Any] = {"timeout": (self.stall, self.stall)} if self.live else {}
         if self.name.startswith("/dev/video"):
             how["format"] = "v4l2"
-        convert = FrameConverter(self.name, None)
         bad = 0
         with av.open(file, **how) as container:
             if not container.streams.video:
                 raise ValueError(f"{self.name}: holds no video")
-            for packet in container.demux(container.streams.video[0]):
+            stream = container.streams.video[0]
+            convert = FrameConverter(self.name, None, pixel_aspect(stream))
+            for packet in container.demux(stream):
                 if self._stop.is_set():
                     return
                 try:

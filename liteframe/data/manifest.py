@@ -42,8 +42,8 @@ class VideoEntry:
         end: its end in seconds; None is the end of the video.
         duration: length of the whole file in seconds.
         fps: mean frame rate.
-        width: pixels after rotation.
-        height: pixels after rotation.
+        width: pixels as shown: square ones, after rotation.
+        height: the same.
         frames: number of frames.
         reader: the reader that `liteframe scan` found exact for this file, believed beside `breaks`; None is PyAV.
         breaks: when the frames are shown, as `Timeline` has it; None has the file itself looked through for it.

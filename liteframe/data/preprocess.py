@@ -9,31 +9,35 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from liteframe.frame_size import RESIZE_MODES, frame_size
+
 # Frames larger than this many times the wanted size are shrunk inside the decoder: a 4K clip would fill the memory.
 OVERSIZE = 2
 
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """How the teacher wants its frames: size in pixels, normalization, and how a frame reaches that size."""
+    """How the teacher wants its frames: see FrameTransform for the fields."""
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: str
+    multiple: tuple[int, int] = (1, 1)
 
     def transform(self) -> FrameTransform:
         """Uint8 frames -> what the teacher wants."""
-        return FrameTransform(self.size, self.mean, self.std, resize=self.resize)
+        return FrameTransform(self.size, self.mean, self.std, self.resize, self.multiple)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels at which a frame of this shape is wanted; errors as of `frame_size`."""
+        return frame_size(height, width, self.size, self.resize, self.multiple)
 
 
 def decode_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
     """Size (height, width) to shrink to while decoding, or None to keep the file's own."""
-    scale = OVERSIZE * max(wanted) / min(height, width)
+    scale = OVERSIZE * max(wanted[0] / height, wanted[1] / width)
     return None if scale >= 1 else (round(height * scale), round(width * scale))
-
-
-RESIZE_MODES = ("squash", "crop")
 
 
 class FrameTransform:
@@ -44,11 +48,12 @@ class FrameTransform:
     once, after float32: on video frames 10-20 % of values then differ by one level of 255, hardly any by two.
 
     Args:
-        size: pixels, one number for a square or `(height, width)`.
+        size: pixels, one number for a square or `(height, width)`; the budget, where resize is "aspect".
         mean: per channel, on the scale [0, 1].
         std: per channel, on the scale [0, 1].
         resize: "squash" changes the aspect ratio (InternVL); "crop" scales until the frame covers the target, then
-            cuts the center (most timm models).
+            cuts the center (most timm models); "aspect" keeps the aspect ratio (see liteframe/frame_size.py).
+        multiple: (down, across), what the sides of a frame in its own aspect ratio are multiples of.
 
     Raises:
         ValueError: an argument is out of range.
@@ -60,6 +65,7 @@ class FrameTransform:
         mean: Sequence[float],
         std: Sequence[float],
         resize: str = "squash",
+        multiple: tuple[int, int] = (1, 1),
     ):
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1:
@@ -70,6 +76,7 @@ class FrameTransform:
             raise ValueError(f"resize is {resize!r}; choose one of {', '.join(RESIZE_MODES)}")
         self.size = (int(height), int(width))
         self.mean, self.std, self.resize = tuple(map(float, mean)), tuple(map(float, std)), resize
+        self.multiple = multiple
 
     def __call__(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Transforms uint8 `[T,H,W,3]` into float32 `[T,3,h,w]`.
@@ -79,17 +86,25 @@ class FrameTransform:
         """
         return self.normalized(self.resized(frames))
 
-    def resized(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def resized(self, frames: np.ndarray | torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Resizes uint8 `[T,H,W,3]` to uint8 `[T,3,h,w]`; frames that have the size already stay as they are.
 
+        Args:
+            frames: of one video.
+            size: (height, width) in pixels where it does not follow from these frames, because they are cut out of
+                others; None takes it from them.
+
         Raises:
-            ValueError: not uint8, or not of that shape.
+            ValueError: not uint8, not of that shape, or too elongated for their own aspect ratio.
         """
         frames = torch.as_tensor(frames)
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames are {frames.dtype} {tuple(frames.shape)}; expected uint8 [T,H,W,3]")
         video = frames.permute(0, 3, 1, 2)
-        return self._squash(video) if self.resize == "squash" else self._crop(video)
+        if self.resize == "crop":
+            return self._crop(video)
+        size = size or frame_size(video.shape[-2], video.shape[-1], self.size, self.resize, self.multiple)
+        return self._resize(video, size)
 
     def normalized(self, video: torch.Tensor) -> torch.Tensor:
         """Scales uint8 `[...,3,h,w]` to [0, 1] and normalizes it, float32."""
@@ -99,9 +114,6 @@ class FrameTransform:
             for values in (self.mean, self.std)
         )
         return video.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
-
-    def _squash(self, video: torch.Tensor) -> torch.Tensor:
-        return self._resize(video, self.size)
 
     def _crop(self, video: torch.Tensor) -> torch.Tensor:
         (height, width), (out_height, out_width) = video.shape[-2:], self.size

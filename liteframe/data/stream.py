@@ -1,6 +1,7 @@
 """Which sample comes when: a pure function of seed and position, so that a resumed run continues where it stopped."""
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,70 @@ class GroupedStream(ClipStream):
         return order[np.lexsort((lengths, within))]
 
 
+class BucketedStream(ClipStream):
+    """A ClipStream whose steps hold videos of one bucket each, such as those of one frame size.
+
+    Each bucket is an endless stream of its own, in which nothing is dropped either. A bucket gives a step whenever that
+    many of its videos are due, at even distances, so that in an epoch every video is taken once, whatever its bucket;
+    one with fewer videos than a step takes each of them several times at once, and comes once in several epochs. It is
+    a pure function of seed and position, and a step is the same however many ranks and turns share it.
+
+    Args:
+        buckets: of each video.
+        batch_size: keys in a batch, on each rank; where it does not divide `step`, a batch may hold parts of two steps.
+        batches: as ClipStream.
+        step: samples in an optimizer step, over all ranks and turns.
+        **kwargs: as ClipStream.
+    """
+
+    def __init__(self, buckets: Sequence[Hashable], batch_size: int, batches: int, *, step: int, **kwargs: Any):
+        super().__init__(len(buckets), batch_size, batches, **kwargs)
+        self.step = step
+        self.members = members_of(buckets)
+        self._epoch: tuple[int, list[tuple[int, int]]] | None = None
+        self._shuffled: dict[tuple[int, int], np.ndarray] = {}
+
+    def due(self, epoch: int) -> int:
+        """Steps that are due before an epoch."""
+        return sum(epoch * len(members) // self.step for members in self.members)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Which bucket gives a step, counted from the start of the run, and how many it has given before."""
+        # Each bucket is at most one step behind its share.
+        latest = (step + 1 + len(self.members)) * self.step // self.videos + 1
+        epoch = bisect_right(range(latest + 1), step, key=self.due) - 1
+        if self._epoch is None or self._epoch[0] != epoch:
+            steps = []
+            for bucket, members in enumerate(self.members):
+                given = range(epoch * len(members) // self.step, (epoch + 1) * len(members) // self.step)
+                steps += [((number + 1) * self.step / len(members), bucket, number) for number in given]
+            self._epoch = (epoch, [(bucket, number) for _, bucket, number in sorted(steps)])
+        return self._epoch[1][step - self.due(epoch)]
+
+    @override
+    def _key(self, number: int) -> Key:
+        step, offset = divmod(number, self.step)
+        bucket, given = self.place(step)
+        members = self.members[bucket]
+        epoch, place = divmod(given * self.step + offset, len(members))
+        return epoch, members[int(self._order(epoch, len(members))[place])]
+
+    def _order(self, epoch: int, count: int) -> np.ndarray:
+        if (epoch, count) not in self._shuffled:
+            if len(self._shuffled) > 4 * len(self.members):  # a step spans two epochs of a bucket, or is few numbers
+                self._shuffled.clear()
+            self._shuffled[epoch, count] = np.random.default_rng([self.seed, epoch]).permutation(count)
+        return self._shuffled[epoch, count]
+
+
+def members_of(buckets: Sequence[Hashable]) -> list[list[int]]:
+    """Numbers of the samples in each bucket, buckets in the order in which they appear."""
+    members: dict[Hashable, list[int]] = {}
+    for number, bucket in enumerate(buckets):
+        members.setdefault(bucket, []).append(number)
+    return list(members.values())
+
+
 class FirstClips(Sampler[list[Key]]):
     """The first `clips` keys of a stream and no more, however it is cut: the last batches may be smaller or empty."""
 
@@ -119,21 +184,28 @@ class FirstClips(Sampler[list[Key]]):
 
 
 class FixedBatches(Sampler[list[Key]]):
-    """Every `world_size`-th of the videos, once, in order, with epoch 0: for validation.
+    """Every `world_size`-th of the videos of each bucket, once, in order, with epoch 0: for validation.
 
-    All ranks get as many batches, since they synchronize; a rank with fewer videos ends with smaller or empty ones.
+    All ranks get as many batches, since they synchronize; a rank with fewer videos of a bucket ends it with smaller or
+    empty ones.
+
+    Args:
+        buckets: of each video; a batch holds videos of one.
+        batch_size: keys in a batch.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
-    def __init__(self, videos: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
-        self.indices = list(range(rank, videos, world_size))
-        self.batch_size = batch_size
-        self.batches = -(-videos // (world_size * batch_size))
+    def __init__(self, buckets: Sequence[Hashable], batch_size: int, *, rank: int = 0, world_size: int = 1):
+        self.batches: list[list[Key]] = []
+        for members in members_of(buckets):
+            mine = members[rank::world_size]
+            for first in range(0, -(-len(members) // world_size), batch_size):
+                self.batches.append([(0, index) for index in mine[first : first + batch_size]])
 
     def __len__(self) -> int:
         """Batches on each rank."""
-        return self.batches
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for number in range(self.batches):
-            first = number * self.batch_size
-            yield [(0, index) for index in self.indices[first : first + self.batch_size]]
+        return iter(self.batches)

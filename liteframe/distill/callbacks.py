@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from typing_extensions import override
 
+from liteframe.distill.buckets import describe_sizes
 from liteframe.distill.module import CTDModule
 from liteframe.files import write_json
 from liteframe.models.teacher.licenses import warning
@@ -63,6 +64,8 @@ class CTDProgress(ProgressLine):
         for origin in filter(None, (teacher, pl_module.start)):
             if terms := warning(origin.license):
                 tell(f"license of {origin.name}: {origin.license}: {terms}")
+        for line in [] if data.sizes is None else describe_sizes(data.sizes[0], data.batch_size):
+            tell(line)
 
 
 def _millions(module: nn.Module) -> str:

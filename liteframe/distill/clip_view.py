@@ -61,6 +61,7 @@ class ClipView:
     Attributes:
         video: path of the file.
         indices: T frame numbers, rising; a short video's last frame comes again, as does one that stays on the screen.
+        size: (height, width) in pixels to which the teacher's preprocessing brings the clip after the crop.
         reader: how the file is decoded, as in a manifest row.
         decode_size: (height, width) in pixels that frames are shrunk to while decoding; None keeps the file's own.
         box: top, left, height and width in pixels of the crop of a decoded frame; None takes the whole frame.
@@ -69,6 +70,7 @@ class ClipView:
 
     video: str
     indices: tuple[int, ...]
+    size: tuple[int, int]
     reader: str | None = None
     decode_size: tuple[int, int] | None = None
     box: tuple[int, int, int, int] | None = None

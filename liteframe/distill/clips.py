@@ -43,6 +43,7 @@ class RawBatch(NamedTuple):
     Attributes:
         frames: uint8, all clips one after the other; one tensor, for each that a worker shares holds a file open.
         shapes: of each clip: T, h, w, 3.
+        sizes: (height, width) in pixels to which each clip is brought.
         frame_mask: bool [B,T].
         paths: B files.
         failures: path, kind, reason and remedy of each clip that failed.
@@ -52,6 +53,7 @@ class RawBatch(NamedTuple):
 
     frames: Tensor
     shapes: list[tuple[int, ...]]
+    sizes: list[tuple[int, int]]
     frame_mask: Tensor
     paths: list[str]
     failures: list[dict[str, str]]
@@ -88,6 +90,8 @@ class ClipDataset(Dataset["Clip | VideoError"]):
     Args:
         entries: the videos.
         frame_format: how the teacher wants frames; those far larger are shrunk while decoding.
+        sizes: (height, width) in pixels that the run has of each video, by which it puts clips into batches; None takes
+            them as they come.
         clip_frames: T, frames of a clip.
         min_fps: lowest rate of a clip in frames per second.
         augment: None takes the middle clip of each video, unchanged.
@@ -101,6 +105,7 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         frame_format: FrameFormat,
         *,
         clip_frames: int,
+        sizes: Sequence[tuple[int, int]] | None = None,
         min_fps: float = 1.0,
         augment: Augmentation | None = None,
         seed: int = 0,
@@ -108,7 +113,7 @@ class ClipDataset(Dataset["Clip | VideoError"]):
     ):
         self.entries = list(entries)
         self.clip_frames, self.min_fps, self.augment, self.seed = clip_frames, min_fps, augment, seed
-        self.size = frame_format.size
+        self.frame_format, self.sizes = frame_format, sizes
         self.decoder = DecodeProcess(deadline)
 
     def __len__(self) -> int:
@@ -127,7 +132,8 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         """Which frames, crop and flip `key` = (epoch, index) stands for; nothing is decoded.
 
         Raises:
-            VideoError: the file cannot be probed, or the manifest's span holds no frame.
+            VideoError: the file cannot be probed, is too elongated for its own aspect ratio, has another shape than
+                when the run began, or the manifest's span holds no frame.
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -140,11 +146,12 @@ class ClipDataset(Dataset["Clip | VideoError"]):
             )  # fmt: skip
         except ValueError as error:
             raise VideoError(entry.video, "index", str(error), "correct start and end in the manifest") from error
-        shrunk = decode_size(height, width, self.size)
+        size = self._size(index, height, width)
+        shrunk = decode_size(height, width, size)
         box, flip = None, False
         if self.augment:
             box, flip = draw_view(*(shrunk or (height, width)), self.augment, rng)
-        return ClipView(entry.video, tuple(indices), entry.reader, shrunk, box, flip)
+        return ClipView(entry.video, tuple(indices), size, entry.reader, shrunk, box, flip)
 
     def frames(self, view: ClipView) -> np.ndarray:
         """Uint8 [T,h,w,3]: decoded, cropped and flipped, not yet resized.
@@ -153,6 +160,17 @@ class ClipDataset(Dataset["Clip | VideoError"]):
             VideoError: the frames cannot be had exactly.
         """
         return view.cut(self.decoder.read(view.video, view.indices, reader=view.reader, size=view.decode_size))
+
+    def _size(self, index: int, height: int, width: int) -> tuple[int, int]:
+        video = self.entries[index].video
+        try:
+            size = self.frame_format.size_of(height, width)
+        except ValueError as error:
+            raise VideoError(video, "shape", str(error)) from error
+        if self.sizes is not None and size != self.sizes[index]:
+            known = "x".join(map(str, self.sizes[index]))
+            raise VideoError(video, "index", f"has frames of {height}x{width} now; the run began with clips of {known}")
+        return size
 
     def _measured(self, index: int) -> tuple[Timeline, int, int]:
         """Timeline, height and width; a file of which the manifest does not tell them all is looked through."""
@@ -172,6 +190,7 @@ def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
     return RawBatch(
         torch.cat([clip.frames.flatten() for clip in clips]) if clips else torch.empty(0, dtype=torch.uint8),
         [tuple(clip.frames.shape) for clip in clips],
+        [clip.view.size for clip in clips],
         torch.tensor([clip.view.frame_mask for clip in clips], dtype=torch.bool),
         [clip.view.video for clip in clips],
         [item.to_dict() for item in items if isinstance(item, VideoError)],
@@ -180,8 +199,16 @@ def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
     )
 
 
-def dress(batch: RawBatch, transform: FrameTransform) -> ClipBatch:
-    """Resize and normalize the frames of a batch on the device that they are on."""
+def resize_clips(batch: RawBatch, transform: FrameTransform) -> list[Tensor]:
+    """Uint8 [T,3,H,W] of each clip, on the device that the frames are on."""
     parts = batch.frames.split([math.prod(shape) for shape in batch.shapes])
-    videos = [transform.resized(part.view(shape)) for part, shape in zip(parts, batch.shapes, strict=True)]
-    return ClipBatch(transform.normalized(torch.stack(videos)) if videos else torch.empty(0), *batch[2:])
+    return [
+        transform.resized(part.view(shape), size)
+        for part, shape, size in zip(parts, batch.shapes, batch.sizes, strict=True)
+    ]
+
+
+def dress(batch: RawBatch, transform: FrameTransform) -> ClipBatch:
+    """Resize and normalize the frames of a batch, all clips of which have one size, on the device that they are on."""
+    videos = resize_clips(batch, transform)
+    return ClipBatch(transform.normalized(torch.stack(videos)) if videos else torch.empty(0), *batch[3:])

@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from liteframe.data.manifest import VideoEntry, hold_out, list_digest, load_manifest
 from liteframe.data.preprocess import FrameFormat
-from liteframe.data.stream import ClipStream, FirstClips, FixedBatches, Key
+from liteframe.data.stream import BucketedStream, ClipStream, FirstClips, FixedBatches, Key
 from liteframe.data.video.process import serve_parent
+from liteframe.distill.buckets import Shape, clip_sizes, frame_shapes
 from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.dataset import CachedClips
 from liteframe.distill.clip_view import Augmentation
@@ -41,7 +42,8 @@ class ClipDataModule(LightningDataModule):
         micro_batch_size: clips on a device at a time; None means batch_size / devices. Gradients are accumulated.
         clip_frames: frames of a clip.
         min_fps: lowest rate of a clip in frames per second.
-        size: frame size in pixels, one number or (height, width); None takes that of `frame_format`.
+        size: frame size in pixels, one number or (height, width); None takes that of `frame_format`. Where frames keep
+            their aspect ratio, one number, whose square is the budget of pixels.
         augment: crop and flip of training clips.
         workers: processes that decode; 0 decodes in the training process's own turn.
         deadline: seconds that reading one file may take.
@@ -75,6 +77,11 @@ class ClipDataModule(LightningDataModule):
         self.videos, self.val_videos, self.val_fraction = videos, val_videos, val_fraction
         self.batch_size, self.requested_micro_batch_size = batch_size, micro_batch_size
         self.clip_frames, self.min_fps, self.augment = clip_frames, min_fps, augment
+        if frame_format.resize == "aspect" and isinstance(size, tuple | list):
+            raise ValueError(
+                f"data.size is {list(size)}, but frames keep their aspect ratio (model.student.resize is 'aspect'): "
+                "give one number, whose square is the budget of pixels"
+            )
         size = (size, size) if isinstance(size, int) else size
         self.frame_format = frame_format if size is None else replace(frame_format, size=size)
         self.workers, self.deadline, self.seed = workers, deadline, seed
@@ -103,6 +110,23 @@ class ClipDataModule(LightningDataModule):
         return self._entries[1]
 
     @cached_property
+    def sizes(self) -> tuple[list[Shape], list[Shape]] | None:
+        """(height, width) of the clips of each training and each held-out video, by which batches are made.
+
+        None where all have the one of `frame_format`. All ranks must ask for it: the first one looks, for all.
+        """
+        if self.frame_format.resize != "aspect":
+            return None
+        trainer = self.trainer
+        shapes: list[list[Shape | None]] = []
+        if trainer is None or trainer.is_global_zero:
+            shapes = [frame_shapes(entries, self.deadline) for entries in self._entries]
+        if trainer is not None and trainer.world_size > 1:
+            shapes = trainer.strategy.broadcast(shapes)
+        train, val = (clip_sizes(part, self.frame_format) for part in shapes)
+        return train, val
+
+    @cached_property
     def tally(self) -> FailureTally:
         """Clips that the run could not read."""
         return FailureTally(
@@ -115,7 +139,7 @@ class ClipDataModule(LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Read the lists before a student is built."""
-        self.target_cache, self._entries  # noqa: B018 - kept where they are
+        self.target_cache, self._entries, self.sizes  # noqa: B018 - kept where they are
 
     @property
     def micro_batch_size(self) -> int:
@@ -149,9 +173,8 @@ class ClipDataModule(LightningDataModule):
         if not self.val_entries:
             return []
         trainer = self._trainer()
-        batches = FixedBatches(
-            len(self.val_entries), self.micro_batch_size, rank=trainer.global_rank, world_size=trainer.world_size
-        )
+        buckets = [None] * len(self.val_entries) if self.sizes is None else self.sizes[1]
+        batches = FixedBatches(buckets, self.micro_batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
         return self._loader(self.val_clips(), batches)
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
@@ -167,8 +190,10 @@ class ClipDataModule(LightningDataModule):
     def contents(self) -> dict[str, str | None]:
         """Digests of the training videos and of the cache, by the settings that name them."""
         cache, entries = self.target_cache, self.train_entries
+        shapes = "" if self.sizes is None else hashlib.sha256(repr(self.sizes[0]).encode()).hexdigest()[:16]
         return {
-            "data.videos": f"a list of {len(entries)} for training ({list_digest(entries)[:16]})",
+            "data.videos": f"a list of {len(entries)} for training ({list_digest(entries)[:16]})"
+            + (f" with clips of sizes {shapes}" if shapes else ""),
             "data.cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
         }
 
@@ -187,10 +212,15 @@ class ClipDataModule(LightningDataModule):
 
     def _stream(self, batches: int, **position: Any) -> ClipStream:
         trainer = self._trainer()
-        return ClipStream(
-            len(self.train_entries), self.micro_batch_size, batches, seed=self.seed,
-            rank=trainer.global_rank, world_size=trainer.world_size, **position,
-        )  # fmt: skip
+        return self.stream(
+            self.micro_batch_size, batches, rank=trainer.global_rank, world_size=trainer.world_size, **position
+        )
+
+    def stream(self, batch_size: int, batches: int, **place: Any) -> ClipStream:
+        """The order of training clips; the clips of a step share a size. Arguments as of ClipStream."""
+        if self.sizes is None:
+            return ClipStream(len(self.train_entries), batch_size, batches, seed=self.seed, **place)
+        return BucketedStream(self.sizes[0], batch_size, batches, step=self.batch_size, seed=self.seed, **place)
 
     def train_clips(self) -> ClipDataset | CachedClips:
         """Clips of the training videos by key (epoch, index)."""
@@ -205,6 +235,7 @@ class ClipDataModule(LightningDataModule):
         frames = self.frame_format
         return {
             **{"size": frames.size, "mean": frames.mean, "std": frames.std, "resize": frames.resize},
+            "multiple": frames.multiple,
             **{"clip_frames": self.clip_frames, "min_fps": self.min_fps, "seed": self.seed},
             **asdict(self.augment),
             **{"train_videos": len(self.train_entries), "train_list": list_digest(self.train_entries)},
@@ -214,9 +245,10 @@ class ClipDataModule(LightningDataModule):
     def _dataset(
         self, part: Literal["train", "val"], entries: list[VideoEntry], augment: Augmentation | None
     ) -> ClipDataset | CachedClips:
+        sizes = None if self.sizes is None else self.sizes[part == "val"]
         clips = ClipDataset(
-            entries, self.frame_format, clip_frames=self.clip_frames, min_fps=self.min_fps, augment=augment,
-            seed=self.seed, deadline=self.deadline,
+            entries, self.frame_format, clip_frames=self.clip_frames, sizes=sizes, min_fps=self.min_fps,
+            augment=augment, seed=self.seed, deadline=self.deadline,
         )  # fmt: skip
         return clips if self.target_cache is None else CachedClips(self.target_cache, part, clips)
 

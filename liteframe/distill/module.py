@@ -92,7 +92,8 @@ class CTDModule(GuardedModule):
     def frame_format(self) -> FrameFormat:
         """How the teacher wants frames, and the student after it."""
         config = self.student_config
-        return FrameFormat((config.image_size, config.image_size), config.image_mean, config.image_std, config.resize)
+        size, multiple = (config.image_size, config.image_size), config.pixel_multiple
+        return FrameFormat(size, config.image_mean, config.image_std, config.resize, multiple)
 
     @property
     def target_identity(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class CTDModule(GuardedModule):
             prepare_teacher(self.teacher, self.trainer.strategy.root_device, str(self.trainer.precision))
         if self.compiled:
             for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
-                compile_blocks(model)
+                compile_blocks(model, sizes=1 if data.sizes is None else len(set(data.sizes[0])))
         shard(self.trainer, self.student, self.student.blocks)
         if is_sharded(self.student) and list(self.trained.parameters()) != list(self.student.parameters()):
             raise ValueError("--trainer.strategy fsdp2 divides a student and no decoder of rtd: use ddp")

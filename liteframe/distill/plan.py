@@ -161,7 +161,7 @@ def jpeg_bytes(data: ClipDataModule) -> float:
     for index in range(len(data.train_entries)):
         clip = clips[0, index]
         if isinstance(clip, Clip):
-            frames = transform.resized(clip.frames).permute(0, 2, 3, 1).numpy()
+            frames = transform.resized(clip.frames, clip.view.size).permute(0, 2, 3, 1).numpy()
             sizes += [len(encode_jpeg(frame, JPEG_QUALITY)) for frame in frames]
         if len(sizes) >= JPEG_CLIPS * data.clip_frames:
             break

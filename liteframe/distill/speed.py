@@ -25,7 +25,7 @@ def prepare_teacher(teacher: Teacher, device: torch.device, precision: str) -> N
         teacher.tower.to(torch.bfloat16)
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(model: nn.Module, backend: str = "inductor", sizes: int = 1) -> None:
     """Compile the transformer blocks of a ViT in place, on first use; names of weights do not change.
 
     Blocks of one shape share one compiled graph, which takes less time than compiling the whole model.
@@ -33,12 +33,13 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     Args:
         model: a student or a teacher's tower, whose watched block stays as it is.
         backend: of torch.compile.
+        sizes: of frames that will come, each of which has a graph of its own.
     """
     blocks, watched = list(transformer_blocks(model)), getattr(model, "watched", None)
     # Beyond the limit, blocks would run eagerly without a word. Strides may give each block a shape of its own, and a
     # shape has a graph for steps, one for validation and one under inference mode.
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 3 * len(blocks))
+    config.recompile_limit = max(config.recompile_limit, 3 * len(blocks) * sizes)
     for block in blocks:
         if block is not watched:
             block.compile(dynamic=False, backend=backend)

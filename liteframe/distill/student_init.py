@@ -35,10 +35,17 @@ class Start(NamedTuple):
 
 
 def with_preprocessing(config: LiteFrameConfig, teacher: Teacher) -> LiteFrameConfig:
-    """The config of a student that sees frames as its teacher does."""
+    """The config of a student that sees frames as its teacher does; in their own aspect ratio also where it asks so."""
+    resize = config.resize if config.resize == "aspect" else teacher.resize
+    merge_size = _fold(teacher) if resize == "aspect" else 1
     return dataclasses.replace(
-        config, image_mean=teacher.image_mean, image_std=teacher.image_std, resize=teacher.resize
+        config, image_mean=teacher.image_mean, image_std=teacher.image_std, resize=resize, merge_size=merge_size
     )
+
+
+def _fold(teacher: Teacher) -> int:
+    """Tokens per side that a VLM's projector folds into one."""
+    return getattr(teacher.projector, "factor", 1)
 
 
 def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]) -> None:
@@ -58,8 +65,7 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
             f"{teacher.patch_size} pixels: their tokens would not be the same places; set it to {teacher.patch_size}"
         )
     _, h, w = config.compression
-    # A VLM's projector may fold tokens once more.
-    fold = getattr(teacher.projector, "factor", 1)
+    fold = _fold(teacher)
     steps = (config.patch_size * h * fold, config.patch_size * w * fold)
     if size[0] % steps[0] or size[1] % steps[1]:
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True))

@@ -72,7 +72,9 @@ def test_every_clip_is_the_live_one(small_cache, cache_yaml):
 def test_views_are_those_of_the_live_dataset(small_cache, cache_yaml):
     data = load_run(CTDCommand, ["--config", str(cache_yaml)]).data
     settings = small_cache.settings
-    assert data.frame_format == FrameFormat(settings.size, settings.mean, settings.std, settings.resize)
+    assert data.frame_format == FrameFormat(
+        settings.size, settings.mean, settings.std, settings.resize, settings.multiple
+    )
     live = data.train_clips()
     for key in ((0, 0), (1, 3), (1, settings.train_videos - 1)):
         stored = small_cache.read("train", *key)

@@ -63,7 +63,7 @@ def test_no_resize_is_exact(frames):
         ((0, MEAN, STD), "at least one pixel"),
         ((56, MEAN[:2], STD), "three values"),
         ((56, MEAN, (0.2, 0.0, 0.2)), "std above 0"),
-        ((56, MEAN, STD, "pad"), "squash, crop"),
+        ((56, MEAN, STD, "pad"), "squash, crop, aspect"),
     ],
 )
 def test_bad_settings(arguments, message):

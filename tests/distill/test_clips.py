@@ -88,7 +88,7 @@ def test_view_alone_brings_the_clip_back(videos, tmp_path):
 
 def test_crop_of_another_file_is_an_error(videos):
     with pytest.raises(VideoError, match="32x48 pixels, less than the crop of 30x40 at 8,0"):
-        dataset(videos).frames(ClipView(videos[0], (0, 1), box=(8, 0, 30, 40)))
+        dataset(videos).frames(ClipView(videos[0], (0, 1), (32, 32), box=(8, 0, 30, 40)))
 
 
 def test_key_decides_the_clip(videos):
@@ -164,7 +164,7 @@ def test_one_crop_and_flip_for_all_frames():
     flips = 0
     for seed in range(40):
         box, flip = draw_view(10, 20, Augmentation(flip=0.5), np.random.default_rng(seed))
-        out = ClipView("a.mp4", (0, 1, 2, 3), box=box, flip=flip).cut(frames)
+        out = ClipView("a.mp4", (0, 1, 2, 3), (8, 8), box=box, flip=flip).cut(frames)
         assert out.shape[1:3] == box[2:]
         assert (out == out[:1]).all()
         steps = np.diff(out[0, 0, :, 0].astype(int))
@@ -173,7 +173,7 @@ def test_one_crop_and_flip_for_all_frames():
     assert 8 < flips < 32
     box, flip = draw_view(10, 20, Augmentation((1, 1), (1, 1), 0), np.random.default_rng(0))
     assert (box, flip) == ((0, 0, 10, 20), False)
-    assert np.array_equal(ClipView("a.mp4", (0,)).cut(frames), frames)
+    assert np.array_equal(ClipView("a.mp4", (0,), (8, 8)).cut(frames), frames)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def on_gpu(*modules):
 def raw_batch(clips, frames):
     pixels = torch.empty(clips * frames * 480 * 640 * 3, dtype=torch.uint8, device=GPU)
     mask = torch.ones(clips, frames, dtype=torch.bool, device=GPU)
-    return RawBatch(pixels, [(frames, 480, 640, 3)] * clips, mask, ["v"] * clips, [], [(0, 0)] * clips, None)
+    sizes = [(448, 448)] * clips
+    return RawBatch(pixels, [(frames, 480, 640, 3)] * clips, sizes, mask, ["v"] * clips, [], [(0, 0)] * clips, None)
 
 
 @pytest.mark.parametrize(("recompute", "forward", "most"), [(False, 21.9, 22.6), (True, 5.4, 8.7)])

@@ -16,12 +16,14 @@ def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     for folder in ("mixed", "held_out", "one_rank", "one_rank_held_out"):
         (root / folder).mkdir()
+    shapes = {5: (36, 86), 6: (36, 86), 7: (96, 54)}  # a film's and a phone's, which one of the runs keeps
     for number in range(9):
-        write_video(root / "mixed" / f"clip{number}.mp4", frames=24 if number else 9, seed=number)
+        frames, size = 24 if number else 9, shapes.get(number, 64)
+        write_video(root / "mixed" / f"clip{number}.mp4", frames=frames, size=size, seed=number)
     good = {number: (root / "mixed" / f"clip{number}.mp4").read_bytes() for number in range(9)}
     (root / "mixed" / "clip4.mp4").write_bytes(good[4][:700])
     for number in range(3):
-        write_video(root / "held_out" / f"clip{number}.mp4", seed=20 + number)
+        write_video(root / "held_out" / f"clip{number}.mp4", size=shapes.get(number + 5, 64), seed=20 + number)
         (root / "one_rank_held_out" / f"clip{number}.mp4").write_bytes(good[5 + number])
     (root / "one_rank_held_out" / "clip1.mp4").write_bytes(b"")
     stream = ClipStream(8, 1, 4, seed=3, rank=1, world_size=2)

@@ -19,7 +19,7 @@ from worlds.processes import (
 from liteframe.align.command import LMACommand
 from liteframe.distill.command import CTDCommand
 
-MUON = ["--model.optimizer.kind", "muon"]
+MUON = ["--model.optimizer.kind", "muon", "--model.student.resize", "aspect"]  # and steps of one frame size each
 BROKEN = {"--data.batch_size": 2, "--trainer.max_steps": 4, "--trainer.val_check_interval": 2}
 
 
@@ -99,7 +99,10 @@ def test_two_nodes_with_accumulation(alone, config, tmp_path):
     ("run", "first", "stopped", "expected"), [("sharded_then_whole", 0, 1, "muon"), ("whole_then_sharded", 2, 3, "ctd")]
 )
 def test_stopped_on_one_rank_and_resumed_under_the_other_strategy(together, alone, run, first, stopped, expected):
-    """Both ranks leave together, and the weights of one strategy's checkpoint are the other's; by Muon and AdamW."""
+    """Both ranks leave together, and the weights of one strategy's checkpoint are the other's; by Muon and AdamW.
+
+    The first sees frames in their own aspect ratio: of three sizes, which both ranks have in the same steps.
+    """
     folder, codes = together
     assert codes[first] == 2 * [128 + signal.SIGTERM]
     assert codes[first + 1] == [0, 0]

@@ -16,7 +16,7 @@ from liteframe_export.files import remove_left_behind, staged
 from liteframe_export.hf_encoder import export_encoder, video_processor_dict
 from liteframe_export.hf_vlm import export_vlm
 from liteframe_export.provenance import Parts, parts_of_run
-from liteframe_export.video_processor import LiteFrameVideoProcessor
+from liteframe_export.video_processor import LiteFrameAspectVideoProcessor, LiteFrameVideoProcessor
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import InternVLVideoProcessor
@@ -215,15 +215,17 @@ def test_a_reload_that_fails_says_why(world, tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "aspect"])
 @pytest.mark.parametrize("shape", [(90, 64), (64, 97), (48, 40), (360, 641), (64, 64)])
 def test_exported_preprocessing_is_that_of_training(tmp_path, resize, shape):
-    config = LiteFrameConfig(image_size=56, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6), resize=resize)
+    config = LiteFrameConfig(image_size=112, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6), resize=resize)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(video_processor_dict(config)))
     frames = torch.randint(0, 256, (3, *shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    kind = InternVLVideoProcessor if resize == "squash" else LiteFrameVideoProcessor
-    found = kind.from_pretrained(tmp_path)(videos=[frames.numpy()], return_tensors="pt")
-    expected = FrameTransform(56, config.image_mean, config.image_std, resize)(frames)
+    kinds = {"crop": LiteFrameVideoProcessor, "aspect": LiteFrameAspectVideoProcessor}
+    found = kinds.get(resize, InternVLVideoProcessor).from_pretrained(tmp_path)(
+        videos=[frames.numpy()], return_tensors="pt"
+    )
+    expected = FrameTransform(112, config.image_mean, config.image_std, resize, config.pixel_multiple)(frames)
     torch.testing.assert_close(found["pixel_values_videos"][0], expected, atol=1e-6, rtol=0)
 
 

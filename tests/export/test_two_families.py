@@ -1,4 +1,7 @@
-"""Random Video LLMs of two families: distilled, aligned, merged, exported, reloaded, asked; InternVL is the demo's."""
+"""Random Video LLMs of two families: distilled, aligned, merged, exported, reloaded, asked; InternVL is the demo's.
+
+Both see frames in their own aspect ratio, of videos of three shapes.
+"""
 
 import json
 import sys
@@ -16,10 +19,12 @@ from liteframe.models.vlm.adapter import load_adapter, merge_adapter
 from liteframe.models.vlm.chat import question_prompt
 from liteframe.models.vlm.load import load_video_llm
 
-# family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video
+# family -> maker, frame size of the student, width of the teacher, image tokens of a slot and of a whole video, and
+# shapes of videos
 FAMILIES = {
-    "llava_onevision": (make_llava_onevision, 80, 32, 25, 1),
-    "qwen3_5": (make_qwen3_5, 64, 32, 4, 0),  # what is its own: pairs of frames, positions on three axes, times as text
+    "llava_onevision": (make_llava_onevision, 80, 32, 3 * 7, 1, [(36, 86), (96, 54), 64]),
+    # what is its own: pairs of frames, positions on three axes, times as text
+    "qwen3_5": (make_qwen3_5, 64, 32, 3, 0, [(36, 86), (96, 54), 64]),
 }
 LMA = """
 seed_everything: 3
@@ -37,12 +42,12 @@ QUESTION = "Which way does the red circle move?"
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, capsys):
-    make, size, dim, per_slot, per_video = FAMILIES[family]
+    make, size, dim, per_slot, per_video, shapes = FAMILIES[family]
     vlm = make(tmp_path / "vlm")
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(3):
-        write_video(videos / f"{number}.mp4", frames=20, fps=8, seed=number)
+        write_video(videos / f"{number}.mp4", frames=20, fps=8, size=shapes[number], seed=number)
     rows = [
         {
             "video": f"videos/{i}.mp4",
@@ -58,7 +63,7 @@ def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, cap
         videos,
         run=tmp_path / "ctd",
         model={
-            "student": {"image_size": size, "teacher_dim": dim},
+            "student": {"image_size": size, "teacher_dim": dim, "resize": "aspect"},
             "target": {"statistics_clips": 2},
             "optimizer": {"lr": 1e-2, "warmup_steps": 0},
         },

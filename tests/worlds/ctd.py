@@ -11,14 +11,15 @@ from worlds.vlms import random_internvl
 
 
 def write_video(path, frames=24, fps=8, size=64, seed=0):
-    """Write H.264: smooth colour blobs that drift, different for each seed."""
+    """Write H.264: smooth colour blobs that drift, different for each seed; size is a side or (height, width)."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:size, 0:size] / size
+    height, width = (size, size) if isinstance(size, int) else size
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
     phase, speed = rng.uniform(0, 6.28, (3, 1, 1)), rng.uniform(0.1, 0.5, (3, 1, 1))
     turn = rng.uniform(2, 8, (3, 2, 1, 1))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = size
+        stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         for t in range(frames):
             image = 127 + 120 * np.sin(phase + speed * t + turn[:, 0] * x + turn[:, 1] * y)

@@ -193,6 +193,8 @@ GOOD: dict[str, Good] = {
     "rotated_180.mp4": Good(_rotated(180)),
     "rotated_270.mp4": Good(_rotated(270)),
     "mirrored.mp4": Good(_mirrored),
+    # pixels twice as wide as high, as those of discs and anamorphic films; shown at 192x128
+    "wide_pixels.mp4": Good(_encoded(*_x264("bframes=3"), "-vf", "setsar=2", width=96)),
     "odd.webm": Good(_encoded(*_VP9, width=191, height=127), width=191, height=127),
     "odd_444.mp4": Good(
         _encoded("-c:v", "libx264", "-g", 12, "-pix_fmt", "yuv444p", width=191, height=127), width=191, height=127

@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from sglang.srt.managers.mm_utils import general_mm_embed_routine, pad_mm_tokens
 from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInputs
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -43,8 +42,7 @@ class LiteFrameVideoLLM(ServedVision, nn.Module):
 
     def get_video_feature(self, items: list[MultimodalDataItem]) -> list[Tensor]:
         """Features of videos or images, one tensor [tokens, text hidden size] each; an item's feature is [T,3,h,w]."""
-        frames = [item.feature for item in items]
-        return self.get_video_features(torch.cat(frames), [len(f) for f in frames]).pooler_output
+        return self.get_video_features([item.feature for item in items]).pooler_output
 
     get_image_feature = get_video_feature
 

@@ -14,6 +14,7 @@ from sglang.srt.multimodal.processors.base_processor import (
 
 from liteframe.data.video.sampling import choose_frames
 from liteframe.data.video.timeline import Timeline
+from liteframe.models.vlm.base import videos_of
 from liteframe.pictures import rgb
 from liteframe_serving.prompts import BYTES, frames_of, runs
 from liteframe_serving.sglang.model import SERVED
@@ -72,7 +73,7 @@ class LiteFrameSglangProcessor(BaseMultimodalProcessor):
         token = processor.image_token_id
         items = []
         if images or videos:
-            pixels = inputs["pixel_values_videos"].split(inputs["video_frames"].tolist())
+            pixels = videos_of(inputs["pixel_values_videos"], inputs["video_frames"])
             kinds = re.findall(f"{re.escape(processor.video_token)}|{re.escape(processor.image_token)}", text)
             modalities = [Modality.IMAGE if kind == processor.image_token else Modality.VIDEO for kind in kinds]
             counts = [features(processor, m, f) for m, f in zip(modalities, pixels, strict=True)]

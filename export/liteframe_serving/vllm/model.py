@@ -15,7 +15,7 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from liteframe_serving.prompts import PREFIXES
+from liteframe_serving.prompts import PREFIXES, regrouped
 from liteframe_serving.served import ServedMedia, ServedVision, language_architecture, served_classes
 from liteframe_serving.vllm.processing import LiteFrameDummyInputs, LiteFrameProcessingInfo, LiteFrameVllmProcessor
 
@@ -54,14 +54,14 @@ class LiteFrameVideoLLM(ServedVision, nn.Module, SupportsMultiModal, SupportsPP,
         """Features of videos and images, one tensor [tokens, text hidden size] each, in the order of the arguments.
 
         Args:
-            **kwargs: pixel_values [N,3,h,w] of images; pixel_values_videos [sum of T,3,h,w] and video_frames [V].
+            **kwargs: pixel_values [N,3,h,w] of images; pixel_values_videos and video_frames as of `regrouped`.
         """
         features: list[Tensor] = []
         for name, value in kwargs.items():
             if name == "pixel_values":
-                features += self.get_video_features(value, [1] * len(value)).pooler_output
+                features += self.get_video_features([image[None] for image in value]).pooler_output
             elif name == "pixel_values_videos":
-                features += self.get_video_features(value, kwargs["video_frames"]).pooler_output
+                features += self.get_video_features(regrouped(value, kwargs["video_frames"])).pooler_output
         return features
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:

@@ -93,9 +93,12 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
         frames = hf_inputs.get("video_frames", torch.empty(0, dtype=torch.long))
+        of_videos = MultiModalFieldConfig.flat_from_sizes("video", frames)
+        if isinstance(hf_inputs.get("pixel_values_videos"), list):  # of several sizes
+            of_videos = MultiModalFieldConfig.batched("video")
         return {
             "pixel_values": MultiModalFieldConfig.batched("image"),
-            "pixel_values_videos": MultiModalFieldConfig.flat_from_sizes("video", frames),
+            "pixel_values_videos": of_videos,
             "video_frames": MultiModalFieldConfig.batched("video", keep_on_cpu=True),
             "video_milliseconds": MultiModalFieldConfig.flat_from_sizes("video", frames, keep_on_cpu=True),
         }
@@ -104,29 +107,31 @@ class LiteFrameVllmProcessor(BaseMultiModalProcessor[LiteFrameProcessingInfo]):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
         processor = self.info.get_hf_processor()
-        data = out_mm_kwargs.get_data()
-        frames = data.get("video_frames", torch.empty(0))
-        starts = [0, *frames.cumsum(0).int().tolist()]
-        told = data.get("video_milliseconds")
         longest = self.info.ctx.model_config.max_model_len
-
-        def video(item: int) -> list[int]:
-            part = slice(starts[item], starts[item + 1])
-            seconds = None if told is None else [time / 1000 for time in told[part].tolist()]
-            return video_ids_within(processor, int(frames[item]), longest, seconds)
 
         def features(ids: list[int]) -> PromptUpdateDetails:
             return PromptUpdateDetails.select_token_id(ids, processor.image_token_id)
+
+        def video(item: int) -> PromptUpdateDetails:
+            told = {name: field.data for name, field in out_mm_kwargs["video"][item].items()}
+            frames, _, height, width = told["pixel_values_videos"].shape
+            times = told.get("video_milliseconds")
+            seconds = None if times is None else [time / 1000 for time in times.tolist()]
+            return features(video_ids_within(processor, frames, longest, seconds, (height, width)))
+
+        def image(item: int) -> PromptUpdateDetails:
+            height, width = out_mm_kwargs["image"][item]["pixel_values"].data.shape[-2:]
+            return features(image_ids(processor, (height, width)))
 
         return [
             PromptReplacement(
                 modality="video",
                 target=[processor.tokenizer.convert_tokens_to_ids(processor.video_token)],
-                replacement=lambda item: features(video(item)),
+                replacement=video,
             ),
             PromptReplacement(
                 modality="image",
                 target=[processor.image_token_id],
-                replacement=lambda item: features(image_ids(processor)),
+                replacement=image,
             ),
         ]

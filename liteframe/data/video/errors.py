@@ -22,6 +22,7 @@ REMEDIES = {
     "unsupported": "re-encode it: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4",
     "too_large": "ask for fewer frames or pass a smaller size",
     "index": "run `liteframe scan` again; the manifest does not fit the file",
+    "shape": "remove it, cut its frames, or use an encoder that squashes frames (resize 'squash')",
     "deadline": "raise the deadline, or re-encode it: ffmpeg -i IN -c:v libx264 -g 60 OUT.mp4",
     "crash": "remove it from the manifest or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4",
 }
@@ -61,8 +62,8 @@ class VideoInfo:
         frames: number of frames that a full sequential decode gives.
         fps: mean frame rate over the whole file (frames per second).
         breaks: when the frames are shown, as `Timeline` has it.
-        width: pixels, after rotation.
-        height: pixels, after rotation.
+        width: pixels as shown: square ones, after rotation.
+        height: the same.
         codec: FFmpeg's name, such as "h264".
         container: FFmpeg's demuxer name, such as "mov,mp4,m4a,3gp,3g2,mj2".
         rotation: degrees of the rotation tag, counter-clockwise, already applied to width and height.
@@ -71,6 +72,7 @@ class VideoInfo:
         video_track: number of the stream among all of the file.
         video_tracks: how many video streams the file has, covers and thumbnails among them.
         broken_stamps: what is wrong with the time stamps and what is taken in their place; None if nothing is.
+        square_pixels: whether frames are shown as they are stored, but for rotation; PyAV alone scales others.
     """
 
     frames: int
@@ -86,6 +88,7 @@ class VideoInfo:
     video_track: int = 0
     video_tracks: int = 1
     broken_stamps: str | None = None
+    square_pixels: bool = True
 
     def __post_init__(self) -> None:
         """Take the lists that JSON makes of tuples."""

@@ -1,14 +1,17 @@
-"""How a decoded frame is to be shown: the rotation and mirroring that phones write as a matrix."""
+"""How a decoded frame is to be shown: the rotation and mirroring that phones write as a matrix, and square pixels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
 
 from liteframe.data.video.errors import VideoError
+
+BARELY = Fraction(1, 100)  # such a difference of width and height of a pixel is taken for rounding
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,33 @@ class Orientation:
         return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
-class FrameConverter:
-    """Decoded frames -> uint8 RGB as shown, scaled by FFmpeg (bicubic) if a size is given."""
+def pixel_aspect(stream: av.VideoStream) -> Fraction:
+    """Width over height of a pixel, of tapes, discs and anamorphic films another than 1; what nobody sees is 1."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    return Fraction(1) if abs(aspect - 1) < BARELY else aspect
 
-    def __init__(self, path: str, size: tuple[int, int] | None):
-        self._path, self._size = path, size
+
+def shown_size(frame: av.VideoFrame, orientation: Orientation, aspect: Fraction) -> tuple[int, int]:
+    """Height and width of a decoded frame as it is shown, in square pixels."""
+    return orientation.shape(frame.height, max(1, round(frame.width * aspect)))
+
+
+class FrameConverter:
+    """Decoded frames -> uint8 RGB as shown, scaled by FFmpeg (bicubic) to a size, or to square pixels.
+
+    Args:
+        path: for messages.
+        size: (height, width) in pixels, as shown; None is the frame's own.
+        aspect: of its pixels, see `pixel_aspect`.
+    """
+
+    def __init__(self, path: str, size: tuple[int, int] | None, aspect: Fraction):
+        self._path, self._size, self._aspect = path, size, aspect
         self._scaler = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """A decoded frame as shown, uint8 [H,W,3]."""
         orientation = Orientation.of(frame, self._path)
-        height, width = orientation.shape(*self._size) if self._size else (frame.height, frame.width)
+        height, width = orientation.shape(*(self._size or shown_size(frame, orientation, self._aspect)))
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
         return orientation.apply(rgb.to_ndarray())

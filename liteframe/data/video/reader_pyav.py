@@ -46,7 +46,7 @@ def read_frames(
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
-    convert = FrameConverter(path, size)
+    convert = FrameConverter(path, size, source.aspect)
     wanted = sorted(places)
     for index, frame in _counted(source, wanted) if from_start else _frames(source, wanted, keep_open):
         image = convert(frame)

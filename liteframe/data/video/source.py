@@ -15,7 +15,7 @@ import numpy as np
 from liteframe.data.video.container_check import check_file
 from liteframe.data.video.errors import VideoError, VideoInfo
 from liteframe.data.video.frame_table import DamagedStream, FrameTable, build_table
-from liteframe.data.video.orientation import Orientation
+from liteframe.data.video.orientation import Orientation, pixel_aspect, shown_size
 from liteframe.data.video.timeline import timeline_of
 
 MAX_PIXELS = 8192 * 8192
@@ -30,11 +30,12 @@ _REMEMBERED = 256  # files whose packet tables are kept, so that the clips of on
 
 @dataclass
 class VideoSource:
-    """A file that was looked through: facts and packet table."""
+    """A file that was looked through: facts, packet table, and width over height of its pixels."""
 
     path: str
     info: VideoInfo
     table: FrameTable
+    aspect: Fraction
 
 
 _sources: OrderedDict[tuple[str, int, int], VideoSource] = OrderedDict()
@@ -135,7 +136,7 @@ def _look_through(path: str) -> VideoSource:
         unit, codec, container_name = stream.time_base or Fraction(1), stream.codec_context.name, container.format.name
         sound = _sound_start(container, stream)
         begins = None if container_name != "avi" else (stream.start_time or 0)
-    (height, width), rotation = _first_frame(path, track)
+    (height, width), rotation, aspect = _first_frame(path, track)
     ticks = table.pts.astype(float) if len(table.pts) else decoded_stamps(path, track)
     if begins is not None and not np.isnan(ticks[0]):
         ticks += begins - ticks[0]  # AVI has no time stamps; FFmpeg's start late where the codec reorders frames
@@ -143,8 +144,8 @@ def _look_through(path: str) -> VideoSource:
     origin = first if sound is None else min(first, max(sound, Fraction(0)))
     timeline, broken = timeline_of(ticks, unit, header_rate=rate, origin=origin, last=table.last)
     facts = (len(ticks), timeline.fps, timeline.breaks, width, height, codec, container_name, rotation)
-    marks = (len(table.anchors), table.closed_groups, track, tracks, broken)
-    return VideoSource(path, VideoInfo(*facts, *marks), table)
+    marks = (len(table.anchors), table.closed_groups, track, tracks, broken, aspect == 1)
+    return VideoSource(path, VideoInfo(*facts, *marks), table, aspect)
 
 
 def _sound_start(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
@@ -157,10 +158,15 @@ def _sound_start(container: av.container.InputContainer, stream: av.VideoStream)
     return min((s.start_time * s.time_base for s in others if s.start_time is not None and s.time_base), default=None)
 
 
-def _first_frame(path: str, track: int) -> tuple[tuple[int, int], int]:
-    """Size as shown and rotation, from the frame itself: headers can be wrong."""
+def _first_frame(path: str, track: int) -> tuple[tuple[int, int], int, Fraction]:
+    """Size as shown, rotation and shape of pixels, from the frame itself: headers can be wrong."""
     with open_video(path, track) as (container, stream):
         for frame in container.decode(stream):
             orientation = Orientation.of(frame, path)
-            return orientation.shape(frame.height, frame.width), orientation.degrees
+            aspect = pixel_aspect(stream)
+            height, width = shown_size(frame, orientation, aspect)
+            if height * width > MAX_PIXELS:
+                reason = f"is shown at {width}x{height}, with pixels {float(aspect):g} times as wide as high"
+                raise VideoError(path, "too_large", reason)
+            return (height, width), orientation.degrees, aspect
     raise VideoError(path, "corrupt", "does not give a single frame")

@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from liteframe.data.stream import ClipStream, FirstClips
+from liteframe.data.stream import FirstClips
 from liteframe.data.video.errors import VideoError
 from liteframe.distill.cache.builder import ENCODERS, CacheBuilder, LiveClips, collate, readable
 from liteframe.distill.cache.codec import TargetCodec, clip_bytes
@@ -129,7 +129,8 @@ def estimate(builder: CacheBuilder, missing: Sequence[ShardKey], folder: Path) -
         kept += f", frames {frame_bytes / frames / 1e3:.4g} kB (JPEG {settings.jpeg_quality})"
     text = (
         f"{settings.train_videos} videos x {settings.views} views and {settings.val_videos} held out, "
-        f"clips of {frames} frames of {settings.size[0]}x{settings.size[1]}\n"
+        f"clips of {frames} frames of {settings.size[0]}x{settings.size[1]}"
+        f"{' pixels at most, in their own aspect ratio' if settings.resize == 'aspect' else ''}\n"
         f"{kept}; {clips} clips in {len(missing)} shards to make: {readable(needed)}, {readable(free)} free\n"
         f"about {duration(seconds)} (h:mm:ss) on {processes} process{'es' if processes > 1 else ''}: "
         f"{making * 1e3:.3g} ms a clip for the teacher, {decoding * 1e3:.3g} ms for decoding on one of "
@@ -200,12 +201,13 @@ def measure_statistics(builder: CacheBuilder, advance: Advance) -> ChannelStatis
     """Channel statistics on the clips that a run would measure them on."""
     settings = builder.settings
     running = RunningStatistics(settings.dim, builder.fabric.device, shared=False)
-    stream = ClipStream(settings.train_videos, builder.clips_at_once, 1, seed=settings.seed)
+    stream = builder.data.stream(builder.clips_at_once, 1)
     total, done = settings.statistics_clips, 0
     for clips in builder.decode([("train", key) for key in batch] for batch in FirstClips(stream, total)):
         if clips.batch.paths:
             made = builder.make(clips.batch)
-            running.update(made.pooled[made.slots].flatten(0, -2))  # [tokens,C]
+            real = [pooled[slots].flatten(0, -2) for pooled, slots in zip(made.pooled, made.slots, strict=True)]
+            running.update(torch.cat(real))  # [tokens,C]
         done += len(clips.facts)
         advance("statistics", done, total)
     statistics = running.freeze()

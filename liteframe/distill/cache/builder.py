@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from liteframe.data.preprocess import FrameTransform
-from liteframe.data.stream import Key
+from liteframe.data.stream import Key, members_of
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import serve_parent
 from liteframe.distill.cache.codec import TargetCodec, clip_bytes, encode_jpeg
 from liteframe.distill.cache.settings import CacheSettings, Codec, ShardKey, Split, target_shape
 from liteframe.distill.cache.shard import StoredClip
-from liteframe.distill.clips import Clip, RawBatch, collate_clips
+from liteframe.distill.clips import Clip, RawBatch, collate_clips, resize_clips
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.student_init import check_grids
@@ -67,17 +66,17 @@ class DecodedClips(NamedTuple):
 
 
 class LiveTargets(NamedTuple):
-    """What a teacher makes of a batch.
+    """What a teacher makes of a batch, clip by clip.
 
     Attributes:
-        pooled: float32 [B,T',h,w,C], before clipping and standardization.
-        slots: bool [B,T'], False where no real frame lies.
-        frames: uint8 [B,T,3,H,W], what the teacher saw before normalization.
+        pooled: float32 [T',h,w,C], before clipping and standardization.
+        slots: bool [T'], False where no real frame lies.
+        frames: uint8 [T,3,H,W], what the teacher saw before normalization.
     """
 
-    pooled: Tensor
-    slots: Tensor
-    frames: Tensor
+    pooled: list[Tensor]
+    slots: list[Tensor]
+    frames: list[Tensor]
 
 
 @torch.no_grad()
@@ -87,7 +86,7 @@ def live_targets(
     """Targets as a training run computes them: resize, teacher and pooling on the fabric's device, in its precision.
 
     Args:
-        batch: at least one clip.
+        batch: at least one clip; those of one size go to the teacher together.
         teacher: on that device.
         transform: resizes and normalizes frames.
         fabric: device and precision.
@@ -97,13 +96,14 @@ def live_targets(
         ValueError: the frames do not fit the teacher or its windows.
     """
     batch = fabric.to_device(batch)
-    clips_of_batch = batch.frames.split([math.prod(shape) for shape in batch.shapes])
-    frames = torch.stack(
-        [transform.resized(clip.view(shape)) for clip, shape in zip(clips_of_batch, batch.shapes, strict=True)]
-    )  # [B,T,3,H,W]
-    with fabric.autocast(), whole_batches(len(frames), clips):
-        pooled, slots, _ = teacher(transform.normalized(frames), batch.frame_mask)
-    return LiveTargets(pooled, slots, frames)
+    frames = resize_clips(batch, transform)  # B x [T,3,H,W]
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for members in members_of(batch.sizes):
+        video = transform.normalized(torch.stack([frames[i] for i in members]))
+        with fabric.autocast(), whole_batches(len(members), clips):
+            pooled, slots, _ = teacher(video, batch.frame_mask[members])
+        made |= dict(zip(members, zip(pooled, slots, strict=True), strict=True))
+    return LiveTargets([made[i][0] for i in range(len(frames))], [made[i][1] for i in range(len(frames))], frames)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class CacheBuilder:
         made = self.make(clips.batch)
         images: list[list[bytes]] = [[] for _ in clips.batch.paths]
         if (quality := self.settings.jpeg_quality) is not None:
-            frames = made.frames.permute(0, 1, 3, 4, 2).cpu().numpy()  # [B,T,H,W,3]
+            frames = [clip.permute(0, 2, 3, 1).cpu().numpy() for clip in made.frames]  # B x [T,H,W,3]
             images = [list(threads.map(lambda frame: encode_jpeg(frame, quality), clip)) for clip in frames]
         good = iter(zip(made.pooled, images, strict=True))
         stored = []
@@ -206,7 +206,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     prepare_teacher(teacher, fabric.device, precision)
     teacher.to(fabric.device)
     if module.compiled:
-        compile_blocks(teacher.tower)
+        compile_blocks(teacher.tower, sizes=1 if data.sizes is None else len(set(data.sizes[0])))
     clips_at_once = data.requested_micro_batch_size or min(data.batch_size, MOST_CLIPS)
     return CacheBuilder(settings, data, module.pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
 

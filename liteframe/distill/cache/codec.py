@@ -92,12 +92,6 @@ class TargetCodec:
         return white.mul_(self.std.to(white.device)).add_(self.mean.to(white.device))
 
 
-def scale_shape(codec: Codec, shape: tuple[int, int, int, int]) -> tuple[int, ...] | None:
-    """Shape of a clip's "scale", or None where the codec has none."""
-    return shape[:3] if codec == "int8" else None
-
-
 def clip_bytes(codec: Codec, shape: tuple[int, int, int, int]) -> int:
     """Bytes that a target of shape [T',h,w,C] takes in a shard, scales included."""
-    scale = scale_shape(codec, shape)
-    return math.prod(shape) * STORED[codec].itemsize + (0 if scale is None else 4 * math.prod(scale))
+    return math.prod(shape) * STORED[codec].itemsize + (4 * math.prod(shape[:3]) if codec == "int8" else 0)

@@ -42,6 +42,10 @@ class CachedClips(Dataset["Clip | VideoError"]):
         if isinstance(stored, VideoError):
             return VideoError(path, stored.kind, stored.reason, stored.remedy)
         view = dataclasses.replace(stored.view, video=path)
+        if self.clips.sizes is not None and view.size != self.clips.sizes[index]:
+            known, ours = ("x".join(map(str, size)) for size in (view.size, self.clips.sizes[index]))
+            reason = f"its target in {self.cache.folder} is for clips of {known}, and the list of videos makes {ours}"
+            return VideoError(path, "index", reason, "give the list that the cache was built from, or build it again")
         try:
             frames = self.clips.frames(view) if stored.frames is None else stored.frames
         except VideoError as error:

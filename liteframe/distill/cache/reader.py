@@ -171,10 +171,10 @@ class TargetCache:
         clip = self.stored(split, view, index)
         if clip.failed:
             return VideoError(**clip.facts["failure"])
-        frames = None
+        seen, frames = ClipView.from_dict(clip.facts["view"]), None
         if clip.jpeg:
-            frames = np.stack([decode_jpeg(file, self.settings.size) for file in clip.jpeg])  # [T,H,W,3]
-        return CachedClip(ClipView.from_dict(clip.facts["view"]), self.codec.decode(clip.encoded), frames)
+            frames = np.stack([decode_jpeg(file, seen.size) for file in clip.jpeg])  # [T,H,W,3]
+        return CachedClip(seen, self.codec.decode(clip.encoded), frames)
 
     def stored(self, split: Split, view: int, index: int) -> StoredClip:
         """The clip as it is stored.

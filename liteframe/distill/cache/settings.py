@@ -14,7 +14,7 @@ from liteframe.texts import parse_json
 
 Codec = Literal["bf16", "int8"]
 Split = Literal["train", "val"]
-FORMAT = 3
+FORMAT = 4
 
 # A teacher may have moved; its weights say who it is.
 NAMES = ("teacher", "teacher_options", "license")
@@ -38,10 +38,11 @@ class CacheSettings:
         compression: (t,h,w) of a block of weighted average pooling.
         scope: of its softmax.
         statistics_clips: clips that the channel statistics were measured on.
-        size: (height, width) of a frame in pixels.
+        size: (height, width) of a frame in pixels; where resize is "aspect", their product is the budget.
         mean: of the normalization, three channels.
         std: of the normalization, three channels.
-        resize: "squash" or "crop".
+        resize: see liteframe/frame_size.py.
+        multiple: (down, across), what the sides of frames in their own aspect ratio are multiples of.
         clip_frames: T.
         min_fps: lowest rate of a clip in frames per second.
         crop_area: see Augmentation.
@@ -74,6 +75,7 @@ class CacheSettings:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: str
+    multiple: tuple[int, int]
     clip_frames: int
     min_fps: float
     crop_area: tuple[float, float]
@@ -97,17 +99,21 @@ class CacheSettings:
             raise ValueError(f"codec is {self.codec!r}; choose one of {', '.join(get_args(Codec))}")
         if self.jpeg_quality is not None and not (_whole(self.jpeg_quality) and 1 <= self.jpeg_quality <= 100):
             raise ValueError(f"jpeg_quality is {self.jpeg_quality!r}; it must lie in 1 to 100")
-        grid = (*self.compression, *self.size, self.patch_size)
+        grid = (*self.compression, *self.size, *self.multiple, self.patch_size)
         counts = (self.dim, self.clip_frames, self.train_videos, self.views, self.shard_clips)
         if not all(_whole(n) and n >= 1 for n in (*grid, *counts)) or not _whole(self.val_videos):
             raise ValueError("sizes and counts must be whole numbers from 1 (val_videos from 0)")
-        if len(self.compression) != 3 or len(self.size) != 2 or self.val_videos < 0:
-            raise ValueError("compression has three numbers, size two, and val_videos is at least 0")
+        if len(self.compression) != 3 or len(self.size) != 2 or len(self.multiple) != 2 or self.val_videos < 0:
+            raise ValueError("compression has three numbers, size and multiple two, and val_videos is at least 0")
 
     @property
     def target_shape(self) -> tuple[int, int, int, int]:
-        """T', h, w, C of one clip's target."""
-        return target_shape(self.clip_frames, self.size, self.patch_size, self.compression, self.dim)
+        """T', h, w, C of one clip's target; of frames in their own aspect ratio, as many tokens as it has at most."""
+        return self.shape_of(self.size)
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """T', h, w, C of the target of a clip of (height, width) pixels."""
+        return target_shape(self.clip_frames, size, self.patch_size, self.compression, self.dim)
 
     def to_json(self) -> str:
         """Content of settings.json, which `from_json` reads."""

@@ -1,21 +1,23 @@
-"""One shard: a safetensors file of clips of fixed size, with a digest of every clip.
+"""One shard: a safetensors file of clips, with a digest of every clip.
 
 Tensors of a shard of N clips, M of which could be read:
 
-    target [M,T',h,w,C], scale [M,T',h,w]   as the codec wants them
+    target [tokens,C], scale [tokens]   of all clips, as the codec wants them; a clip's are T'*h*w, by its view's size
+    token_end int64 [M]
     row     int32 [N]      place of clip n among the M; -1 where the video failed
     text    uint8, text_end int64 [N]    JSON of each clip: its view, or its failure
     jpeg    uint8, jpeg_end int64 [M,T]  frames, where the cache has them
     sha256  uint8 [N,32]   over all bytes of a clip
 
-The index of the cache holds a digest over `row`, `text_end`, `jpeg_end` and `sha256` ("tables"), so that every byte a
-reader uses is checked against the index, without reading the rest of the shard.
+The index of the cache holds a digest over `row`, `token_end`, `text_end`, `jpeg_end` and `sha256` ("tables"), so that
+every byte a reader uses is checked against the index, without reading the rest of the shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liteframe.distill.cache.codec import STORED, scale_shape
+from liteframe.distill.cache.codec import STORED
 from liteframe.distill.cache.settings import CacheSettings, ShardKey
 from liteframe.files import json_bytes
 
-TABLES = ("row", "text_end", "jpeg_end", "sha256")
+TABLES = ("row", "token_end", "text_end", "jpeg_end", "sha256")
 # safetensors' own names of the types.
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int8: "I8"}
 
@@ -92,18 +94,22 @@ def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
     """A shard's safetensors file in memory: clips of one view, in the order of the videos."""
     texts = [json_bytes(clip.facts).removesuffix(b"\n") for clip in clips]
     good = [clip for clip in clips if not clip.failed]
-    shape, scale = settings.target_shape, scale_shape(settings.codec, settings.target_shape)
     failed = np.array([clip.failed for clip in clips])
     digests = [_digest(text, clip.encoded, clip.jpeg) for text, clip in zip(texts, clips, strict=True)]
+    kinds = _payload_kinds(settings)
     tensors = {
-        "target": _stacked([clip.encoded["target"] for clip in good], shape, STORED[settings.codec]),
+        name: torch.cat([clip.encoded[name].flatten(0, 2) for clip in good] or [torch.empty((0, *rest), dtype=dtype)])
+        for name, (rest, dtype) in kinds.items()
+    }
+    tensors |= {
         "row": torch.from_numpy(np.where(failed, -1, np.cumsum(~failed) - 1).astype(np.int32)),
+        "token_end": torch.tensor(
+            np.cumsum([math.prod(clip.encoded["target"].shape[:3]) for clip in good]), dtype=torch.int64
+        ),
         "text": _bytes(b"".join(texts)),
         "text_end": torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64),
         "sha256": torch.stack([_bytes(digest) for digest in digests]),
     }
-    if scale is not None:
-        tensors["scale"] = _stacked([clip.encoded["scale"] for clip in good], scale, torch.float32)
     if settings.jpeg_quality is not None:
         files = [file for clip in good for file in clip.jpeg]
         tensors["jpeg"] = _bytes(b"".join(files))
@@ -131,7 +137,9 @@ class Shard:
         try:
             self._file = safe_open(path, "pt")
             tables = {name: self._file.get_tensor(name) for name in names}
-            self._check_payload(int((tables["row"] >= 0).sum()))
+            if len(tables["token_end"]) != int((tables["row"] >= 0).sum()):
+                raise ValueError("its tables name another number of targets than of clips that could be read")
+            self._check_payload(int(tables["token_end"][-1]) if len(tables["token_end"]) else 0)
         except SafetensorError as error:
             raise ValueError(f"it is not a shard of a target cache ({error})") from error
         if len(tables["row"]) != key.count:
@@ -155,24 +163,29 @@ class Shard:
             raise ValueError(f"clip {number} cannot be read ({error})") from error
         if _digest(text, encoded, jpeg) != self._tables["sha256"][number].tobytes():
             raise ValueError(f"clip {number} does not have the digest that it was written with")
-        return StoredClip(json.loads(text), encoded, jpeg)
-
-    def _check_payload(self, clips: int) -> None:
-        for name, (shape, dtype) in self._payload_kinds().items():
-            tensor = self._file.get_slice(name)
-            if (tensor.get_shape(), tensor.get_dtype()) != ([clips, *shape], DTYPES[dtype]):
+        facts = json.loads(text)
+        if encoded:
+            shape = self.settings.shape_of(tuple(facts["view"]["size"]))[:3]
+            if math.prod(shape) != len(encoded["target"]):
                 raise ValueError(
-                    f"{name} is {tensor.get_dtype()} {tensor.get_shape()}, expected {DTYPES[dtype]} {[clips, *shape]}"
+                    f"clip {number} has {len(encoded['target'])} tokens, and its size {facts['view']['size']} makes "
+                    f"{math.prod(shape)}"
+                )
+            encoded = {name: tensor.unflatten(0, shape) for name, tensor in encoded.items()}
+        return StoredClip(facts, encoded, jpeg)
+
+    def _check_payload(self, tokens: int) -> None:
+        for name, (rest, dtype) in _payload_kinds(self.settings).items():
+            tensor = self._file.get_slice(name)
+            if (tensor.get_shape(), tensor.get_dtype()) != ([tokens, *rest], DTYPES[dtype]):
+                raise ValueError(
+                    f"{name} is {tensor.get_dtype()} {tensor.get_shape()}, expected {DTYPES[dtype]} {[tokens, *rest]}"
                 )
 
-    def _payload_kinds(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        codec, shape = self.settings.codec, self.settings.target_shape
-        kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": (shape, STORED[codec])}
-        scale = scale_shape(codec, shape)
-        return kinds if scale is None else {**kinds, "scale": (scale, torch.float32)}
-
     def _payload(self, row: int) -> tuple[dict[str, Tensor], list[bytes]]:
-        encoded = {name: self._file.get_slice(name)[row : row + 1][0] for name in self._payload_kinds()}
+        ends = self._tables["token_end"]
+        first, last = (int(ends[row - 1]) if row else 0), int(ends[row])
+        encoded = {name: self._file.get_slice(name)[first:last] for name in _payload_kinds(self.settings)}
         if self.settings.jpeg_quality is None:
             return encoded, []
         frames, ends = self.settings.clip_frames, self._tables["jpeg_end"].reshape(-1)
@@ -183,8 +196,10 @@ class Shard:
         return self._file.get_slice(name)[first:last].numpy().tobytes()
 
 
-def _stacked(tensors: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=dtype)
+def _payload_kinds(settings: CacheSettings) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What is stored of targets: what follows the number of tokens in its shape, and its type."""
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": ((settings.dim,), STORED[settings.codec])}
+    return {**kinds, "scale": ((), torch.float32)} if settings.codec == "int8" else kinds
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -121,7 +121,7 @@ def check_sample(cache: TargetCache, count: int, seed: int, accelerator: str, ad
     prepare_teacher(teacher, fabric.device, settings.precision)
     teacher.to(fabric.device)
     pooled_teacher = PooledTeacher(teacher, settings.compression, settings.scope)
-    transform = FrameTransform(settings.size, settings.mean, settings.std, settings.resize)
+    transform = FrameTransform(settings.size, settings.mean, settings.std, settings.resize, settings.multiple)
 
     def make(clip: Clip) -> LiveTargets:
         return live_targets(collate_clips([clip]), pooled_teacher, transform, fabric, clips=1)
@@ -157,7 +157,7 @@ def _check(
     made = make(Clip(torch.from_numpy(frames), view, (view_number, index)))
     difference = made.pooled[0].cpu() - cache.codec.decode(stored.encoded).float()  # [T',h,w,C]
     off = float((difference.square().mean((0, 1, 2)).sqrt() / cache.codec.std).median())
-    psnr = _psnr(stored.jpeg, made.frames[0].permute(0, 2, 3, 1).cpu().numpy(), cache.settings.size)
+    psnr = _psnr(stored.jpeg, made.frames[0].permute(0, 2, 3, 1).cpu().numpy(), view.size)
     check = ClipCheck(place, error=off, psnr=psnr)
     # Written so that NaN fails.
     if not off <= tolerance(cache.settings):

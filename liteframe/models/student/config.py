@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from liteframe.frame_size import RESIZE_MODES
 from liteframe.models.student.mixers import MIXERS
 
 MODEL_TYPE = "liteframe_vision"
@@ -25,7 +26,10 @@ class LiteFrameConfig:
         clip_frames: frames encoded together; longer videos are encoded clip after clip.
         layer_scale_init: LayerScale of a student that starts without a teacher.
         image_mean, image_std: statistics of RGB in [0,1] that the teacher's preprocessing subtracts and divides by.
-        resize: how frames reach image_size: "squash" (ignore the aspect ratio) or "crop" (short side, centre crop).
+        resize: how frames reach their size: "squash" (image_size both ways, whatever the aspect ratio), "crop" (short
+            side, centre crop) or "aspect" (in their own aspect ratio, image_size squared pixels at most).
+        merge_size: tokens down and across that a VLM's projector merges into one; sizes are made for it where resize is
+            "aspect".
 
     Raises:
         ValueError: a field is out of range or contradicts another; the message names it.
@@ -47,14 +51,17 @@ class LiteFrameConfig:
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resize: str = "squash"
+    merge_size: int = 1
 
     def __post_init__(self) -> None:
         """Normalize containers (JSON turns int keys and tuples into strings and lists) and check every field."""
         if self.mlp_dim is None:
             self.mlp_dim = 4 * self.dim
-        for name in ("dim", "depth", "heads", "mlp_dim", "patch_size", "image_size", "teacher_dim", "clip_frames"):
+        for name in (
+            "dim", "depth", "heads", "mlp_dim", "patch_size", "image_size", "teacher_dim", "clip_frames", "merge_size",
+            "temporal_kernel",
+        ):  # fmt: skip
             _check_int(name, getattr(self, name))
-        _check_int("temporal_kernel", self.temporal_kernel)
         if self.temporal_kernel % 2 == 0:
             raise ValueError(f"LiteFrameConfig: temporal_kernel must be odd, got {self.temporal_kernel}")
         if self.dim % self.heads:
@@ -68,8 +75,13 @@ class LiteFrameConfig:
                 f"LiteFrameConfig: temporal_kernel={self.temporal_kernel} has no effect with "
                 f"temporal_mixer={self.temporal_mixer!r}; leave it out"
             )
-        if self.resize not in ("squash", "crop"):
-            raise ValueError(f"LiteFrameConfig: resize must be 'squash' or 'crop', got {self.resize!r}")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"LiteFrameConfig: resize is {self.resize!r}; choose one of {', '.join(RESIZE_MODES)}")
+        if self.merge_size != 1 and self.resize != "aspect":
+            raise ValueError(
+                f"LiteFrameConfig: merge_size={self.merge_size} does nothing where resize is {self.resize!r}; leave it "
+                "out or set resize to 'aspect'"
+            )
         self._check_floats()
         self.downsample = self._checked_downsample()
         t, h, w = self.compression
@@ -79,6 +91,12 @@ class LiteFrameConfig:
                     f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * {name} stride "
                     f"= {self.patch_size} * {stride} = {self.patch_size * stride}"
                 )
+        if any(self.image_size % step for step in self.pixel_multiple):
+            raise ValueError(
+                f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * stride * merge_size "
+                f"= {self.pixel_multiple} (down, across), which a projector that merges {self.merge_size}x"
+                f"{self.merge_size} tokens needs"
+            )
         if self.clip_frames % t:
             raise ValueError(
                 f"LiteFrameConfig: clip_frames={self.clip_frames} is not a multiple of the temporal stride {t}"
@@ -131,6 +149,12 @@ class LiteFrameConfig:
         for stride in self.downsample.values():
             t, h, w = t * stride[0], h * stride[1], w * stride[2]
         return t, h, w
+
+    @property
+    def pixel_multiple(self) -> tuple[int, int]:
+        """(down, across): what the sides of frames in their own aspect ratio are multiples of."""
+        _, h, w = self.compression
+        return self.patch_size * h * self.merge_size, self.patch_size * w * self.merge_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with `model_type`."""

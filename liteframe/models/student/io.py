@@ -26,13 +26,18 @@ def write_encoder(folder: Path, config: LiteFrameConfig, weights: dict[str, Tens
 
 
 def preprocessor_dict(config: LiteFrameConfig) -> dict[str, Any]:
-    """Preprocessing in the vocabulary of Hugging Face image processors (resample 3 is bicubic), plus `resize`."""
+    """Preprocessing in the vocabulary of Hugging Face image processors (resample 3 is bicubic), plus `resize`.
+
+    Where that is "aspect", `size` is the budget of pixels, and `multiple` what the sides are multiples of.
+    """
+    multiple = {"multiple": list(config.pixel_multiple)} if config.resize == "aspect" else {}
     return {
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": config.image_size, "width": config.image_size},
         "resample": 3,
         "resize": config.resize,
+        **multiple,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -175,7 +175,7 @@ class Teacher(nn.Module):
     Attributes:
         name: what load_teacher was asked for.
         dim: channels C. patch_size, image_size: pixels.
-        image_mean, image_std, resize: the checkpoint's own preprocessing ("squash" or "crop").
+        image_mean, image_std, resize: the checkpoint's own preprocessing (see liteframe/frame_size.py).
         license: as the model's own metadata states it, or None where it states nothing.
         temporal_patch: frames that one of its features is of.
         tower: the ViT.

@@ -126,6 +126,7 @@ def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
         video_processor,
         frames_per_slot=t,
         pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
+        resize="aspect" if encoder.resize == "aspect" else "squash",
         **template,
         **family.processor_options(config),
     )

@@ -57,7 +57,7 @@ class VlmBackbone:
 
     def get_video_features(
         self,
-        pixel_values_videos: Tensor,
+        pixel_values_videos: Tensor | list[Tensor],
         video_frames: Tensor | list[int] | None = None,
         final: bool = True,
         **kwargs: Any,
@@ -65,22 +65,22 @@ class VlmBackbone:
         """Encode videos into the language model's space.
 
         Args:
-            pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another, normalized or uint8.
-            video_frames: [V], frames of each video; None: all belong to one video.
+            pixel_values_videos: [sum of T,3,H,W], the frames of all videos one after another, normalized or uint8; a
+                list of V tensors [T,3,H,W] where videos have sizes of their own.
+            video_frames: [V], frames of each video; None: all belong to one video (of a list: each is one).
             final: False for clips of a video that are encoded one by one: leaves out what ends it.
             **kwargs: ignored; transformers' generate adds some.
 
         Returns:
             pooler_output: a list of V tensors [tokens, text hidden size], in the order of the placeholders.
         """
-        total = pixel_values_videos.shape[0]
-        counts = [total] if video_frames is None else [int(n) for n in video_frames]
-        if min(counts, default=0) < 1 or sum(counts) != total:
-            raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
         tower, projector = self.vision_tower, self.multi_modal_projector
-        if pixel_values_videos.dtype != torch.uint8:  # bytes the tower normalizes itself
-            pixel_values_videos = pixel_values_videos.to(computing_dtype(tower, projector))
-        grids = self._encode(pixel_values_videos, counts)  # V x [T',h,w,C]
+        dtype = computing_dtype(tower, projector)
+        videos = [
+            frames if frames.dtype == torch.uint8 else frames.to(dtype)  # bytes the tower normalizes itself
+            for frames in videos_of(pixel_values_videos, video_frames)
+        ]
+        grids = self._encode(videos)  # V x [T',h,w,C]
         dtype = computing_dtype(projector, tower)
         tokens = [self.merge_patches(grid.to(dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
         features = projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
@@ -89,16 +89,16 @@ class VlmBackbone:
             features = [torch.cat([video, end.to(video)]) for video in features]  # V x [N+1,D]
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
-    def _encode(self, frames: Tensor, counts: list[int]) -> list[Tensor]:
-        """[sum of T,3,H,W] -> per video [T',h,w,C]. A clip never holds frames of two videos."""
+    def _encode(self, videos: list[Tensor]) -> list[Tensor]:
+        """V x [T,3,H,W] -> V x [T',h,w,C]. A clip never holds frames of two videos."""
         clip_frames = self.config.vision_config.encoder_config.clip_frames
-        clips_of_video = [video.split(clip_frames) for video in frames.split(counts)]
+        clips_of_video = [video.split(clip_frames) for video in videos]
         clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
-        by_length = defaultdict(list)
+        by_shape = defaultdict(list)
         for i, clip in enumerate(clips):
-            by_length[len(clip)].append(i)
+            by_shape[clip.shape].append(i)
         encoded: dict[int, Tensor] = {}
-        for members in by_length.values():
+        for members in by_shape.values():
             for start in range(0, len(members), CLIPS_PER_FORWARD):
                 part = members[start : start + CLIPS_PER_FORWARD]
                 batch = torch.stack([clips[i] for i in part])  # [n,t,3,H,W]
@@ -111,7 +111,7 @@ class VlmBackbone:
     def forward(
         self,
         input_ids: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
+        pixel_values_videos: Tensor | list[Tensor] | None = None,
         video_frames: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -192,7 +192,7 @@ class VlmForGeneration:
     def forward(
         self,
         input_ids: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
+        pixel_values_videos: Tensor | list[Tensor] | None = None,
         video_frames: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -293,6 +293,25 @@ def check_counts_itself(model: VlmBackbone) -> None:
             "position_ids [3,B,L] are missing: the language model counts videos on three axes; the model's own "
             "processor gives them with the prompt"
         )
+
+
+def videos_of(frames: Tensor | list[Tensor], counts: Tensor | list[int] | None) -> list[Tensor]:
+    """Frames as get_video_features takes them -> V x [T,3,H,W], one a video.
+
+    Raises:
+        ValueError: frames and counts do not match.
+    """
+    if isinstance(frames, Tensor):
+        total = frames.shape[0]
+        counts = [total] if counts is None else [int(n) for n in counts]
+        if min(counts, default=0) < 1 or sum(counts) != total:
+            raise ValueError(f"video_frames={counts} must be >= 1 each and sum to the {total} frames given")
+        return list(frames.split(counts))
+    lengths = [len(video) for video in frames]
+    counts = lengths if counts is None else [int(n) for n in counts]
+    if min(lengths, default=0) < 1 or counts != lengths:
+        raise ValueError(f"video_frames={counts} must be >= 1 each and those of the videos given, {lengths}")
+    return list(frames)
 
 
 def _is_empty(kwargs: dict[str, Any]) -> bool:

@@ -134,6 +134,7 @@ class LiteFrameInternVLProcessor(LiteFrameProcessor):
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2,
             pixel shuffle 2).
+        resize: "squash", or "aspect" for frames in their own aspect ratio.
     """
 
     def __init__(
@@ -143,10 +144,12 @@ class LiteFrameInternVLProcessor(LiteFrameProcessor):
         chat_template: str | None = None,
         frames_per_slot: int = 4,
         pixels_per_token: int = 56,
+        resize: str = "squash",
     ):
         super().__init__(tokenizer, video_processor, chat_template=chat_template)
         self.frames_per_slot = frames_per_slot
         self.pixels_per_token = pixels_per_token
+        self.resize = resize
         self.image_token = tokenizer.context_image_token
         self.image_token_id = tokenizer.context_image_token_id
         self.video_token = tokenizer.video_token

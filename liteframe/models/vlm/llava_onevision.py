@@ -113,6 +113,7 @@ class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
         chat_template: ChatML, where a video of a turn is `<video>`.
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for (28 = patch 14, stride 2).
+        resize: "squash", or "aspect" for frames in their own aspect ratio.
     """
 
     def __init__(
@@ -122,10 +123,12 @@ class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
         chat_template: str | None = CHATML,
         frames_per_slot: int = 4,
         pixels_per_token: int = 28,
+        resize: str = "squash",
     ):
         super().__init__(tokenizer, video_processor, chat_template=chat_template)
         self.frames_per_slot = frames_per_slot
         self.pixels_per_token = pixels_per_token
+        self.resize = resize
         self.image_token, self.video_token = "<image>", "<video>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 

@@ -1,7 +1,7 @@
 """Prompts and pixels for a Video LLM with a LiteFrame encoder: what all families share.
 
 A *slot* is the few frames whose tokens stand together in the prompt, such as the 4 that become one token grid.
-This file travels inside exported models: it imports torch, transformers and numpy, nothing else.
+This file travels inside exported models: it imports torch, transformers, numpy and what travels with it.
 """
 
 import re
@@ -15,6 +15,7 @@ from transformers import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
 from transformers.utils import logging
 
+from liteframe.frame_size import frame_size
 from liteframe.models.vlm.mrope import Mrope, padded_position_ids
 from liteframe.models.vlm.visuals import listed_images, listed_videos, read_video, rgb_video
 
@@ -51,6 +52,12 @@ class Shown(NamedTuple):
     places: torch.Tensor | None
 
 
+def joined(videos: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Videos [T,3,h,w] as the model takes them: one tensor [sum of T,3,h,w], or a list where their sizes differ."""
+    same = len({video.shape[1:] for video in videos}) == 1
+    return torch.cat(list(videos)) if same else list(videos)
+
+
 class LiteFrameProcessor(ProcessorMixin):
     """Tokenizer, video processor and the prompt that ties them; a family says what stands for a video and an image.
 
@@ -62,6 +69,7 @@ class LiteFrameProcessor(ProcessorMixin):
         mrope: how the language model numbers vision tokens, where it does not count them like words.
         needs_times: whether prompts or positions say when frames are shown.
         closing: what stands behind the last slot of a video whose slots are not parted.
+        resize: "squash" brings frames to `frame_size`; "aspect" keeps their aspect ratio (see size_of).
     """
 
     mrope: Mrope | None = None
@@ -72,6 +80,7 @@ class LiteFrameProcessor(ProcessorMixin):
     video_token: str
     frames_per_slot: int
     pixels_per_token: int
+    resize: str
 
     def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
         """What stands for a video in a prompt, given its slots (see Slot); slots without tokens leave no trace.
@@ -98,7 +107,7 @@ class LiteFrameProcessor(ProcessorMixin):
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Height and width in pixels that frames are resized to.
+        """Height and width in pixels that frames are resized to; of frames in their own aspect ratio, the budget.
 
         Raises:
             ValueError: the video processor does not resize to a fixed size.
@@ -107,6 +116,11 @@ class LiteFrameProcessor(ProcessorMixin):
         if not {"height", "width"} <= size.keys():
             raise ValueError(f"the video processor's size is {size}; a fixed height and width are needed")
         return size["height"], size["width"]
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels that frames of this shape are resized to; errors as of `frame_size`."""
+        side = self.pixels_per_token
+        return frame_size(height, width, self.frame_size, self.resize, (side, side))
 
     def __call__(
         self,
@@ -137,9 +151,9 @@ class LiteFrameProcessor(ProcessorMixin):
                 modality (`videos_kwargs={"num_frames": 8}`).
 
         Returns:
-            input_ids, attention_mask [B,L]; with frames also pixel_values_videos [sum of T,3,H,W] float32 and
-            video_frames [V], images counted among the videos, in the order of the placeholders; where the language
-            model counts on three axes also position_ids [3,B,L].
+            input_ids, attention_mask [B,L]; with frames also pixel_values_videos [sum of T,3,H,W] float32 (a list of
+            [T,3,H,W], one a video, where their sizes differ) and video_frames [V], images counted among the videos, in
+            the order of the placeholders; where the language model counts on three axes also position_ids [3,B,L].
 
         Raises:
             ValueError: no text, wrong frames, an argument that means nothing here, or another number of placeholders
@@ -172,7 +186,7 @@ class LiteFrameProcessor(ProcessorMixin):
             positions = [self.position_ids(ids[mask], media) for ids, mask, media in rows]
             data["position_ids"] = padded_position_ids(positions, data["attention_mask"])
         if ordered:
-            data["pixel_values_videos"] = torch.cat(ordered)
+            data["pixel_values_videos"] = joined(ordered)
             data["video_frames"] = torch.tensor([len(v) for v in ordered])
         if of_videos.get("return_metadata"):
             data["video_metadata"] = metadata
@@ -228,6 +242,8 @@ class LiteFrameProcessor(ProcessorMixin):
             elif facts is not None:
                 given["video_metadata"] = [facts]
             frames = rgb_video(video, layout, floating=steps.get("do_rescale") is False)  # [T,3,H,W]
+            if self.resize == "aspect" and "size" not in steps:
+                given["size"] = dict(zip(("height", "width"), self.size_of(*frames.shape[-2:]), strict=True))
             processed = self.video_processor(videos=[frames], **given)
             clips.append(processed["pixel_values_videos"][0])  # [T',3,h,w]
             metadata.append(facts if named else processed.get("video_metadata", [None])[0])
@@ -247,14 +263,16 @@ class LiteFrameProcessor(ProcessorMixin):
         """
         return self.normalized(self.resized(frames))
 
-    def resized(self, frames: Frames) -> torch.Tensor:
-        """The first half of `pixels`, in bytes: [T,H,W,3] uint8 -> [T,3,h,w] uint8."""
+    def resized(self, frames: Frames, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The first half of `pixels`, in bytes: [T,H,W,3] uint8 -> [T,3,h,w] uint8, (h,w) of these frames or `size`."""
         video = torch.as_tensor(frames)
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8 or len(video) == 0:
             raise ValueError(f"expected frames [T,H,W,3] uint8 with T >= 1, got {list(video.shape)} {video.dtype}")
         video = video.permute(0, 3, 1, 2).contiguous()
+        height, width = size or self.size_of(*video.shape[-2:])
         bare = {"do_sample_frames": False, "do_rescale": False, "do_normalize": False}
-        return self.video_processor(videos=[video], return_tensors="pt", **bare)["pixel_values_videos"][0]
+        given = {**bare, "size": {"height": height, "width": width}}
+        return self.video_processor(videos=[video], return_tensors="pt", **given)["pixel_values_videos"][0]
 
     def normalized(self, resized: torch.Tensor) -> torch.Tensor:
         """The second half, on whichever device the bytes are: [T,3,h,w] uint8 -> float32."""

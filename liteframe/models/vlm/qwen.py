@@ -64,6 +64,7 @@ class QwenProcessor(LiteFrameProcessor):
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2, merger
             2).
+        resize: "squash", or "aspect" for frames in their own aspect ratio.
     """
 
     needs_times = True
@@ -75,10 +76,12 @@ class QwenProcessor(LiteFrameProcessor):
         chat_template: str | None = CHATML,
         frames_per_slot: int = 4,
         pixels_per_token: int = 56,
+        resize: str = "squash",
     ):
         super().__init__(tokenizer, video_processor, chat_template=chat_template)
         self.frames_per_slot = frames_per_slot
         self.pixels_per_token = pixels_per_token
+        self.resize = resize
         self.image_token, self.video_token = PAD, VIDEO
         self.image_token_id = tokenizer.convert_tokens_to_ids(PAD)
         if VIDEO not in tokenizer.get_vocab():

@@ -94,11 +94,12 @@ class LiteFrameQwen2_5_VLProcessor(QwenProcessor):
     """Prompts of a Qwen2.5-VL with a LiteFrame encoder.
 
     Args:
-        tokenizer: as QwenProcessor, like the next four.
+        tokenizer: as QwenProcessor, like the next five.
         video_processor: see there.
         chat_template: see there.
         frames_per_slot: see there.
         pixels_per_token: see there.
+        resize: see there.
         tokens_per_second: positions a second on the time axis.
     """
 
@@ -111,9 +112,10 @@ class LiteFrameQwen2_5_VLProcessor(QwenProcessor):
         chat_template: str | None = CHATML,
         frames_per_slot: int = 4,
         pixels_per_token: int = 56,
+        resize: str = "squash",
         tokens_per_second: float = TOKENS_PER_SECOND,
     ):
-        super().__init__(tokenizer, video_processor, chat_template, frames_per_slot, pixels_per_token)
+        super().__init__(tokenizer, video_processor, chat_template, frames_per_slot, pixels_per_token, resize)
         self.tokens_per_second = tokens_per_second
 
     @property

@@ -41,7 +41,7 @@ def test_json_round_trip_restores_int_keys_and_tuples():
         ({"downsample": [4, 8]}, "must map block"),
         ({"image_std": (0.2, 0.0, 0.2)}, "image_std must be positive"),
         ({"image_mean": (0.5,)}, "image_mean must be three numbers"),
-        ({"resize": "pad"}, "resize must be 'squash' or 'crop'"),
+        ({"resize": "pad"}, "resize is 'pad'; choose one of squash, crop, aspect"),
         ({"layer_norm_eps": 0}, "layer_norm_eps must be a positive number"),
     ],
 )
