@@ -63,6 +63,7 @@ def test_compiled_blocks_match_and_odd_batches_run_eagerly(student, recompute):
         student.checkpoint_activations()
     compile_blocks(student, backend="aot_eager")
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     for ours, theirs in zip(step(student, video), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -72,6 +73,7 @@ def test_compiled_blocks_match_and_odd_batches_run_eagerly(student, recompute):
     for ours, theirs in zip(results, odd, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert not torch._dynamo.utils.counters["graph_break"]
     assert list(student.state_dict()) == names
     assert torch.equal(copy.deepcopy(student)(video[:1]), student(video[:1]))
 
