@@ -90,9 +90,9 @@ def plan(setup: Setup, finished: Callable[[Run], dict[str, Any] | None]) -> Iter
     yield from seeds("longer", replace(adamw, steps=2 * setup.steps))
     yield from seeds("to a cosine", long_muon, long_adamw, of=[first])
     yield from seeds("to a cosine", long_muon, of=others)
-    yield from seeds("live", live, of=[first])
     yield from seeds("batch", small, large, of=[first])
     yield from seeds("to a cosine", long_adamw, of=others)
+    yield from seeds("live", live, of=[first])  # the dearest
     # One seed says what is worth more of them.
     for of in ([first], others):
         yield from seeds("live", replace(adamw, steps=short, views=0), replace(adamw, steps=short), of=of)
