@@ -1,6 +1,7 @@
 """One of two ranks: a line is fitted; rank 1 meets a NaN in steps 2 and 4.
 
-Usage: guard_ranks.py RUN ddp|fsdp2, with torchrun's variables in the environment.
+Usage: guard_ranks.py FOLDER STRATEGY ..., with torchrun's variables in the environment; a run's folder is named after
+its strategy.
 """
 
 import json
@@ -78,4 +79,5 @@ def main(run: Path, strategy: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for name in sys.argv[2:]:
+        main(Path(sys.argv[1]) / name, name)

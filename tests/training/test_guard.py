@@ -64,9 +64,16 @@ def test_settings_that_cannot_guard_are_refused(values, name):
         GuardSettings(**values)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
-    (tmp_path / "config.yaml").write_text("{}\n")
+STRATEGIES = ("ddp", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder of a run of guard_ranks.py for each strategy, one after the other in the same two processes."""
+    folder = tmp_path_factory.mktemp("guard")
+    for strategy in STRATEGIES:
+        (folder / strategy).mkdir()
+        (folder / strategy / "config.yaml").write_text("{}\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,7 +84,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
     script = Path(__file__).with_name("guard_ranks.py")
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), strategy],
+            [sys.executable, str(script), str(folder), *STRATEGIES],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -85,12 +92,18 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in ranks]
+        errors = [process.communicate(timeout=240)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], errors
-    zero, one = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    return folder
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_nan_on_one_rank_skips_the_step_on_both(two_ranks, strategy):
+    run = two_ranks / strategy
+    zero, one = (json.loads((run / f"rank{rank}.json").read_text()) for rank in range(2))
     assert zero == one
     history = zero["history"]
     assert len(history) == 4  # step 4 stopped both
@@ -98,12 +111,12 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path, strategy):
     assert all(math.isfinite(value) for weights in history[-1] for value in weights)
     assert zero["skipped"] == 2
     assert "a frame of the batch is not" in zero["stopped"]
-    rows = [json.loads(line) for line in (tmp_path / SKIPPED_STEPS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / SKIPPED_STEPS).read_text().splitlines()]
     assert [(row["step"], row["cause"], [clip["path"] for clip in row["clips"]]) for row in rows] == [
         (2, "frames", ["1.mp4"]),
         (4, "frames", ["1.mp4"]),
     ]
-    dump = tmp_path / "dumps" / "step_000004"
+    dump = run / "dumps" / "step_000004"
     batches = [load_file(dump / f"batch_{rank}.safetensors") for rank in range(2)]
     assert [bool(tensors["0.x"].isfinite().all()) for tensors in batches] == [True, False]
     assert [json.loads((dump / f"batch_{rank}.json").read_text()) for rank in range(2)] == [[{"keys": [[0, 4]]}]] * 2
