@@ -14,6 +14,8 @@ from liteframe.models.teacher.hf_vit import VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import consequence
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.teacher.qwen import QwenTower
+from liteframe.models.vlm.family import QWEN2_5_VL, QWEN3_5, QWEN3_VL
+from liteframe.models.vlm.family_record import Family
 
 TINY_HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 TINY_QWEN = {"hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 64, "out_hidden_size": 32}
@@ -50,11 +52,11 @@ def _hf(config: str, layer: int | None = None, **settings: Any) -> Callable[[], 
     return make
 
 
-def _qwen(config: str, **settings: Any) -> Callable[[], QwenTower]:
+def _qwen(family: Family, **settings: Any) -> Callable[[], QwenTower]:
     def make() -> QwenTower:
-        return QwenTower(
-            transformers.AutoModel.from_config(getattr(transformers, config)(**TINY_QWEN | settings)).eval()
-        )
+        config = family.hf_class.config_class()
+        config.vision_config = type(config.vision_config)(**TINY_QWEN | settings)
+        return QwenTower(family.teacher_half(config).eval().tower)
 
     return make
 
@@ -78,9 +80,9 @@ def entries() -> tuple[Entry, ...]:
         Entry("LLaVA-OneVision", ("llava_onevision",), APACHE,
               _hf("SiglipVisionConfig", layer=-1, vision_use_head=False, **siglip)),
         Entry("Qwen2.5-VL (7B)", ("qwen2_5_vl",), APACHE,
-              _qwen("Qwen2_5_VLVisionConfig", fullatt_block_indexes=[1])),
-        Entry("Qwen3-VL", ("qwen3_vl",), APACHE, _qwen("Qwen3VLVisionConfig", deepstack_visual_indexes=[0])),
-        Entry("Qwen3.5", ("qwen3_5",), APACHE, _qwen("Qwen3_5VisionConfig")),
+              _qwen(QWEN2_5_VL, fullatt_block_indexes=[1])),
+        Entry("Qwen3-VL", ("qwen3_vl",), APACHE, _qwen(QWEN3_VL, deepstack_visual_indexes=[0])),
+        Entry("Qwen3.5", ("qwen3_5",), APACHE, _qwen(QWEN3_5)),
         Entry("SigLIP, SigLIP 2 of fixed size", ("siglip", "siglip_vision_model"), APACHE,
               _hf("SiglipVisionConfig", **siglip)),
         Entry("SigLIP 2 NaFlex", ("siglip2_vision_model",), APACHE,

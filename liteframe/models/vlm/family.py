@@ -16,10 +16,13 @@ from transformers import (
     Qwen2_5_VLPreTrainedModel,
     Qwen3_5ForConditionalGeneration,
     Qwen3_5PreTrainedModel,
+    Qwen3_5VisionModel,
     Qwen3VLForConditionalGeneration,
     Qwen3VLPreTrainedModel,
+    Qwen3VLVisionModel,
 )
 from transformers.models.internvl.modeling_internvl import InternVLPreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from liteframe.models.vlm.family_record import Family, VlmParts, tower_half, vision_half
 from liteframe.models.vlm.internvl import (
@@ -195,7 +198,7 @@ QWEN2_5_VL = Family(
     keeps_chat_template=False,  # which puts marks of vision around a video
     keeps_frame_size=False,
     lora_layers=QWEN2_LAYERS,
-    teacher_half=tower_half(Qwen2_5_VLPreTrainedModel),
+    teacher_half=tower_half(Qwen2_5_VLPreTrainedModel, Qwen2_5_VisionTransformerPretrainedModel),
     feature_layer=None,
     feature_strategy=None,
     temporal_patch=PAIR,
@@ -225,7 +228,7 @@ QWEN3_VL = Family(
     keeps_chat_template=False,  # which puts marks of vision around a video
     keeps_frame_size=False,
     lora_layers=QWEN2_LAYERS,
-    teacher_half=tower_half(Qwen3VLPreTrainedModel),
+    teacher_half=tower_half(Qwen3VLPreTrainedModel, Qwen3VLVisionModel),
     feature_layer=None,
     feature_strategy=None,
     temporal_patch=PAIR,
@@ -246,7 +249,7 @@ QWEN3_5 = dataclasses.replace(
     generation_class=LiteFrameQwen3_5ForConditionalGeneration,
     processor_class=LiteFrameQwen3_5Processor,
     lora_layers=(*QWEN2_LAYERS, "in_proj_qkv", "in_proj_z", "out_proj"),
-    teacher_half=tower_half(Qwen3_5PreTrainedModel),
+    teacher_half=tower_half(Qwen3_5PreTrainedModel, Qwen3_5VisionModel),
     note="",
 )
 

@@ -136,8 +136,8 @@ def vision_half(base: Any, model_class: Any) -> Any:
     return VisionHalf
 
 
-def tower_half(base: Any) -> Any:
-    """As vision_half, of a family whose projector, `merger`, is a part of its tower, `visual`."""
+def tower_half(base: Any, tower_class: Any) -> Any:
+    """As vision_half, of a family whose projector, `merger`, is a part of its tower, `visual`, of this class."""
 
     class TowerHalf(base):
         _keys_to_ignore_on_load_unexpected = [r"language_model", r"lm_head", r"^mtp"]
@@ -145,7 +145,7 @@ def tower_half(base: Any) -> Any:
         def __init__(self, config: Any):
             super().__init__(config)
             self.model = nn.Module()
-            self.model.visual = AutoModel.from_config(config.vision_config)
+            self.model.visual = tower_class._from_config(config.vision_config)
             self.post_init()
 
         @property
