@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from claims_cells import Workshop
 from claims_plan import VARIANTS, Cell, Setup, plan
-from claims_table import filled
+from claims_table import filled, recorded
 
 from liteframe.demo.demo import processor_name
 from liteframe.files import write_atomically, write_json
@@ -84,9 +84,10 @@ def main(work: Path, output: Path, page_file: Path, setup: Setup, minutes: float
 def write(cells: Sequence[dict[str, Any]], setup: Setup, output: Path, page_file: Path) -> None:
     """The record and the page."""
     where = {key: value for key, value in environment(torch.device("cpu")).items() if key != "command"}
-    record = {**where, "processor": processor_name(), "setup": asdict(setup), "cells": list(cells)}
+    found = {"setup": asdict(setup), "cells": list(cells), "recorded": recorded(ROOT)}
+    record = {**where, "processor": processor_name(), **found}
     write_json(output / "claims.json", record)
-    write_atomically(page_file, filled(page_file.read_text(encoding="utf-8"), record, ROOT).encode())
+    write_atomically(page_file, filled(page_file.read_text(encoding="utf-8"), record).encode())
 
 
 def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

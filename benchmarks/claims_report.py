@@ -33,7 +33,7 @@ class Record:
     """What was measured: the cells of claims.json, and the repository, for what other commands have recorded."""
 
     cells: Sequence[Mapping[str, Any]]
-    root: Path
+    root: Path = Path()
 
     def of(self, kind: str, name: str = "") -> list[Mapping[str, Any]]:
         """Cells of a kind, by seed or world; but for students, empty unless all are there."""
