@@ -128,6 +128,12 @@ def test_a_cache_of_rtd_holds_dense_features_and_is_no_cache_of_ctd(fit, tiny_co
         fit("--run", tmp_path / "ctd", *same)
 
 
+def test_a_student_divided_over_devices_is_refused(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr("liteframe.distill.module.is_sharded", lambda model: True)
+    with pytest.raises(ValueError, match="fsdp2 divides a student and no decoder of rtd: use ddp"):
+        fit("--run", tmp_path / "run", "--model.objective", "rtd_linear")
+
+
 def test_an_unknown_objective_is_refused(fit, tmp_path):
     with pytest.raises(ValueError, match="choose one of ctd, rtd, rtd_linear, rtd_repeat"):
         fit("--run", tmp_path / "run", "--model.objective", "rtd_mlp")
