@@ -1,6 +1,6 @@
 """Where should a student start: from its teacher, from another ViT of its own width, or from nothing?
 
-python benchmarks/student_starts.py     # writes student_starts.json beside this file; about five minutes of one core
+python benchmarks/student_starts.py     # writes student_starts.json beside this file; three minutes of one core
 
 On toyworld, with the clips, targets and optimizer of small_students.py. The other ViT is one of timm's, as wide and as
 deep as the student; it first learns to read color, shape and place from single frames, as the toyworld teacher did.

@@ -54,3 +54,10 @@ def test_init_from_a_vit_of_timm(timm_vit, fit, tmp_path, capsys):
         assert (student[f"blocks.1.{name}"] - theirs[f"blocks.1.{name}"]).abs().max() < 1e-6, name
     with pytest.raises(ValueError, match=r"--init_from timm/\S+: .*smaller ViT: depth \(student 4, ViT 3\)"):
         fit("--run", tmp_path / "deep", "--init_from", "timm/vit_tiny_patch16_224", "--model.student.depth", 4)
+
+
+def test_the_page_says_what_the_record_says():
+    cosine = json.loads((ROOT / "benchmarks" / "student_starts.json").read_text())["cosine"]
+    page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    for start in ("teacher", "other ViT", "random"):
+        assert f"{cosine[start]['mean']:.3f} ± {cosine[start]['std']:.3f}" in page
