@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
+import torch._inductor.config
 from liteframe_export import graph as graph_module
 from liteframe_export.graph import check_inputs, check_shapes, compare_graph, traceable
 from worlds import ROOT
@@ -50,6 +51,12 @@ def torch_folder(world):
     out = world.root / "as-torch"
     assert main(["export", "torch", str(world.encoder), str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def program(torch_folder):
+    """The graph of torch.export, loaded."""
+    return torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
 
 
 def features(session, video):
@@ -95,8 +102,7 @@ def test_the_script_measures_and_the_committed_table_is_its_own(onnx_folders):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_program_computes_what_the_encoder_computes(encoder, torch_folder, size):
-    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
+def test_program_computes_what_the_encoder_computes(encoder, program, size):
     video = torch.randn(size, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         expected = encoder(video)
@@ -113,10 +119,9 @@ def test_parity_covers_one_slot_and_a_clip_at_three_sizes(onnx_folder, torch_fol
         assert min(min(case["torch_ms"], case["graph_ms"]) for case in parity["cases"]) > 0
 
 
-def test_parity_is_the_difference_that_is_there(onnx_folder, torch_folder, encoder):
+def test_parity_is_the_difference_that_is_there(onnx_folder, torch_folder, program, encoder):
     """On the report's own videos, apart from a few roundings."""
     session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
-    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
     for folder, run in ((onnx_folder, lambda video: features(session, video)), (torch_folder, program)):
         generator = torch.Generator().manual_seed(0)
         for case in json.loads((folder / "parity.json").read_text())["cases"]:
@@ -194,7 +199,8 @@ REFUSED = {
 def test_compiled_package(smallest, tmp_path):
     """C++ through AOTInductor, loaded as torch says: takes what the encoder takes, whatever it looks like in memory."""
     encoder = LiteFrameEncoder.from_pretrained(smallest)
-    assert main(["export", "torch", str(smallest), str(tmp_path / "out"), "--compiled"]) == 0
+    with torch._inductor.config.patch({"aot_inductor.precompile_headers": False}):  # of one file they save nothing
+        assert main(["export", "torch", str(smallest), str(tmp_path / "out"), "--compiled"]) == 0
     package = torch._inductor.aoti_load_package(str(tmp_path / "out/encoder.aoti.pt2"))
     for layout, video in {name: make() for name, make in LAYOUTS.items()}.items():
         before = video.clone()
@@ -209,9 +215,8 @@ def test_compiled_package(smallest, tmp_path):
     assert inputs["in float64"] == inputs["with frames that are no multiple of a slot"] == "refused"
 
 
-def test_graphs_take_layouts_and_refuse_the_rest(encoder, onnx_folder, torch_folder):
+def test_graphs_take_layouts_and_refuse_the_rest(encoder, onnx_folder, torch_folder, program):
     session = onnxruntime.InferenceSession(onnx_folder / "encoder.onnx")
-    program = torch.export.load(torch_folder / "encoder.pt2").module(check_guards=False)
     state = onnxruntime.capi.onnxruntime_pybind11_state
     for run, refusals in (
         (lambda video: features(session, video), (state.Fail, state.InvalidArgument)),
