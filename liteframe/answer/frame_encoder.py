@@ -113,7 +113,7 @@ class ClipEncoder(FrameEncoder):
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
         features = self.model.model.get_video_features(pixels, final=False).pooler_output[0]  # [S*N,D]
         size = pixels.shape[-2:]
-        return _tokens(features, self.processor.slots(len(pixels), *size), first_frame, self.processor.grid(*size))
+        return slot_tokens(features, self.processor.slots(len(pixels), *size), first_frame, self.processor.grid(*size))
 
     @override
     def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
@@ -151,7 +151,7 @@ class TowerEncoder(FrameEncoder):
         features = self.family.encode_frames(self.model, pixels)  # [T,N,D]
         slots = grid_slots(len(pixels), self.clip_frames, features.shape[1])
         shape = None if self.mrope is None else self._shape(*pixels.shape[-2:])
-        return _tokens(features.flatten(0, 1), slots, first_frame, shape)
+        return slot_tokens(features.flatten(0, 1), slots, first_frame, shape)
 
     @override
     def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
@@ -169,7 +169,7 @@ class TowerEncoder(FrameEncoder):
         return height // side, width // side
 
 
-def _tokens(features: Tensor, slots: Sequence[Slot], first_frame: int, shape: tuple[int, int] | None) -> Tokens:
+def slot_tokens(features: Tensor, slots: Sequence[Slot], first_frame: int, shape: tuple[int, int] | None) -> Tokens:
     """Untouched features [S*N,D] of slots that have N each, in raster order, from a frame of the video on."""
     count = slots[0].tokens
     lines = [(first_frame + slot.first_frame, first_frame + slot.last_frame, count) for slot in slots]

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
+from liteframe.answer.crops import CropEncoder, parse_crops
 from liteframe.answer.frame_encoder import ClipEncoder, FrameEncoder, TowerEncoder, frame_encoder
 from liteframe.models.vlm.processor import Times
 from liteframe.reduce import reducers
@@ -104,12 +105,22 @@ class ReducedEncoder(FrameEncoder):
         return self._whole.end_embedding()
 
 
-def check_reduction(reducer: str | None, ratio: float | None, fit: bool = False, positions: str | None = None) -> None:
-    """Refuse what no reduction is: for before the model is loaded.
+def check_reduction(
+    reducer: str | None,
+    ratio: float | None,
+    fit: bool = False,
+    positions: str | None = None,
+    crops: str | None = None,
+) -> None:
+    """Refuse what no reduction is, and no crops: for before the model is loaded.
 
     Raises:
-        ValueError: one is missing, the reducer is unknown, or the ratio is not in (0, 1].
+        ValueError: one is missing, the reducer is unknown, the ratio is not in (0, 1], or crops are no numbers.
     """
+    if crops is not None:
+        parse_crops(crops)
+        if reducer is not None:
+            raise ValueError("--crops has a budget of its own: leave out --reducer")
     for option, given in (("--fit", fit), ("--positions", positions)):
         if given and reducer is None:
             raise ValueError(f"{option} is about what a reducer leaves: name one with --reducer")
@@ -122,9 +133,22 @@ def check_reduction(reducer: str | None, ratio: float | None, fit: bool = False,
 
 
 def encoder_with(
-    model: Any, processor: Any, reducer: str | None, ratio: float | None, fit: bool = False
+    model: Any,
+    processor: Any,
+    reducer: str | None,
+    ratio: float | None,
+    fit: bool = False,
+    crops: str | None = None,
 ) -> FrameEncoder:
-    """The way of a Video LLM from frames to tokens, with a reducer of the table on it or without."""
-    check_reduction(reducer, ratio, fit)
+    """The way of a Video LLM from frames to tokens: as it is, with a reducer of the table on it, or in crops.
+
+    Raises:
+        ValueError: of check_reduction, or crops for a model that has no LiteFrame encoder.
+    """
+    check_reduction(reducer, ratio, fit, crops=crops)
     whole = frame_encoder(model, processor)
+    if crops is not None:
+        if not isinstance(whole, ClipEncoder):
+            raise ValueError("--crops are seen by a LiteFrame encoder: name one with --encoder, or an exported model")
+        return CropEncoder(whole, *parse_crops(crops))
     return whole if reducer is None or ratio is None else ReducedEncoder(whole, reducers[reducer], ratio, fit=fit)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
     memory = parse_memory(args.memory) if args.memory else None
-    check_reduction(args.reducer, args.ratio, bool(args.fit), args.positions)
+    check_reduction(args.reducer, args.ratio, bool(args.fit), args.positions, args.crops)
     device = find_device(args.device)
     asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
         args.video,
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
     model.to(device)
-    encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit))
+    encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit), args.crops)
     positions = OF_REDUCED[args.positions or "packed"]
     settings = {"memory": memory, "encoder": encoder, "max_new_tokens": args.max_new_tokens, "positions": positions}
     for piece in asked.answer(model, processor, **settings):

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
-    given = {**vars(args), "frames": frames[0], "reducer": None, "ratio": None, "config": None}
+    given = {**vars(args), "frames": frames[0], "reducer": None, "ratio": None, "crops": None, "config": None}
     options = read_options(argparse.Namespace(**given))
     asking = asking_of(benchmark, dataset, options)
     check_words(benchmark, dataset.questions, asking)

@@ -8,7 +8,7 @@ from typing import Any
 
 # Values of options that neither the command line nor --config gives.
 DEFAULTS = {"fit": False, "frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
-MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "positions", "device", "dtype")
+MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "positions", "crops", "device", "dtype")
 OPTIONS = (*MODEL, "fps", "prompt", "max_new_tokens", *DEFAULTS)
 
 
@@ -47,6 +47,11 @@ def add_reduction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reducer", help="way to fewer tokens of a video: wap, fastvid, ...; a wrong one lists all")
     parser.add_argument("--ratio", type=float, help="share of the tokens that --reducer leaves, such as 0.0625")
     add_fit(parser)
+    parser.add_argument(
+        "--crops",
+        help="MOST[:VIEWS]: frames of high resolution in at most MOST crops beside the whole frame, and room for the "
+        "tokens of VIEWS views a slot (default 9), such as 4 or 16:9; needs a LiteFrame encoder",
+    )
 
 
 def add_fit(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.training.report import environment
 
     options = read_options(args)
-    check_reduction(options["reducer"], options["ratio"], options["fit"], options["positions"])
+    check_reduction(options["reducer"], options["ratio"], options["fit"], options["positions"], options["crops"])
     rank = this_rank()
     console = Console(quiet=rank.number > 0)
     if rank.ranks == 1:  # of several, the first may be writing there already

@@ -76,7 +76,8 @@ def load_system(options: dict[str, Any]) -> System:
         options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
     )
     model.to(device)
-    encoder = encoder_with(model, processor, options["reducer"], options["ratio"], bool(options["fit"]))
+    reduction = (options["reducer"], options["ratio"], bool(options["fit"]), options["crops"])
+    encoder = encoder_with(model, processor, *reduction)
     return System(model, processor, encoder, positions=options["positions"] or "packed")
 
 
@@ -98,6 +99,7 @@ def determining(
             "dtype": str(model.dtype).removeprefix("torch."),
         },
         "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"], options["positions"]),
+        **({} if options["crops"] is None else {"crops": options["crops"]}),
         "asking": {**asked, "option_format": benchmark.option_format},
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
