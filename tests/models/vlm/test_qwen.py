@@ -64,7 +64,8 @@ def dense(world):
 def test_the_dense_tower_through_our_classes_is_transformers_own_model(world):
     kind, _, vlm, theirs = world
     model, ours = dense(world)
-    told = [VideoMetadata(total_num_frames=10, fps=4.0, frames_indices=list(range(10)), duration=2.5)]
+    # Pairs a second apart: transformers 5.17 counts whole seconds of a pair.
+    told = [VideoMetadata(total_num_frames=10, fps=2.0, frames_indices=list(range(10)), duration=5.0)]
     given = {"video_metadata": told, "do_sample_frames": False, "return_tensors": "pt"}
     text = "<|im_start|>user\n{}\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
     mark = "<|video_pad|>" if kind != "qwen2_5_vl" else "<|vision_start|><|video_pad|><|vision_end|>"
