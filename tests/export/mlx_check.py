@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from mlx_vlm import load, stream_generate
 from mlx_vlm.convert import convert
-from worlds.exports import FAMILIES, make_export
+from worlds.exports import make_export
 
 from liteframe.models.vlm.load import load_video_llm
 
@@ -132,7 +132,7 @@ def main():
     try:
         if folder is not None:
             check(folder, place)
-        for family in FAMILIES if folder is None else ():
+        for family in ("internvl", "llava_onevision") if folder is None else ():
             said("family", family)
             (place / family).mkdir()
             check(make_export(family, place / family), place / family)
