@@ -103,7 +103,7 @@ def doors(monkeypatch, tmp_path):
         )
         found = Doors(processor, tmp_path, start, end)
 
-        def read(self, path, indices, reader="pyav", size=None):
+        def read(self, path, indices, reader="pyav", size=None, then=()):
             found.read.extend(indices)
             return read_frames(path, indices, reader=reader, size=size)
 
