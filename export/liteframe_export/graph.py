@@ -34,6 +34,8 @@ MOST_CLIPS, MOST_SLOTS, MOST_TOKENS = 4096, 1024, 1024
 class _GatedTemporalConv(TemporalConv):
     """TemporalConv without its branch."""
 
+    join = Mixer.join
+
     @override
     def forward(self, x: Tensor) -> Tensor:
         several = _several_frames(x)

@@ -4,9 +4,9 @@
 
 The launchers are called with tensors that have no memory, and Triton with a driver that only names an architecture: so
 types, alignment, sizes of one and missing pointers are those of real calls. Training runs the kernels in float32, since
-autocast leaves the residual stream in float32; a model converted to bfloat16 runs them in bfloat16. A row is a
-compiled kernel: registers, bytes of stack (0 where nothing spills), shared memory, and how many global accesses are
-128 bits wide.
+autocast leaves the residual stream in float32 (what is added to it is in bfloat16: "mixed"); a model converted to
+bfloat16 runs them in bfloat16. A row is a compiled kernel: registers, bytes of stack (0 where nothing spills), shared
+memory, and how many global accesses are 128 bits wide.
 Runs in a process without TRITON_INTERPRET: kernels decorated for the interpreter cannot be compiled.
 """
 
@@ -32,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 
 from liteframe_kernels.backend import INTERPRETING
 from liteframe_kernels.launch import TunedKernel
+from liteframe_kernels.residual_norm import triton as residual
 from liteframe_kernels.strided_conv import triton as strided
 from liteframe_kernels.strided_conv.reference import strided_conv_reference
 from liteframe_kernels.temporal_conv import triton as temporal
@@ -94,8 +95,10 @@ def launches() -> Iterator[Launch]:
     """
     for dtype in DTYPES:
         yield from _temporal_conv(dtype)
+        yield from _residual_norm(dtype, dtype)
         yield from _strided_conv(dtype)
         yield from _weighted_average_pool(dtype)
+    yield from _residual_norm(torch.float32, torch.bfloat16)
 
 
 def _temporal_conv(dtype: torch.dtype) -> Iterator[Launch]:
@@ -139,6 +142,54 @@ def _temporal_conv(dtype: torch.dtype) -> Iterator[Launch]:
     yield backward(", of x only", block, True, False)
     yield backward(", of parameters only", block, False, True)
     yield backward(", 5 taps", block, True, True, taps=5)
+
+
+def _residual_norm(dtype: torch.dtype, branch_dtype: torch.dtype) -> Iterator[Launch]:
+    mixed = "" if dtype == branch_dtype else ", mixed"
+    block = _tokens(dtype, 2, 16, 1025, 768)
+    views = {
+        "": block,
+        ", one frame": _tokens(dtype, 1, 1, 1025, 768),
+        ", four frames": _tokens(dtype, 2, 4, 257, 768),
+        ", one token": _tokens(dtype, 2, 16, 1, 768),
+        ", unaligned": _tokens(dtype, 2, 16, 1025, 769)[..., 1:],
+        ", 192 channels": _tokens(dtype, 2, 16, 1025, 192),
+        ", 1280 channels": _tokens(dtype, 2, 16, 1025, 1280),
+    }
+
+    def launch(name: str, x: Tensor, taps: int, scaled: bool = True) -> Iterator[Launch]:
+        channels, wide = x.shape[3], taps > 3 or x.shape[3] > residual.TILE
+        vector = x.new_empty(channels, dtype=torch.float32 if mixed else dtype)
+        branch = torch.empty_like(x, dtype=branch_dtype, memory_format=torch.contiguous_format)
+        scale, bias = (vector if scaled else None), (vector if taps else None)
+        weight = vector.new_empty(channels, taps) if taps else None
+        each, halo = {1: 1, 4: 4}.get(x.shape[1], 8), max(0, taps - 1)
+        fits = int(", unaligned" not in name)
+        yield Launch(
+            f"residual_norm forward{name}{mixed}",
+            residual.FORWARD_WIDE if wide or branch_dtype == torch.float32 else residual.FORWARD,
+            lambda: residual.forward(x, branch, scale, weight, bias, vector, vector, 1e-6),
+            branch_dtype,
+            lambda meta: (each + halo + fits * (each + halo), 2 * each),
+            edge=bool(name) and name != ", no conv",
+        )
+        statistics = torch.empty(x.shape[:3], device="meta")
+        like = torch.empty_like(x, memory_format=torch.contiguous_format)
+        yield Launch(
+            f"residual_norm backward{name}{mixed}",
+            residual.BACKWARD_WIDE if wide else residual.BACKWARD,
+            lambda: residual.backward(like, branch, x, branch, scale, weight, bias, vector, statistics, statistics),
+            branch_dtype,
+            lambda meta: (3 + fits, 2),
+            edge=bool(name) and name != ", no conv",
+        )
+
+    for name, x in views.items():
+        yield from launch(name, x, 3)
+    yield from launch(", no conv", block, 0)
+    yield from launch(", no conv, no scale", block, 0, scaled=False)
+    yield from launch(", no scale", block, 3, scaled=False)
+    yield from launch(", 5 taps", block, 5)
 
 
 def _strided_conv(dtype: torch.dtype) -> Iterator[Launch]:

@@ -14,7 +14,7 @@ from liteframe_kernels.precision import accumulator
 
 # Numbers of frames, tokens, windows and programs: a kernel compiled for one of them serves all, sizes of 1 too.
 COUNTS = (
-    "T", "N", "TO", "HO", "WO", "rows", "cls_rows", "parts", "n_span", "blocks_per_program",
+    "T", "N", "TO", "HO", "WO", "rows", "cls_rows", "parts", "n_span", "blocks_per_program", "columns",
 )  # fmt: skip
 MULTIPROCESSORS = 132  # of an H100 and an H200; an A100 has 108
 # Contracting a*b+c into one instruction is the default of Triton 3.6 to 3.9 and no longer that of 3.10.

@@ -91,7 +91,12 @@ def forms(exported: Exported | None) -> Iterator[Form]:
     yield Form("student", "eager, kernels", lambda: forward_kinds(student(config), _pixels()))
     yield Form("student", "inference form, kernels", lambda: forward_kinds(inference_form(config), _bytes()))
     yield Form("student", "compiled, kernels", lambda: compiled_kinds(student(config), _pixels))
-    yield Form("student", "inference form, compiled, kernels", lambda: compiled_kinds(inference_form(config), _bytes))
+    yield Form("student", "compiled, without kernels", lambda: compiled_kinds(student(config), _pixels, "reference"))
+    form = functools.partial(inference_form, config)
+    yield Form("student", "inference form, compiled, kernels", lambda: compiled_kinds(form(), _bytes))
+    yield Form(
+        "student", "inference form, compiled, without kernels", lambda: compiled_kinds(form(), _bytes, "reference")
+    )
     if exported is not None:
         yield Form("export", "kernels", lambda: forward_kinds(on_gpu(exported(config, True)), _pixels()))
         yield Form("export", "without Triton", lambda: forward_kinds(on_gpu(exported(config, False)), _pixels()))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from liteframe_kernels import force_backend
@@ -23,6 +24,7 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import INTERNVIT_300M, Cost, VitShape, cost
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.inference import normalized
+from liteframe.models.student.mixers import Mixer
 from liteframe.models.teacher.base import Teacher, TeacherFeatures
 from liteframe.models.teacher.load import load_teacher
 
@@ -283,17 +285,22 @@ def pass_bytes(shape: LiteFrameConfig | VitShape, frames: int, size: int, itemsi
 def _part(name: str) -> str | None:
     """The part of the student that a module of this name is counted to."""
     last = name.rsplit(".", 1)[-1]
-    if last in ("patch_embed", "attn", "mlp", "temporal", "head"):
+    if last in ("patch_embed", "attn", "mlp", "head"):
         return last
-    return "norms" if last in ("norm1", "norm2") else "downsample" if name.startswith("downsample.") else None
+    return "downsample" if name.startswith("downsample.") else None
 
 
-def _given(calls: list[tuple[nn.Module, tuple]], run: int) -> list[tuple[nn.Module, tuple]]:
+def _given(calls: list[tuple[Callable, tuple]], run: int) -> list[tuple[Callable, tuple]]:
     return calls
 
 
-def _remember(calls: list[tuple[nn.Module, tuple]], module: nn.Module, args: tuple) -> None:
+def _remember(calls: list[tuple[Callable, tuple]], module: nn.Module, args: tuple) -> None:
     calls.append((module, args))
+
+
+def _called(calls: list[tuple[Callable, tuple]], function: Callable, *args: Any) -> Any:
+    calls.append((function, args))
+    return function(*args)
 
 
 def student_parts(setup: Setup, device: torch.device, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -310,21 +317,25 @@ def student_parts(setup: Setup, device: torch.device, progress: Callable[[str], 
 def _time_by_part(model: nn.Module, video: Tensor, setup: Setup) -> list[dict[str, Any]]:
     """Time of the eager student by part, by running each part again on the input that it gets.
 
-    "other" is what the whole takes beyond its parts: residuals, LayerScale, copies. On a GPU parts and whole are timed
-    apart, so launch gaps that overlap in the whole can make it small.
+    "temporal" is the mixer with what is joined to it: LayerScale, residual and the norm behind it. "other" is what the
+    whole takes beyond its parts: other residuals and norms, copies. On a GPU parts and whole are timed apart, so launch
+    gaps that overlap in the whole can make it small.
     """
-    inputs: dict[str, list[tuple[nn.Module, tuple]]] = {}
+    inputs: dict[str, list[tuple[Callable, tuple]]] = {}
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
-            if part := _part(name):
+            if isinstance(module, Mixer):
+                spied = partial(_called, inputs.setdefault("temporal", []), module.join)
+                hooks.enter_context(mock.patch.object(module, "join", spied))
+            elif part := _part(name):
                 calls = inputs.setdefault(part, [])
                 hook = module.register_forward_pre_hook(partial(_remember, calls))
                 hooks.callback(hook.remove)
         model(video)
 
-    def run_part(calls: list[tuple[nn.Module, tuple]]) -> None:
-        for module, args in calls:
-            module(*args)
+    def run_part(calls: list[tuple[Callable, tuple]]) -> None:
+        for call, args in calls:
+            call(*args)
 
     contenders = {part: Contender(partial(_given, calls), run_part) for part, calls in inputs.items()}
     contenders["whole"] = Contender(lambda run: video, model)

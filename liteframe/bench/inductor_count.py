@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from liteframe_kernels import force_backend
 from torch import Tensor, nn
 
 from liteframe.bench.byte_count import fake_gpu, kind_of
@@ -25,12 +26,13 @@ H100: dict[str, Any] = {
 }  # fmt: skip
 
 
-def compiled_kinds(model: nn.Module, video: Callable[[], Tensor]) -> dict[str, int]:
+def compiled_kinds(model: nn.Module, video: Callable[[], Tensor], backend: str | None = None) -> dict[str, int]:
     """Bytes of a compiled forward pass without gradients, by kind; what Inductor has fused is "fused kernels".
 
     Args:
         model: on a fake GPU.
         video: makes its input there.
+        backend: of our kernels, see `force_backend`; with "reference", Inductor fuses what they would do.
     """
     kinds: Counter[str] = Counter()
 
@@ -38,14 +40,14 @@ def compiled_kinds(model: nn.Module, video: Callable[[], Tensor]) -> dict[str, i
         kinds.update(_lowered(graph_module, inputs))
         return graph_module.forward
 
-    def backend(graph_module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    def counted(graph_module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         from torch._inductor.compile_fx import compile_fx
 
         return compile_fx(graph_module, inputs, inner_compile=lower)
 
     torch.compiler.reset()
-    with _as_on_an_h100(), fake_gpu(), torch.no_grad():
-        torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(video())
+    with _as_on_an_h100(), fake_gpu(), torch.no_grad(), force_backend(backend):
+        torch.compile(model, backend=counted, dynamic=False, fullgraph=True)(video())
     torch.compiler.reset()
     return dict(kinds.most_common())
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from liteframe_kernels import strided_conv, temporal_conv, weighted_average_pool
+from liteframe_kernels import residual_norm, strided_conv, temporal_conv, weighted_average_pool
+from liteframe_kernels.residual_norm.reference import residual_norm_reference
 from liteframe_kernels.strided_conv.reference import strided_conv_reference
 from liteframe_kernels.temporal_conv.reference import temporal_conv_reference
 from torch import Tensor
@@ -34,6 +35,7 @@ def comparisons(
     """All kernels: convs at the student's width, pooling at the teacher's; `frames` a multiple of 4, `side` even."""
     sizes: dict[str, Any] = {"frames": frames, "side": side, "compiled": compiled}
     yield from temporal_conv_comparisons(device, dtype, channels=channels, **sizes)
+    yield from residual_norm_comparisons(device, dtype, channels=channels, **sizes)
     yield from strided_conv_comparisons(device, dtype, channels=channels, **sizes)
     yield from weighted_average_pool_comparisons(device, dtype, channels=teacher_channels, **sizes)
 
@@ -83,6 +85,56 @@ def _conv1d(x: Tensor, weight: Tensor, bias: Tensor, *, last: bool) -> Tensor:
         rows = rows.transpose(1, 2).contiguous().transpose(1, 2)
     y = F.conv1d(rows, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=TAPS // 2, groups=channels)
     return y.unflatten(0, (batch, tokens)).permute(0, 3, 1, 2)  # [B,T,N,C]
+
+
+def residual_norm_comparisons(
+    device: torch.device, dtype: torch.dtype, *, frames: int, side: int, channels: int, compiled: bool
+) -> Iterator[Comparison]:
+    """What a block does between two matrix products, over `[1,T,N,C]`, with and without the temporal conv.
+
+    In training the stream and all parameters are in float32, as autocast leaves them, in inference all is in `dtype`.
+    """
+    shape = (1, frames, 1 + side * side, channels)
+    elements = math.prod(shape)
+    for use, wide in (("training", torch.float32), ("inference", dtype)):
+        for conv, taps in (("with conv", TAPS), ("without conv", 0)):
+
+            def inputs(wide: torch.dtype = wide, taps: int = taps, trained: bool = use == "training") -> list[Tensor]:
+                large = [torch.randn(shape, device=device, dtype=kind) for kind in (dtype, wide)]
+                sizes = [(channels,)] * 3 + ([(channels, taps), (channels,)] if taps else [])
+                vectors = [torch.randn(size, device=device, dtype=wide) for size in sizes]
+                return [v.requires_grad_(trained) for v in (*large, *vectors)]
+
+            calls: dict[str, Callable] = {
+                "triton": _chain(functools.partial(residual_norm, backend="triton")),
+                "chain, eager": _chain(residual_norm_reference),
+            }
+            if compiled:
+                calls["chain, torch.compile"] = torch.compile(_chain(residual_norm_reference), dynamic=False)
+            passes = 1 + wide.itemsize / dtype.itemsize  # over a branch and a stream
+            directions = {"forward": 2, "backward": 3} if use == "training" else {"forward": 2}
+            per_element = 12 + 2 * taps  # scale, sums, statistics, norm
+            yield Comparison(
+                "residual_norm",
+                f"{conv}, {use}",
+                shape,
+                inputs,
+                _chain(residual_norm_reference),
+                calls,
+                tensor_bytes=elements * dtype.itemsize,
+                floor={direction: times * passes for direction, times in directions.items()},
+                flops={direction: times * per_element * elements // 2 for direction, times in directions.items()},
+            )
+
+
+def _chain(function: Callable) -> Callable:
+    """The function of branch, stream, norm's weight and bias, scale, taps and their bias, in this order."""
+
+    def call(branch: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, *conv: Tensor) -> tuple:
+        named = dict(zip(("conv_weight", "conv_bias"), conv, strict=False))
+        return function(x, branch, weight, bias, eps=1e-6, scale=scale, **named)
+
+    return call
 
 
 def strided_conv_comparisons(

@@ -128,8 +128,8 @@ def test_no_matrix_product_of_a_step_is_in_float32(monkeypatch):
 # GB of 128 frames of 448 pixels, bfloat16; a pass over the tokens of all blocks takes 0.96.
 BOUNDS = {
     "eager, without kernels": 57.6,
-    "eager, kernels": 44.0,
-    "inference form, kernels": 32.3,
+    "eager, kernels": 37.1,
+    "inference form, kernels": 28.7,
 }
 
 
@@ -149,7 +149,7 @@ def test_exports_move_what_the_library_moves(counted):
     assert sum(exported.values()) == pytest.approx(sum(library.values()), rel=0.05)
     kernels = {kind: size for kind, size in exported.items() if kind not in KINDS}
     assert kernels == {kind: size for kind, size in library.items() if kind not in KINDS}
-    assert sum(counted["export", "without Triton"].values()) <= 46.5e9
+    assert sum(counted["export", "without Triton"].values()) <= 45.6e9
 
 
 def test_the_inference_form_has_neither_gelu_nor_layer_scale_nor_copies_of_tokens(counted):

@@ -24,7 +24,7 @@ from liteframe.distill.objectives.ctd import CompressedTokens
 from liteframe.distill.statistics import RunningStatistics
 from liteframe.distill.targets import TargetSettings
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.encoder import LiteFrameEncoder, summed
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.vlm import placeholders
 from liteframe.models.vlm.attach import attach_encoder
@@ -104,7 +104,7 @@ def raw_batch(clips, frames):
     return RawBatch(pixels, [(frames, 480, 640, 3)] * clips, sizes, mask, ["v"] * clips, [], [(0, 0)] * clips, None)
 
 
-@pytest.mark.parametrize(("recompute", "forward", "most"), [(False, 21.9, 22.6), (True, 5.4, 8.7)])
+@pytest.mark.parametrize(("recompute", "forward", "most"), [(False, 18.3, 19.0), (True, 5.2, 8.5)])
 def test_ctd_of_eight_clips(rehearsal, recompute, forward, most):
     """InternViT-300M and the 87M student at 16 frames of 448 pixels: one device, as many GiB as were found."""
     with torch.device("meta"):
@@ -134,7 +134,7 @@ def test_ctd_of_eight_clips(rehearsal, recompute, forward, most):
         if recompute:
             x = torch.empty(8, 16, 1025, 768, device=GPU, requires_grad=True)
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                again = student.blocks[0]._mix(x)
+                again = summed(student.blocks[0]._mix(x))
             assert again.shape == x.shape
         assert live.peak / GIB < most
 

@@ -29,7 +29,14 @@ def names(record):
     return {(row["name"], row["arch"]) for row in record["rows"]}
 
 
-NARROW = ("unaligned", "5 taps bfloat16", "backward 1x3x3", "forward 1x3x3 bfloat16 TILE=512")
+NARROW = (
+    "unaligned",
+    "5 taps bfloat16",
+    "5 taps, mixed",
+    "backward 1x3x3",
+    "forward 1x3x3 bfloat16 TILE=512",
+    "residual_norm backward",
+)
 
 
 def test_every_launch_compiles_within_its_limits(tmp_path):
@@ -54,6 +61,11 @@ def test_every_launch_compiles_within_its_limits(tmp_path):
                     stage = " 2x2x2" if kernel == "strided_conv" else ""
                     assert f"{kernel} backward{stage}{gradients} {dtype}" in found
             assert f"weighted_average_pool forward, query {dtype}" in found
+            for direction in ("forward", "backward"):
+                for conv in ("", ", no conv"):
+                    assert f"residual_norm {direction}{conv} {dtype}" in found
+        for direction in ("forward", "backward"):  # what autocast makes of a training step
+            assert (f"residual_norm {direction}, mixed bfloat16", arch) in names(record)
 
 
 def test_launches_have_the_dtypes_of_training_and_of_a_converted_model(monkeypatch):
@@ -66,14 +78,14 @@ def test_launches_have_the_dtypes_of_training_and_of_a_converted_model(monkeypat
         seen.add((function, x.dtype))
         return False
 
-    for room in ("temporal_conv", "strided_conv"):
+    for room in ("residual_norm", "strided_conv"):
         monkeypatch.setattr(importlib.import_module(f"liteframe_kernels.{room}.op"), "use_triton", spy)
     small = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "image_size": 28, "teacher_dim": 16}
     encoder = LiteFrameEncoder(LiteFrameConfig(**small, downsample={1: (2, 2, 2), 2: (2, 1, 1)}))
     video = torch.randn(1, 4, 3, 28, 28)
     with torch.autocast("cpu", torch.bfloat16):
         encoder(video).sum().backward()
-    assert seen == {("temporal_conv", torch.float32), ("strided_conv", torch.float32)}
+    assert seen == {("residual_norm", torch.float32), ("strided_conv", torch.float32)}
     encoder.bfloat16()(video.bfloat16())
     launched = {(launch.name.split()[0], launch.dtype) for launch in ahead_of_time.launches()}
     assert len(seen) == 4
@@ -87,6 +99,7 @@ def test_sizes_of_one_and_views_are_launched():
     for direction in ("forward", "backward"):
         for case in ("one frame", "one token", "far apart", "unaligned"):
             assert f"temporal_conv {direction}, {case}" in launched
+            assert case == "far apart" or f"residual_norm {direction}, {case}" in launched
         assert f"strided_conv {direction} 2x2x2, one window" in launched
 
 

@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 def test_bench_kernels(tmp_path):
     assert main(["bench", "kernels", "-o", str(tmp_path), *SMALL]) == 0
     record = json.loads((tmp_path / "kernels.json").read_text())
-    assert {row["kernel"] for row in record["rows"]} == {"temporal_conv", "strided_conv", "weighted_average_pool"}
+    kernels = {"temporal_conv", "residual_norm", "strided_conv", "weighted_average_pool"}
+    assert {row["kernel"] for row in record["rows"]} == kernels
     assert {row["direction"] for row in record["rows"]} == {"forward", "backward"}
     for row in record["rows"]:
         if row["implementation"] == "triton":

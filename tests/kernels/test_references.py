@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from liteframe_kernels import strided_conv, temporal_conv, weighted_average_pool
+from liteframe_kernels import residual_norm, strided_conv, temporal_conv, weighted_average_pool
 
 
 def randn(*shape, dtype=torch.float64, grad=False):
@@ -38,6 +38,32 @@ def test_temporal_conv_is_conv1d(frames, k, grad_mode):
     want = conv1d(x, weight, bias)
     torch.testing.assert_close(temporal_conv(x, weight, bias), want)
     torch.testing.assert_close(temporal_conv(x, weight, residual=True), x + want - bias)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_residual_norm_is_conv1d_and_layer_norm(frames, grad_mode):
+    x, branch, weight, bias = randn(2, frames, 3, 4), randn(2, frames, 3, 4), randn(4, 3), randn(4)
+    scale, norm_weight, norm_bias = randn(4), randn(4), randn(4)
+    z = x + scale * branch
+    for given, want in (
+        ({"scale": scale, "conv_weight": weight, "conv_bias": bias}, z + conv1d(z, weight, bias)),
+        ({"scale": scale}, z),
+        ({}, x + branch),
+    ):
+        stream, normalized = residual_norm(x, branch, norm_weight, norm_bias, eps=0.1, **given)
+        torch.testing.assert_close(stream, want)
+        centered = want - want.mean(-1, keepdim=True)
+        std = (centered.square().mean(-1, keepdim=True) + 0.1).sqrt()
+        torch.testing.assert_close(normalized, norm_weight * centered / std + norm_bias)
+
+
+@pytest.mark.parametrize(
+    ("stream", "branch"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16,) * 2]
+)
+def test_residual_norm_keeps_the_wider_dtype_and_gives_that_of_the_branch(stream, branch):
+    wide = torch.promote_types(stream, branch)
+    x, a, vector = randn(1, 2, 3, 4).to(stream), randn(1, 2, 3, 4).to(branch), torch.ones(4, dtype=wide)
+    assert [y.dtype for y in residual_norm(x, a, vector, vector, eps=1e-6)] == [wide, branch]
 
 
 @pytest.mark.parametrize("kernel", [(2, 2, 2), (2, 1, 1), (3, 1, 2), (1, 1, 1)])
@@ -199,6 +225,12 @@ def test_empty_tensors(shape):
     assert x.grad.shape == x.shape
 
 
+def joined(**changed):
+    """A small call of residual_norm, with arguments changed."""
+    given = {"x": randn(1, 2, 3, 4), "branch": randn(1, 2, 3, 4), "norm_weight": randn(4), "norm_bias": randn(4)}
+    return residual_norm(**given | changed, eps=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -209,6 +241,13 @@ def test_empty_tensors(shape):
         (lambda: temporal_conv(randn(1, 2, 3, 4).int(), randn(4, 3)), r"x is torch.int32.*x.float\(\)"),
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), backend="cuda"), "backend is 'cuda'"),
         (lambda: temporal_conv(randn(1, 2, 3, 4), randn(4, 3), backend="triton"), "TRITON_INTERPRET=1|not installed"),
+        (lambda: residual_norm(randn(1, 2, 4), randn(1, 2, 4), randn(4), randn(4), eps=1e-6), r"expected \[B,T,N,C\]"),
+        (lambda: joined(branch=randn(1, 2, 1, 4)), "branch has shape"),
+        (lambda: joined(norm_bias=randn(3)), "norm_bias has shape"),
+        (lambda: joined(conv_bias=randn(4)), "conv_bias without conv_weight"),
+        (lambda: joined(conv_weight=randn(3, 3)), "C=4"),
+        (lambda: joined(conv_weight=randn(4, 2)), "must be odd"),
+        (lambda: joined(scale=randn(4).int()), r"scale is torch.int32.*scale.float\(\)"),
         (lambda: strided_conv(randn(1, 3, 4, 4, 2), randn(2, 2, 2, 2)), "T=3 is not a multiple of its stride 2"),
         (lambda: strided_conv(randn(1, 2, 4, 4, 2), randn(2, 2, 2, 2), cls=randn(1, 1, 2)), "cls has shape"),
         (lambda: strided_conv(randn(1, 2, 4, 4, 2), randn(2, 2, 2)), r"expected \[C,kt,kh,kw\]"),
@@ -228,7 +267,9 @@ def test_bad_input_is_explained(call, message):
 def test_every_function_carries_its_reference():
     x, weight = randn(1, 3, 2, 4), randn(4, 3)
     assert torch.equal(temporal_conv.reference(x, weight), temporal_conv(x, weight, backend="reference"))
-    assert {strided_conv.reference.__name__, weighted_average_pool.reference.__name__} == {
+    others = (residual_norm, strided_conv, weighted_average_pool)
+    assert {function.reference.__name__ for function in others} == {
+        "residual_norm_reference",
         "strided_conv_reference",
         "weighted_average_pool_reference",
     }

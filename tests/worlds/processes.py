@@ -14,7 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from worlds import ROOT
 
 MANY_RUNS = ROOT / "tests" / "distributed" / "many_runs.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("", "kernels", "export")),
+}
 
 
 def start(*command, **environment):

@@ -6,10 +6,11 @@ This file and what it imports of liteframe travel inside exported models.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from liteframe_kernels import residual_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
@@ -51,6 +52,27 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class Pending(NamedTuple):
+    """What a block gives: its stream `x + scale * branch`, which the next block adds up where it normalizes it.
+
+    Attributes:
+        x: [B,T,N,C].
+        branch: [B,T,N,C].
+        scale: [C], None for 1.
+    """
+
+    x: Tensor
+    branch: Tensor
+    scale: Tensor | None
+
+
+def summed(stream: Tensor | Pending) -> Tensor:
+    """What a block gives as one tensor [B,T,N,C]."""
+    if isinstance(stream, Tensor):
+        return stream
+    return stream.x + (stream.branch if stream.scale is None else stream.scale * stream.branch)
+
+
 class Block(nn.Module):
     """Spatial attention, temporal mixing, MLP; pre-norm, LayerScale on attention and MLP.
 
@@ -70,22 +92,28 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, config.hidden)
         self.ls2: nn.Parameter | None = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,T,N,C] -> [B,T,N,C]."""
+    def forward(self, stream: Tensor | Pending) -> Tensor | Pending:
+        """[B,T,N,C] -> [B,T,N,C], each as it is, or as a sum that is still to be made."""
         if self.recompute and torch.is_grad_enabled():
-            # Nothing here is random, so there is no generator state to keep.
-            return checkpoint(self._mix, x, use_reentrant=False, preserve_rng_state=False)
-        return self._mix(x)
+            # Nothing here is random, so there is no generator state to keep; of a sum, one tensor.
+            return checkpoint(self._mixed, summed(stream), use_reentrant=False, preserve_rng_state=False)
+        return self._mix(stream)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        x = x + _scaled(self.temporal.attend(self.attn, self.norm1(x)), self.ls1)
-        x = self.temporal(x)
+    def _mix(self, stream: Tensor | Pending) -> Pending:
+        if isinstance(stream, Pending):
+            x, branch, scale = stream
+            norm = self.norm1
+            x, normalized = residual_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale)
+        else:
+            x, normalized = stream, self.norm1(stream)
+        x, normalized = self.temporal.join(x, self.temporal.attend(self.attn, normalized), self.ls1, self.norm2)
         # Linear layers get three dimensions here: those of 8 bits (bitsandbytes) take no more.
-        return x + _scaled(self.mlp(self.norm2(x).flatten(0, 1)), self.ls2).unflatten(0, x.shape[:2])
+        branch = self.mlp(normalized.flatten(0, 1)).unflatten(0, x.shape[:2])
+        # A copy, since a sharded weight is whole within its block only.
+        return Pending(x, branch, None if self.ls2 is None else self.ls2.clone())
 
-
-def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else scale * x
+    def _mixed(self, x: Tensor) -> Tensor:
+        return summed(self._mix(x))
 
 
 class LiteFrameEncoder(nn.Module):
@@ -142,7 +170,8 @@ class LiteFrameEncoder(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
             if str(number) in self.downsample:
-                x, grid = self.downsample[str(number)](x, grid)  # both smaller by this stride
+                x, grid = self.downsample[str(number)](summed(x), grid)  # both smaller by this stride
+        x = summed(x)
         features = self.head(x[:, :, 1:].flatten(0, 1))  # [B*T/t,h*w,teacher_dim]
         return features.unflatten(0, x.shape[:2]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
+from liteframe_kernels import residual_norm
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -62,6 +63,21 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,N,C] -> [B,T,N,C], its own residual included."""
+
+    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """What a block does between attention and MLP: adds `scale * branch`, mixes, and normalizes.
+
+        Args:
+            x: the residual stream [B,T,N,C].
+            branch: what attention gave, [B,T,N,C].
+            scale: LayerScale [C], None for 1.
+            norm: the norm before the MLP.
+
+        Returns:
+            The stream mixed, and it normalized, each [B,T,N,C].
+        """
+        x = self(x + (branch if scale is None else scale * branch))
+        return x, norm(x)
 
     def unmixed(self, x: Tensor) -> Tensor:
         """A single frame, unchanged; in training each parameter takes part by a zero, since DDP counts them."""
@@ -116,6 +132,10 @@ class NoMixer(Mixer):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+    @override
+    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        return residual_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale)
 
     @staticmethod
     @override

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from liteframe_kernels import strided_conv, temporal_conv
+from liteframe_kernels import residual_norm, strided_conv, temporal_conv
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -36,6 +36,14 @@ class TemporalConv(Mixer):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return self.unmixed(x) if x.shape[1] == 1 else temporal_conv(x, self.weight, self.bias, residual=True)
+
+    @override
+    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        if x.shape[1] == 1:
+            return super().join(x, branch, scale, norm)
+        return residual_norm(
+            x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale, conv_weight=self.weight, conv_bias=self.bias
+        )
 
     @staticmethod
     @override

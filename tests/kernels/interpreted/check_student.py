@@ -8,7 +8,7 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 
 CONFIG = LiteFrameConfig(
-    dim=16, depth=3, heads=2, patch_size=4, image_size=16, teacher_dim=8, downsample={1: (2, 2, 2), 2: (2, 1, 1)}
+    dim=16, depth=3, heads=2, patch_size=4, image_size=16, teacher_dim=8, downsample={2: (2, 2, 2), 3: (2, 1, 1)}
 )
 
 

@@ -1,0 +1,1 @@
+"""What stands between two matrix products of a block: residual sum, temporal convolution, LayerNorm, in one pass."""
