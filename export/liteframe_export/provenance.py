@@ -13,6 +13,8 @@ from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.texts import read_json
 
+ALIGNED = ("lma", "tpo")  # kinds of runs that leave an adapter
+
 
 def run_report(run: Path) -> dict[str, Any]:
     """The report.json of a run, or {} where there is none (an encoder that was moved away from its run).
@@ -62,15 +64,15 @@ class Parts:
 
 
 def parts_of_run(run: str | os.PathLike[str], *, vlm: str | None = None, encoder: str | None = None) -> Parts:
-    """The parts of an LMA run, by its report.json; `vlm` and `encoder` say where they are now if they have moved.
+    """The parts of a run of LMA or TPO, by its report.json; `vlm` and `encoder` say where they are now if they moved.
 
     Raises:
         ValueError: the folder is not a finished LMA run.
     """
     report = run_report(Path(run))
-    if report.get("kind") != "lma":
+    if report.get("kind") not in ALIGNED:
         raise ValueError(
-            f"{run} is not a finished LMA run: it has no report.json of kind 'lma'; "
+            f"{run} is not a finished LMA run: it has no report.json of kind {' or '.join(map(repr, ALIGNED))}; "
             "name the parts with --vlm, --encoder and --adapter"
         )
     return Parts(vlm or report["vlm"], encoder or report["encoder"], str(Path(run) / "adapter"))

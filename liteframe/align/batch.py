@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from liteframe.align.dataset import MediaKey, Sample
+from liteframe.align.dataset import MediaKey, Row, Sample
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.base import VlmBackbone
@@ -19,15 +19,18 @@ from liteframe.models.vlm.processor import joined
 class ChatBatch(NamedTuple):
     """Conversations whose videos and images could be read, and a record of each of which one could not.
 
+    A conversation is a row of the tensors; a preference pair is two, the chosen answer and below it the rejected one,
+    with media that are there once. R is the number of rows, B of conversations or pairs.
+
     What a step needs to know of the tokens is counted while they are on the host: to read it from a device is to wait
     for it.
 
     Attributes:
-        input_ids: [B,L], padded on the right; B may be 0 (then L is 0 too).
-        attention_mask: [B,L].
-        labels: [B,L], -100 where nothing is learned.
+        input_ids: [R,L], padded on the right; R may be 0 (then L is 0 too).
+        attention_mask: [R,L].
+        labels: [R,L], -100 where nothing is learned.
         answers: [K], positions whose next token is an answer token in any row.
-        placeholders: of each of the B conversations, tokens that stand for a feature.
+        placeholders: of each of the R rows, tokens that stand for a feature.
         pixels: [sum of T,3,H,W] of the media whose features are not cached, a list of [T,3,H,W] where their sizes
             differ: uint8 from the loader, normalized float32 on the device.
         video_frames: T of each of these.
@@ -36,7 +39,7 @@ class ChatBatch(NamedTuple):
         cached: for each medium, whether its features are in the cache.
         keys: B keys (epoch, index).
         failures: path, kind, reason and remedy of what could not be read.
-        position_ids: [3,B,L], where the language model counts on three axes.
+        position_ids: [3,R,L], where the language model counts on three axes.
     """
 
     input_ids: Tensor
@@ -57,16 +60,17 @@ class ChatBatch(NamedTuple):
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, image_token_id: int) -> ChatBatch:
     """A batch of the conversations that could be read; failures travel beside them."""
     samples = [item for item in items if isinstance(item, Sample)]
-    length = max((len(sample.input_ids) for sample in samples), default=0)
-    ids = torch.full((len(samples), length), pad_token_id)  # [B,L]
-    labels = torch.full((len(samples), length), IGNORE)
-    mask = torch.zeros((len(samples), length), dtype=torch.long)
-    for row, sample in enumerate(samples):
-        count = len(sample.input_ids)
-        ids[row, :count] = torch.tensor(sample.input_ids)
-        labels[row, :count] = torch.tensor(sample.labels)
-        mask[row, :count] = 1
-    positions = [sample.position_ids for sample in samples if sample.position_ids is not None]
+    rows = [row for s in samples for row in (Row(s.input_ids, s.labels, s.position_ids), s.rejected) if row is not None]
+    length = max((len(row.input_ids) for row in rows), default=0)
+    ids = torch.full((len(rows), length), pad_token_id)  # [R,L]
+    labels = torch.full((len(rows), length), IGNORE)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for number, row in enumerate(rows):
+        count = len(row.input_ids)
+        ids[number, :count] = torch.tensor(row.input_ids)
+        labels[number, :count] = torch.tensor(row.labels)
+        mask[number, :count] = 1
+    positions = [row.position_ids for row in rows if row.position_ids is not None]
     media = [medium for sample in samples for medium in sample.media]
     videos = [medium.pixels for medium in media if medium.pixels is not None]
     return ChatBatch(

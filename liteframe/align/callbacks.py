@@ -45,9 +45,9 @@ def count_conversations(batch: ChatBatch) -> int:
     return len(batch.keys)
 
 
-def progress_line() -> ProgressLine:
-    """Progress line of LMA: loss, accuracy on answer tokens, gradient norm, and samples a second."""
-    names = {"loss": "loss", "answers": "answer_accuracy", "grad": "gradient_norm"}
+def progress_line(shown: dict[str, str]) -> ProgressLine:
+    """Progress line of LMA: what is `shown` of the training figures, gradient norm, and samples a second."""
+    names = {**shown, "grad": "gradient_norm"}
     return ProgressLine(
         {short: f"train/{name}" for short, name in names.items()}, count=count_conversations, unit="samples"
     )
@@ -58,7 +58,7 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
     data, line = module.data(), trainer.progress_bar_callback
     assert isinstance(line, ProgressLine)
     values: dict[str, Any] = {
-        "kind": "lma",
+        "kind": module.kind,
         "steps": trainer.global_step,
         "seed": seed,
         "figures": {name: float(value) for name, value in trainer.callback_metrics.items()},
@@ -79,6 +79,7 @@ def write_report(trainer: Trainer, module: LMAModule, seed: int) -> None:
         "train_encoder": module.train_encoder,
         "init_adapter": module.init_adapter,
         "quantize": module.quantize,
+        **module.facts(),
         "trained_parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "precision": str(trainer.precision),
         "config_changes": RunFolder(trainer.default_root_dir).changes(),

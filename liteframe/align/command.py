@@ -1,4 +1,4 @@
-"""Language model alignment as commands: `train_lma.py fit`, and `train_lma.py stages`, several of them in a row."""
+"""Alignment as commands: `liteframe align fit`, `align stages` (several in a row), and `liteframe prefer fit`."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ from typing_extensions import override
 from liteframe.align.callbacks import AdapterSaver, progress_line, write_report
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.module import LMAModule
+from liteframe.align.preference import PairDataModule, PreferModule
 from liteframe.files import write_atomically
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.texts import read_yaml
@@ -35,9 +36,11 @@ class LMACommand(TrainingCommand):
 
     kind = "lma"
     program = "liteframe align"
+    parts: tuple[type[LMAModule], type[ChatDataModule]] = (LMAModule, ChatDataModule)
+    shown = {"loss": "loss", "answers": "answer_accuracy"}  # in the progress line
 
     def __init__(self, arguments: list[str] | None = None, *, run: bool = True):
-        super().__init__(LMAModule, ChatDataModule, arguments, run=run)
+        super().__init__(*self.parts, arguments, run=run)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -46,7 +49,7 @@ class LMACommand(TrainingCommand):
 
     @override
     def run_callbacks(self) -> list[Callback]:
-        return [AdapterSaver(), progress_line()]
+        return [AdapterSaver(), progress_line(self.shown)]
 
     @override
     def save_result(self) -> None:
@@ -56,6 +59,15 @@ class LMACommand(TrainingCommand):
     def finish(self) -> None:
         if self.trainer.is_global_zero:
             write_report(self.trainer, self.model, self._get(self.config, "seed_everything"))
+
+
+class PreferCommand(LMACommand):
+    """`fit` for TPO: the same of preference pairs."""
+
+    kind = "prefer"
+    program = "liteframe prefer"
+    parts = (PreferModule, PairDataModule)
+    shown = {"loss": "loss", "preferred": "preference_accuracy", "margin": "margin"}
 
 
 def processor_of(module: LMAModule) -> LiteFrameProcessor:

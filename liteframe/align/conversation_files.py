@@ -6,11 +6,12 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from liteframe.align.conversation_rows import Conversation, parse_conversation, unread_keys
+from liteframe.align.conversation_rows import Conversation, Locate, parse_conversation, unread_keys
+from liteframe.align.pair_rows import parse_pair
 from liteframe.data.paths import Containment, local_path
 from liteframe.texts import jsonl_lines, parse_json, read_json, read_yaml
 
@@ -26,14 +27,17 @@ READ_OF_META = {"annotation", "root", "repeat_time", "length", "data_augment"}
 READ_OF_MIXTURE = {"json_path", "root", "sampling_strategy"}
 
 
-class _Remarks(NamedTuple):
-    """What is wrong with rows, and how many have each key that is passed over."""
+class _Reading(NamedTuple):
+    """How a row is read, what is wrong with rows, and how many have each key that is passed over."""
 
+    parse: Callable[[dict[str, Any], str, Locate], tuple[Conversation, set[str]]]
     bad: list[str]
     unread: Counter[str]
 
 
-def load_conversations(source: str | os.PathLike[str], unread: Counter[str] | None = None) -> list[Conversation]:
+def load_conversations(
+    source: str | os.PathLike[str], unread: Counter[str] | None = None, *, pairs: bool = False
+) -> list[Conversation]:
     """Read conversation data; files that it names are not opened here.
 
     Relative paths start at the folder of the file that holds them, or at `root` where a meta or mixture file gives
@@ -45,6 +49,7 @@ def load_conversations(source: str | os.PathLike[str], unread: Counter[str] | No
             YAML `datasets: [{json_path, sampling_strategy?: all | first:N | end:N | random:N, root?}]`, N a number or
             N%.
         unread: gets the number of rows that have each key that is passed over.
+        pairs: whether rows are preference pairs (see pair_rows).
 
     Raises:
         ValueError: a file is missing, empty, or holds bad rows, or of one nothing is taken; the message names file,
@@ -56,17 +61,17 @@ def load_conversations(source: str | os.PathLike[str], unread: Counter[str] | No
     if not path.is_file():
         raise ValueError(f"{path}: no such file; conversations come from {FORMS}")
     bad: list[str] = []
-    remarks = _Remarks(bad, Counter() if unread is None else unread)
+    reading = _Reading(parse_pair if pairs else _parse, bad, Counter() if unread is None else unread)
     if path.suffix.lower() in (".yaml", ".yml"):
-        found = list(_mixture(path, remarks))
+        found = list(_mixture(path, reading))
     elif path.suffix.lower() == ".jsonl":
-        found = _rows(jsonl_lines(path), path.parent, remarks)
+        found = _rows(jsonl_lines(path), path.parent, reading)
     else:
         content = read_json(path, OTHERWISE)
         found = (
-            list(_meta(path, content, remarks))
+            list(_meta(path, content, reading))
             if _is_meta(content)
-            else _rows(_listed(path, content), path.parent, remarks)
+            else _rows(_listed(path, content), path.parent, reading)
         )
     if len(bad) == 1:
         raise ValueError(bad[0])
@@ -99,8 +104,8 @@ def check_files(conversations: list[Conversation], max_missing: float) -> None:
         )
 
 
-def _rows(numbered: Iterator[tuple[str, Any]], root: Path, remarks: _Remarks) -> list[Conversation]:
-    """The conversations of a file; what is wrong with others is added to the remarks."""
+def _rows(numbered: Iterator[tuple[str, Any]], root: Path, reading: _Reading) -> list[Conversation]:
+    """The conversations of a file; what is wrong with others is added to `reading`."""
     inside = Containment(root)
 
     def locate(value: Any, what: str) -> str:
@@ -109,21 +114,25 @@ def _rows(numbered: Iterator[tuple[str, Any]], root: Path, remarks: _Remarks) ->
     found = []
     for where, row in numbered:
         try:
-            row = _object(row, where)
-            found.append(parse_conversation(row, where, locate))
+            conversation, unread = reading.parse(_object(row, where), where, locate)
         except ValueError as error:
-            remarks.bad.append(str(error))
+            reading.bad.append(str(error))
         else:
-            remarks.unread.update(unread_keys(row))
+            found.append(conversation)
+            reading.unread.update(unread)
     return found
 
 
-def _part(file: Path, root: Path, remarks: _Remarks) -> list[Conversation]:
+def _parse(row: dict[str, Any], where: str, locate: Locate) -> tuple[Conversation, set[str]]:
+    return parse_conversation(row, where, locate), unread_keys(row)
+
+
+def _part(file: Path, root: Path, reading: _Reading) -> list[Conversation]:
     """The conversations of a file that a meta or mixture file names."""
-    before = len(remarks.bad)
+    before = len(reading.bad)
     rows = jsonl_lines(file) if file.suffix.lower() == ".jsonl" else _listed(file, read_json(file, OTHERWISE))
-    found = _rows(rows, root, remarks)
-    if not found and len(remarks.bad) == before:
+    found = _rows(rows, root, reading)
+    if not found and len(reading.bad) == before:
         raise ValueError(f"{file}: holds no conversation")
     return found
 
@@ -146,7 +155,7 @@ def _is_meta(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(v, dict) and "annotation" in v for v in content.values())
 
 
-def _meta(path: Path, content: Any, remarks: _Remarks) -> Iterator[Conversation]:
+def _meta(path: Path, content: Any, reading: _Reading) -> Iterator[Conversation]:
     for name, part in content.items():
         where = f"{path}: {name!r}"
         if not isinstance(part, dict) or "annotation" not in part:
@@ -156,8 +165,8 @@ def _meta(path: Path, content: Any, remarks: _Remarks) -> Iterator[Conversation]
             raise ValueError(
                 f"{where}: data_augment is {part['data_augment']!r}, and no picture is changed; set it to false"
             )
-        remarks.unread.update(f"{key} of a meta file" for key in part.keys() - READ_OF_META)
-        found = _part(annotation, _root(part, annotation, path.parent, where), remarks)
+        reading.unread.update(f"{key} of a meta file" for key in part.keys() - READ_OF_META)
+        found = _part(annotation, _root(part, annotation, path.parent, where), reading)
         repeat = part.get("repeat_time", 1)
         if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat <= MOST_REPEATS:
             raise ValueError(f"{where}: repeat_time is {repeat!r}; it must be a positive number up to {MOST_REPEATS:,}")
@@ -173,7 +182,7 @@ def _some(taken: list[Conversation], found: list[Conversation], what: str) -> li
     return taken
 
 
-def _mixture(path: Path, remarks: _Remarks) -> Iterator[Conversation]:
+def _mixture(path: Path, reading: _Reading) -> Iterator[Conversation]:
     content = read_yaml(path)
     parts = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) and "json_path" in part for part in parts):
@@ -181,8 +190,8 @@ def _mixture(path: Path, remarks: _Remarks) -> Iterator[Conversation]:
     for number, part in enumerate(parts, 1):
         where = f"{path}: dataset {number}"
         rows = _file(part["json_path"], path.parent, f"{where}: json_path")
-        remarks.unread.update(f"{key} of a mixture" for key in part.keys() - READ_OF_MIXTURE)
-        found = _part(rows, _root(part, rows, path.parent, where), remarks)
+        reading.unread.update(f"{key} of a mixture" for key in part.keys() - READ_OF_MIXTURE)
+        found = _part(rows, _root(part, rows, path.parent, where), reading)
         strategy = part.get("sampling_strategy", "all")
         yield from _some(_sampled(found, strategy, where), found, f"{where}: sampling_strategy {strategy}")
 

@@ -43,10 +43,24 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is shown, and the turns about it, which hold a placeholder for each medium in the same order."""
+    """What is shown, and the turns about it, which hold a placeholder for each medium in the same order.
+
+    Attributes:
+        media: what is shown.
+        turns: what is said.
+        rejected: of a preference pair, what the last answer should not be; see liteframe.align.pair_rows.
+    """
 
     media: tuple[MediaItem, ...]
     turns: tuple[Turn, ...]
+    rejected: str | None = None
+
+    @property
+    def versions(self) -> list[tuple[Turn, ...]]:
+        """The turns, and of a pair below them those with the rejected answer."""
+        if self.rejected is None:
+            return [self.turns]
+        return [self.turns, (*self.turns[:-1], replace(self.turns[-1], text=self.rejected))]
 
 
 SYSTEM = ("system", "system_prompt")
@@ -69,7 +83,7 @@ REFUSED = _by_key({
     "tools functions": "tools are not called",
     "objects": "boxes are not put into the text",
     "chosen rejected rejected_response rejected_messages rejected_images rejected_videos positive_messages "
-    "negative_messages kto_tag": "every answer of a row is learned, and no preference",
+    "negative_messages kto_tag": "every answer of a row is learned, and no preference (see `liteframe prefer`)",
     "nframes min_frames max_frames min_pixels max_pixels total_pixels resized_height resized_width":
         "data.frames and data.fps say what is shown of a video",
     "chat_template_kwargs mm_processor_kwargs": "prompts have no options; `liteframe preview` shows them",
@@ -157,7 +171,7 @@ def _turns(row: dict[str, Any], where: str) -> list[Turn]:
     turns = [_turn(message, speaker, text, f"{where}: turn {i}") for i, message in enumerate(messages, 1)]
     for key in SYSTEM:
         if row.get(key) not in (None, ""):
-            system = Turn("system", _text(row[key], f"{where}: {key!r}"))
+            system = Turn("system", checked_text(row[key], f"{where}: {key!r}"))
             if turns[0].role != "system":
                 turns.insert(0, system)
             elif turns[0] != system:
@@ -170,10 +184,15 @@ def _turn(message: Any, speaker: str, key: str, where: str) -> Turn:
         raise ValueError(f"{where}: {speaker!r} must be one of {', '.join(ROLES)}, got {message!r}")
     _refuse(message, REFUSED_OF_TURN, where)
     role = ROLES[message[speaker]]
-    return Turn(role, _text(message.get(key), f"{where}: {key!r}"), _learned(message, role, where))
+    return Turn(role, checked_text(message.get(key), f"{where}: {key!r}"), _learned(message, role, where))
 
 
-def _text(text: Any, what: str) -> str:
+def checked_text(text: Any, what: str) -> str:
+    """What is said in a turn, without white space around it.
+
+    Raises:
+        ValueError: it is no text, empty, or holds a token of control; the message starts with `what`.
+    """
     if isinstance(text, list):
         raise ValueError(
             f"{what} is a list of parts; write one text with {PLACEHOLDER} and {IMAGE} in it, and name the files in "

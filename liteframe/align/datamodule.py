@@ -41,7 +41,14 @@ class ChatDataModule(LightningDataModule):
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
             frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
         seed: seed of order and draws.
+
+    Attributes:
+        setting: names the rows.
+        pairs: whether they are preference pairs.
     """
+
+    setting = "data.conversations"
+    pairs = False
 
     def __init__(
         self,
@@ -90,10 +97,10 @@ class ChatDataModule(LightningDataModule):
             BadConversationsError: they cannot be learned from.
         """
         try:
-            rows = load_conversations(self.source, self.unread)
+            rows = load_conversations(self.source, self.unread, pairs=self.pairs)
             check_files(rows, self.max_failure_rate)
         except ValueError as error:
-            raise BadConversationsError(f"--data.conversations: {error}") from error
+            raise BadConversationsError(f"--{self.setting}: {error}") from error
         return rows
 
     @cached_property
@@ -112,18 +119,11 @@ class ChatDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from the trainer's global step on."""
-        trainer = self._trainer()
-        dataset = ConversationDataset(
-            self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
-            deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
-        )  # fmt: skip
-        grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
-        stream_class = grouped if self.group_by_length else ClipStream
-        stream = stream_class(
-            len(dataset),
+        trainer, dataset = self._trainer(), self.dataset()
+        stream = self.stream(
+            dataset,
             self.micro_batch_size,
             self.steps_per_epoch() * trainer.accumulate_grad_batches,
-            seed=self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             position=lambda: trainer.global_step * trainer.accumulate_grad_batches,
@@ -146,6 +146,18 @@ class ChatDataModule(LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def dataset(self) -> ConversationDataset:
+        """The rows, each with frames drawn by (seed, epoch, index)."""
+        return ConversationDataset(
+            self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
+            deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
+        )  # fmt: skip
+
+    def stream(self, dataset: ConversationDataset, *cut: int, **place: Any) -> ClipStream:
+        """Which of them comes when: arguments as of ClipStream, from the batch size on."""
+        grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
+        return (grouped if self.group_by_length else ClipStream)(len(dataset), *cut, seed=self.seed, **place)
+
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Count what failed, before the batch is used."""
         self.tally.record(len(batch.keys), batch.failures)
@@ -163,9 +175,9 @@ class ChatDataModule(LightningDataModule):
         """A digest of all conversations, by the setting that names them; each checkpoint holds it."""
         digest = hashlib.sha256()
         for c in self.conversations:
-            row = ([medium.identity() for medium in c.media], [vars(turn) for turn in c.turns])
+            row = ([medium.identity() for medium in c.media], *([vars(turn) for turn in v] for v in c.versions))
             digest.update(json.dumps(row).encode())
-        return {"data.conversations": f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})"}
+        return {self.setting: f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})"}
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which sample comes when beside the settings, and the failures so far."""

@@ -16,7 +16,7 @@ from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames, uniform
 from liteframe.data.video.timeline import Timeline
-from liteframe.models.vlm.chat import encode_conversation
+from liteframe.models.vlm.chat import Turn, encode_conversation
 from liteframe.models.vlm.processor import LiteFrameProcessor, Shown
 from liteframe.pictures import PictureError, read_picture
 
@@ -38,6 +38,14 @@ class LoadedMedia(NamedTuple):
     shown: Shown
 
 
+class Row(NamedTuple):
+    """What the language model reads of a conversation; fields as of Sample."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: Tensor | None
+
+
 class Sample(NamedTuple):
     """One conversation.
 
@@ -47,6 +55,7 @@ class Sample(NamedTuple):
         media: its videos and images, in the order of the text.
         key: (epoch, index).
         position_ids: [3,L], where the language model counts on three axes.
+        rejected: of a preference pair, the same with the other answer.
     """
 
     input_ids: list[int]
@@ -54,6 +63,7 @@ class Sample(NamedTuple):
     media: list[LoadedMedia]
     key: Key
     position_ids: Tensor | None = None
+    rejected: Row | None = None
 
 
 def draw(seed: int, key: Key, budgets: Sequence[int], fps: tuple[float, float]) -> tuple[int, float]:
@@ -109,10 +119,8 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         except VideoError as error:
             return error
         shown = [medium.shown for medium in media]
-        ids, labels = encode_conversation(conversation.turns, [one.text for one in shown], self.processor.tokenizer)
-        told = self.processor.mrope is not None
-        positions = self.processor.position_ids(torch.tensor(ids), shown) if told else None
-        return Sample(ids, labels, media, key, positions)
+        (ids, labels, positions), *rejected = (self._row(turns, shown) for turns in conversation.versions)
+        return Sample(ids, labels, media, key, positions, *rejected)
 
     def length(self, key: Key) -> float:
         """About how many tokens a sample has, without opening a file: its whole budgets, and its text."""
@@ -121,8 +129,13 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         slots = sum(medium.kind == "image" for medium in conversation.media)
         if slots < len(conversation.media):
             slots += frames // self.processor.frames_per_slot
-        text = sum(len(turn.text) for turn in conversation.turns)
+        text = max(sum(len(turn.text) for turn in turns) for turns in conversation.versions)
         return slots * self.processor.tokens_per_slot(*self.processor.frame_size) + text / CHARACTERS_PER_TOKEN
+
+    def _row(self, turns: Sequence[Turn], shown: Sequence[Shown]) -> Row:
+        ids, labels = encode_conversation(turns, [one.text for one in shown], self.processor.tokenizer)
+        told = self.processor.mrope is not None
+        return Row(ids, labels, self.processor.position_ids(torch.tensor(ids), shown) if told else None)
 
     def _load(self, medium: MediaItem, budget: int, fps: float) -> LoadedMedia:
         if medium.kind == "image":

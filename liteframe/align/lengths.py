@@ -56,10 +56,11 @@ def check_lengths(
             videos_by_share[share] = (text, _count(processor, text))
         video, tokens = videos_by_share[share]
         most = videos * tokens + (len(conversation.media) - videos) * image_tokens
-        most += sum(len(turn.text.encode()) + TOKENS_OF_A_TURN for turn in conversation.turns)
+        most += max(sum(len(t.text.encode()) + TOKENS_OF_A_TURN for t in turns) for turns in conversation.versions)
         if most > limit:
             texts = [image if medium.kind == "image" else video for medium in conversation.media]
-            length = len(encode_conversation(conversation.turns, texts, processor.tokenizer)[0])
+            encoded = (encode_conversation(turns, texts, processor.tokenizer) for turns in conversation.versions)
+            length = max(len(ids) for ids, _ in encoded)
             if length > limit:
                 too_long.append(f"  number {number}: {length} tokens")
     if too_long:

@@ -51,7 +51,12 @@ class LMAModule(GuardedModule):
             the encoder where it is trained.
         optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
+
+    Attributes:
+        kind: of the run, in report.json.
     """
+
+    kind = "lma"
 
     def __init__(
         self,
@@ -183,6 +188,10 @@ class LMAModule(GuardedModule):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load the trained weights; `on_load_checkpoint` has compared them."""
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def facts(self) -> dict[str, Any]:
+        """What report.json says of the objective."""
+        return {}
 
     def _attention_mask(self, batch: ChatBatch) -> Tensor | dict[str, None]:
         """What the language model may attend to.

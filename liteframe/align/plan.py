@@ -24,13 +24,14 @@ from liteframe.training.plan import (
 )
 
 
-def plan_lma(arguments: list[str]) -> dict[str, Any]:
+def plan_lma(command: type[LMACommand], arguments: list[str]) -> dict[str, Any]:
     """Warm up and extrapolate to the run, in sections by name.
 
     Args:
-        arguments: what follows `train_lma.py fit`, with --run and --profile.
+        command: LMACommand or PreferCommand.
+        arguments: what follows its `fit`, with --run and --profile.
     """
-    warm = warm_up(LMACommand, arguments)
+    warm = warm_up(command, arguments)
     data, model = warm.run.data, warm.run.module
     base = model.model.get_base_model()
     encoder = next(m for m in base.model.get_submodule(ENCODER).modules() if isinstance(m, LiteFrameEncoder))
@@ -69,12 +70,14 @@ def _flops(warm: WarmUp, encoder: LiteFrameEncoder, language: nn.Module, tokens:
     """Mean over the budgets of frames, forward and backward, of the encoder and of the language model.
 
     The language model's weights are frozen: its backward pass computes gradients of activations only. Its output layer
-    runs for the few answer tokens and is left out, as are the text around the video and the rank of the updates.
+    runs for the few answer tokens and is left out, as are the text around the video and the rank of the updates. A
+    preference pair is two rows, which the reference reads, too.
     """
-    again = warm.run.module.gradient_checkpointing
+    again = warm.run.module.gradient_checkpointing + warm.run.data.pairs
+    rows = 1 + warm.run.data.pairs
     height, width = warm.run.data.processor.frame_size
     prices = [cost(encoder.config, frames, (height, width)) for frames in tokens]
-    passes = 3 + again if warm.run.module.train_encoder else 1
+    passes = 3 + warm.run.module.gradient_checkpointing if warm.run.module.train_encoder else 1
     vision = fmean(price.flops + price.attention_flops for price in prices) * passes
     matrices = [module.weight.numel() for module in language.modules() if isinstance(module, nn.Linear)]
     config = warm.run.module.model.get_base_model().config.text_config
@@ -82,4 +85,4 @@ def _flops(warm: WarmUp, encoder: LiteFrameEncoder, language: nn.Module, tokens:
     # QK and AV, each token attending to half of the others on average; both inputs of both products have gradients.
     square = fmean(count * count for count in tokens.values())
     attention = 2 * config.num_hidden_layers * config.hidden_size * square * (3 + again)
-    return vision, linear + attention
+    return vision, rows * (linear + attention)

@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"continuing: {len(dataset.questions) - len(todo)} questions already have a reply")
         take = taker(shares, {"": folder}, dataset.questions)
         while todo:
-            with _progress(console) as bar:
+            with progress(console) as bar:
                 task = bar.add_task("questions", total=len(todo))
                 for reply in ask_all({"": system}, benchmark, {"": todo}, asking, take=take):
                     folder.append(answer_row(benchmark, reply, options["seed"]))
@@ -163,20 +163,21 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _progress(console: Any) -> Any:
+def progress(console: Any) -> Any:
+    """A line of progress with the time and how many are done."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     return Progress(*Progress.get_default_columns(), TimeElapsedColumn(), MofNCompleteColumn(), console=console)
 
 
-def report_missing(console: Any, questions: Any) -> None:
-    """Say which videos are not there, before the work."""
+def report_missing(console: Any, questions: Any, follows: str = "count as wrong and be reported apart") -> None:
+    """Say which videos are not there, before the work, and what follows for their questions."""
     videos = sorted({question.video for question in questions})
     missing = [video for video in videos if not Path(video).is_file()]
     if missing:
         console.print(
             f"warning: {len(missing)} of {len(videos)} videos are missing, such as {missing[0]}; "
-            "their questions will count as wrong and be reported apart",
+            f"their questions will {follows}",
             soft_wrap=True,
         )
 

@@ -27,6 +27,7 @@ TASKS = {
         "cache": "store a teacher's targets once, check them, describe them",
         "distill": "train a small video encoder from an image teacher (CTD)",
         "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
+        "prefer": "make preference pairs from a model's own answers, and train LoRA on them (TPO)",
     },
     "Look at what came out": {
         "report": "a run as one HTML page: curves, data faults, cost, parity; a comparison's pictures and tables",
@@ -43,7 +44,7 @@ TASKS = {
 }
 COMMANDS = {name: summary for commands in TASKS.values() for name, summary in commands.items()}
 
-TRAINING = ("distill", "align")
+TRAINING = ("distill", "align")  # of their fit, and that of prefer, Lightning reads the command line
 
 
 def overview() -> str:
@@ -55,7 +56,7 @@ def overview() -> str:
 
 
 def train(command: str, arguments: list[str], program: str | None = None) -> int:
-    """`distill` or `align`, whose command line Lightning reads; train_ctd.py and train_lma.py are these, too."""
+    """`distill`, `align` or `prefer fit`; train_ctd.py and train_lma.py are the first two, too."""
     from liteframe.training.exit_codes import exit_codes
 
     with exit_codes(program or f"liteframe {command}"):
@@ -63,6 +64,10 @@ def train(command: str, arguments: list[str], program: str | None = None) -> int
             from liteframe.distill.command import CTDCommand
 
             CTDCommand(arguments)
+        elif command == "prefer":
+            from liteframe.align.command import PreferCommand
+
+            PreferCommand(arguments)
         else:
             from liteframe.align.command import LMACommand, run_stages
 
@@ -93,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
-    if arguments[0] in TRAINING:
+    if arguments[0] in TRAINING or arguments[:2] == ["prefer", "fit"]:
         return train(arguments[0], arguments[1:])
     command = next((word for word in arguments if word in COMMANDS), None)
     parser = build_parser(command)

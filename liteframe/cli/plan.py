@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(config: str, words: list[str], views: int) -> dict[str, Any]:
     """The plan of the kind of run that the file describes: a language model to align, or a teacher to learn from."""
-    from liteframe.texts import read_yaml
+    from liteframe.training.configs import run_kind
 
-    values = read_yaml(Path(config))
-    model = values.get("model") if isinstance(values, dict) else None
-    if isinstance(model, dict) and "vlm" in model:
+    kind = run_kind(Path(config))
+    if kind != "ctd":
+        from liteframe.align.command import LMACommand, PreferCommand
         from liteframe.align.plan import plan_lma
 
-        return plan_lma(words)
+        return plan_lma(PreferCommand if kind == "prefer" else LMACommand, words)
     from liteframe.distill.plan import plan_ctd
 
     return plan_ctd(words, views)

@@ -17,6 +17,7 @@ from typing import Any
 # The order in which a reader asks; curves that a run does not log are left out.
 CURVES = (
     *("train/loss", "train/cosine", "val/token_cosine", "val/explained_variance_mean", "val/projected_cosine"),
+    *("train/preference_loss", "train/answer_loss", "train/preference_accuracy", "train/margin"),
     *("train/answer_accuracy", "train/lr", "train/gradient_norm", "train/skipped_steps", "train/clipped_fraction"),
     *("data/failed_rate", "speed/data_wait_share", "speed/clips_per_second", "speed/samples_per_second"),
 )
@@ -70,7 +71,7 @@ COMPARISON = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name=
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `liteframe report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of distill, align or compare")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of distill, align, prefer or compare")
     parser.add_argument("exports", type=Path, nargs="*", metavar="EXPORT", help="folders that were exported from it")
     parser.add_argument("-o", "--output", type=Path, metavar="HTML", help="page to write (default: RUN/report.html)")
 

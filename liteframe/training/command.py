@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from liteframe.training.checkpoint import LastCheckpoint
 from liteframe.training.checkpoint_folder import AtomicCheckpointIO
-from liteframe.training.configs import with_config_files
+from liteframe.training.configs import COMMANDS, run_kind, with_config_files
 from liteframe.training.failures import FailureWatch
 from liteframe.training.profile_run import StepProfile, shorten, write_profile
 from liteframe.training.report import tell
@@ -174,14 +174,25 @@ class TrainingCommand(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; where a run is continued, what neither command line nor configuration files say is the run's own."""
-        own = own_settings(*continued_run(args))
+        own = self._own_settings(parser, *continued_run(args))
         self.config = parser.parse_args(with_settings(args, own))
         said = self.config.get(str(self.config.get("subcommand")), self.config)
         # A configuration file may have said which run.
         if self.config.get("subcommand") and own_settings(said.run, said.resume) != own:
-            self.config = parser.parse_args(with_settings(args, own_settings(said.run, said.resume)))
+            own = self._own_settings(parser, said.run, said.resume)
+            self.config = parser.parse_args(with_settings(args, own))
         if said.seed_everything is True:
             parser.error("--seed_everything true would give each process a seed of its own; give a number")
+
+    def _own_settings(self, parser: LightningArgumentParser, run: str, resume: Any) -> Path | None:
+        """As own_settings, if the run is one of this command."""
+        own = own_settings(run, resume)
+        if own is not None and (kind := run_kind(own)) != self.kind:
+            parser.error(
+                f"--resume: {run} is a run of `liteframe {COMMANDS[kind]} fit`, not of `{self.program} fit`; continue "
+                "it with that, or start another run from what it has saved"
+            )
+        return own
 
     def before_instantiate_classes(self) -> None:
         """Claim the run folder, and refuse what does not go with it, before anything is loaded or written."""

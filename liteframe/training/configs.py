@@ -5,6 +5,8 @@ from pathlib import Path
 
 from liteframe.texts import read_yaml
 
+COMMANDS = {"ctd": "distill", "lma": "align", "prefer": "prefer"}  # by kind of run
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -14,6 +16,13 @@ def packaged_configs() -> dict[str, Path]:
     if not folder.is_dir():  # a checkout
         folder = _PACKAGE.parent / "configs"
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def run_kind(config: Path) -> str:
+    """The kind of run that a whole configuration describes, by what it trains and on what: "ctd", "lma" or "prefer"."""
+    settings = read_yaml(config)
+    model, data = (settings.get(key) or {} for key in ("model", "data")) if isinstance(settings, dict) else ({}, {})
+    return "ctd" if "vlm" not in model else "prefer" if "beta" in model or "pairs" in data else "lma"
 
 
 def config_file(name: str, kind: str) -> Path:

@@ -42,6 +42,8 @@ SETTINGS: dict[str, OnResume] = {
             "model.target.sigmas", "model.target.standardize", "model.target.statistics_clips", "ema.decay",
             # What LMA trains.
             "model.lora.rank", "model.lora.alpha", "model.train_projector", "model.train_encoder", "model.quantize",
+            # What TPO takes for a gain.
+            "model.beta", "model.alpha",
             "model.optimizer.kind", "model.optimizer.split_qkv", "model.optimizer.warmup_steps",
             # Which samples come when, and as what.
             "data.batch_size", "data.val_fraction", "data.min_fps", "data.size", "data.augment.crop_area",
@@ -58,7 +60,7 @@ SETTINGS: dict[str, OnResume] = {
         # Each is in `contents` of the module or the data module.
         (
             "model.teacher.name", "init_from", "model.vlm", "model.encoder", "model.init_adapter", "data.videos",
-            "data.cache", "data.conversations",
+            "data.cache", "data.conversations", "data.pairs",
         ),
         OnResume.CONTENTS,
     ),

@@ -34,8 +34,8 @@ def test_commands_show_them_and_refuse_what_is_none(capsys):
     assert main(["config", "show", "ctd/toy"]) == 0
     assert capsys.readouterr().out == (ROOT / "configs/ctd/toy.yaml").read_text()
     assert main(["config", "show", "toy"]) == 2
-    assert "toy may be ctd/toy, lma/toy" in capsys.readouterr().err
-    for command in ("distill", "align"):
+    assert "toy may be ctd/toy, lma/toy, prefer/toy" in capsys.readouterr().err
+    for command in ("distill", "align", "prefer"):
         with pytest.raises(SystemExit) as stop:
             main([command, "fit", "--config", "none"])
         assert stop.value.code == 2

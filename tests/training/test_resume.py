@@ -1,4 +1,4 @@
-"""One table says of every setting of both configurations what resuming does with another value."""
+"""One table says of every setting of all commands what resuming does with another value."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from worlds import ROOT
 
-from liteframe.align.command import LMACommand
+from liteframe.align.command import LMACommand, PreferCommand
 from liteframe.align.lora import LoraSettings
 from liteframe.distill.clip_view import Augmentation
 from liteframe.distill.command import CTDCommand
@@ -55,8 +55,9 @@ def parsed(command, config):
 
 
 @pytest.fixture(scope="module")
-def both():
-    return parsed(CTDCommand, "ctd/internvl3_8b.yaml"), parsed(LMACommand, "lma/internvl3_8b.yaml")
+def all_three():
+    commands = {"ctd": CTDCommand, "lma": LMACommand, "prefer": PreferCommand}
+    return [parsed(command, f"{kind}/internvl3_8b.yaml") for kind, command in commands.items()]
 
 
 def options(parser):
@@ -77,9 +78,9 @@ def is_group(action):
     )
 
 
-def test_every_setting_of_both_commands_has_a_row_and_every_row_a_setting(both):
+def test_every_setting_of_every_command_has_a_row_and_every_row_a_setting(all_three):
     found = set()
-    for parser, settings in both:
+    for parser, settings in all_three:
         walked = {name for name in settings.clone().keys(branches=False)} - {"config"}
         assert walked == options(parser) | (LINKED.keys() & walked)
         assert {LINKED.get(name, name) for name in walked} - SETTINGS.keys() == set(), "these have no row"
@@ -107,9 +108,9 @@ def other(value):
     return not value if isinstance(value, bool) else f"{value} and more"
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_each_kind_of_row_does_as_it_says(both, number):
-    before = plain_settings(*both[number])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_kind_of_row_does_as_it_says(all_three, number):
+    before = plain_settings(*all_three[number])
     assert changes(before, dict(before)) == {}
     for name, value in before.items():
         now = before | {name: other(value)}
