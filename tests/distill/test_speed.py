@@ -102,7 +102,7 @@ def test_all_validations_of_a_run_share_their_graphs(fit, tmp_path, monkeypatch)
 
     Dynamo keeps 8 for a block unless it is told, too few for five shapes; here it starts with too few for three.
     """
-    monkeypatch.setattr(speed.compile_blocks, "__defaults__", ("eager",))
+    monkeypatch.setattr(speed.compile_blocks, "__defaults__", ("eager", 1))
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     three = ["--model.init", "random", "--model.student.depth", 3]
@@ -114,7 +114,7 @@ def test_all_validations_of_a_run_share_their_graphs(fit, tmp_path, monkeypatch)
 
 def test_resume_across_the_switch(fit, tmp_path, monkeypatch):
     """Plain steps, then compiled and recomputed ones from the same checkpoint, give the plain run's weights."""
-    monkeypatch.setattr(speed.compile_blocks, "__defaults__", ("aot_eager",))
+    monkeypatch.setattr(speed.compile_blocks, "__defaults__", ("aot_eager", 1))
     plain, switched = tmp_path / "plain", tmp_path / "switched"
     quiet = ["--trainer.val_check_interval", 100]
     fit("--run", plain, *quiet, "--trainer.max_steps", 4)

@@ -18,7 +18,7 @@ from liteframe.distill.losses import LossName
 from liteframe.distill.objectives.ctd import CompressedTokens
 from liteframe.distill.targets import TargetSettings
 from liteframe.models.student.config import LiteFrameConfig
-from liteframe.models.student.encoder import Block
+from liteframe.models.student.encoder import Block, summed
 from liteframe.reduce.base import Window
 
 Decoder = Literal["repeat", "linear", "transformer"]
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         grid, x = x.shape[2:4], x.flatten(2, 3)
         for block in self.blocks:
             x = block(x)
-        return self.leave(self.norm(x)).unflatten(2, grid)
+        return self.leave(self.norm(summed(x))).unflatten(2, grid)
 
 
 def spread(members: Tensor) -> Tensor:
