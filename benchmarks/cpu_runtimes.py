@@ -9,7 +9,7 @@ onnxruntime's dynamic quantization of the linear layers, and the same graph in O
 error is no measure of accuracy. The teacher sees each frame by itself and is timed with few: compare times a frame.
 
 Then `ask` about a 720p H.264 file with the student before a language model of the shape of Qwen2.5-0.5B (that of
-InternVL3-1B), random weights, one step after the other: decoding, resizing, encoding, prefill.
+InternVL3-1B), random weights: waiting for frames, resizing, encoding, prefill.
 
 Writes cpu_runtimes.{json,md}, complete after each part; the same command goes on where it was stopped. Tables at full
 size also go between the markers of docs/cpu.md.
@@ -230,7 +230,7 @@ def ask_by_step(scale: Scale, folder: Path, say: Callable[[str], None]) -> Itera
 
 @contextmanager
 def spans(model: Any, processor: Any) -> Iterator[dict[str, float]]:
-    """Seconds spent in each step meanwhile; the steps do not overlap on a CPU."""
+    """Seconds spent in each step meanwhile; of decoding, those in which `ask` waits for it."""
     seconds = dict.fromkeys(STEPS[:4], 0.0)
     places = (
         ("decode", DecodeProcess, "probe"), ("decode", DecodeProcess, "read"), ("resize", ClipEncoder, "resized"),
