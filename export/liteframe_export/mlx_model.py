@@ -255,30 +255,19 @@ def bicubic_weights(size: int, new_size: int) -> np.ndarray:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-class InternVLProjector(nn.Module):
-    """InternVL's, after the pixel shuffle."""
+class Projector(nn.Module):
+    """Two linear layers around a GELU; InternVL's with a norm before them."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, norm: bool):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(width)
-        self.linear_1 = nn.Linear(width, hidden)
-        self.linear_2 = nn.Linear(hidden, hidden)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """[N,f*f*C] -> [N,text hidden size]."""
-        return self.linear_2(nn.gelu(self.linear_1(self.layer_norm(x))))
-
-
-class LlavaProjector(nn.Module):
-    """LLaVA-OneVision's."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
+        if norm:
+            self.layer_norm = nn.LayerNorm(width)
         self.linear_1 = nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(hidden, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
         """[N,C] -> [N,text hidden size]."""
+        x = self.layer_norm(x) if "layer_norm" in self else x
         return self.linear_2(nn.gelu(self.linear_1(x)))
 
 
@@ -293,14 +282,13 @@ class Model(nn.Module):
         self.language_model = importlib.import_module(f"mlx_vlm.models.{text.model_type}.language").LanguageModel(text)
         if config.model_type == "liteframe_internvl":
             self.factor = round(1 / config.downsample_ratio)
-            width = vision.teacher_dim * self.factor**2
-            self.multi_modal_projector: nn.Module = InternVLProjector(width, text.hidden_size)
         elif config.model_type == "liteframe_llava_onevision":
             self.factor = 1
-            self.multi_modal_projector = LlavaProjector(vision.teacher_dim, text.hidden_size)
             self.image_newline = mx.zeros((text.hidden_size,))
         else:
             raise ValueError(f"mlx_model.py does not know {config.model_type!r}")
+        internvl = config.model_type == "liteframe_internvl"
+        self.multi_modal_projector = Projector(vision.teacher_dim * self.factor**2, text.hidden_size, norm=internvl)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
@@ -22,9 +23,10 @@ CLIPS_PER_FORWARD = 8
 
 
 class VlmBackbone:
-    """Mix-in of a model without head; it has `vision_tower`, `multi_modal_projector` and `language_model`.
+    """Mix-in of a model without head, before the family's PreTrainedModel.
 
-    A family brings `add_projector`, `merge_patches` and, where something ends its videos, `end_embedding`.
+    It has `vision_tower`, `multi_modal_projector` and `language_model`. A family brings `add_projector`,
+    `merge_patches` and, where something ends its videos, `end_embedding`.
     """
 
     input_modalities = ("image", "video", "text")  # an image is a video of one frame
@@ -34,6 +36,14 @@ class VlmBackbone:
     vision_tower: Any
     multi_modal_projector: Any
     language_model: Any
+    post_init: Any
+
+    def __init__(self, config: Any):
+        super().__init__(config)  # type: ignore[call-arg]
+        self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
+        self.add_projector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
 
     def add_projector(self, config: Any) -> None:
         """Set `multi_modal_projector` and what else lies between vision tower and language model."""
@@ -154,14 +164,26 @@ class VlmBackbone:
 
 
 class VlmForGeneration:
-    """Mix-in of a model with head; it has `model`, a VlmBackbone, and `lm_head`."""
+    """Mix-in of a model with head, before the family's PreTrainedModel; it has `model` and `lm_head`.
+
+    Attributes:
+        backbone_class: the family's VlmBackbone, which `model` is.
+    """
 
     input_modalities = ("image", "video", "text")  # an image is a video of one frame
+    backbone_class: Any
     output_class: Any
     config: Any
-    model: Any
-    lm_head: Any
     loss_function: Any
+    post_init: Any
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: Any):
+        super().__init__(config)  # type: ignore[call-arg]
+        self.model = self.backbone_class(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""

@@ -180,36 +180,6 @@ LLAVA_ONEVISION = Family(
     steps=LLAVA_ONEVISION_STEPS,
 )
 
-QWEN2_5_VL = Family(
-    model_type="qwen2_5_vl",
-    hf_class=Qwen2_5_VLForConditionalGeneration,
-    config_class=LiteFrameQwen2_5_VLConfig,
-    model_class=LiteFrameQwen2_5_VLModel,
-    generation_class=LiteFrameQwen2_5_VLForConditionalGeneration,
-    processor_class=LiteFrameQwen2_5_VLProcessor,
-    parts=_qwen_parts,
-    merge_factor=lambda config: config.vision_config.spatial_merge_size,
-    encode_frames=pair_features,
-    video_text=_qwen2_5_vl_text,
-    end_embedding=lambda model: None,
-    video_token_id=lambda config: config.video_token_id,
-    image_token=PAD,
-    control_tokens=(*CHATML, *QWEN_VISION),
-    keeps_chat_template=False,  # which puts marks of vision around a video
-    keeps_frame_size=False,
-    lora_layers=QWEN2_LAYERS,
-    teacher_half=tower_half(Qwen2_5_VLPreTrainedModel, Qwen2_5_VisionTransformerPretrainedModel),
-    feature_layer=None,
-    feature_strategy=None,
-    temporal_patch=PAIR,
-    prepare_frames=pair_frames,
-    frames_processor=frames_of,
-    vision_fields=("spatial_merge_size", "tokens_per_second"),
-    processor_options=lambda config: {"tokens_per_second": config.vision_config.tokens_per_second},
-    mrope=lambda config: Mrope(config.vision_config.tokens_per_second),
-    closing=END,
-)
-
 QWEN3_VL = Family(
     model_type="qwen3_vl",
     hf_class=Qwen3VLForConditionalGeneration,
@@ -238,6 +208,23 @@ QWEN3_VL = Family(
     mrope=lambda config: Mrope(),
     note="the tower's features of inner blocks (deepstack) have no counterpart here: the language model reads those of "
     "the last block alone",
+)
+
+QWEN2_5_VL = dataclasses.replace(
+    QWEN3_VL,
+    model_type="qwen2_5_vl",
+    hf_class=Qwen2_5_VLForConditionalGeneration,
+    config_class=LiteFrameQwen2_5_VLConfig,
+    model_class=LiteFrameQwen2_5_VLModel,
+    generation_class=LiteFrameQwen2_5_VLForConditionalGeneration,
+    processor_class=LiteFrameQwen2_5_VLProcessor,
+    video_text=_qwen2_5_vl_text,
+    teacher_half=tower_half(Qwen2_5_VLPreTrainedModel, Qwen2_5_VisionTransformerPretrainedModel),
+    vision_fields=("spatial_merge_size", "tokens_per_second"),
+    processor_options=lambda config: {"tokens_per_second": config.vision_config.tokens_per_second},
+    mrope=lambda config: Mrope(config.vision_config.tokens_per_second),
+    closing=END,
+    note="",
 )
 
 QWEN3_5 = dataclasses.replace(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,7 +30,7 @@ from transformers.models.internvl.modeling_internvl import (
 
 from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
 from liteframe.models.vlm.processor import LiteFrameProcessor, Times
-from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
+from liteframe.models.vlm.vision import StrictLoading, as_vision_config, own_sub_configs
 
 
 class LiteFrameInternVLConfig(InternVLConfig):
@@ -91,13 +91,6 @@ class LiteFrameInternVLModel(VlmBackbone, InternVLPreTrainedModel):
     config: LiteFrameInternVLConfig
     output_class = InternVLModelOutputWithPast
 
-    def __init__(self, config: LiteFrameInternVLConfig):
-        super().__init__(config)
-        self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
-        self.add_projector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
     def add_projector(self, config: Any) -> None:
         """Set what lies between vision tower and language model."""
         self.multi_modal_projector = InternVLMultiModalProjector(config)
@@ -115,13 +108,7 @@ class LiteFrameInternVLForConditionalGeneration(
     config_class = LiteFrameInternVLConfig
     config: LiteFrameInternVLConfig
     output_class = InternVLCausalLMOutputWithPast
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
-    def __init__(self, config: LiteFrameInternVLConfig):
-        super().__init__(config)
-        self.model = LiteFrameInternVLModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    backbone_class = LiteFrameInternVLModel
 
 
 class LiteFrameInternVLProcessor(LiteFrameProcessor):

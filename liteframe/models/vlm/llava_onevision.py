@@ -28,7 +28,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 
 from liteframe.models.vlm.base import VlmBackbone, VlmForGeneration
 from liteframe.models.vlm.processor import LiteFrameProcessor, Times
-from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
+from liteframe.models.vlm.vision import StrictLoading, as_vision_config, own_sub_configs
 
 # As the conversations that LLaVA-OneVision was trained on, and as LMA writes them.
 CHATML = (
@@ -66,13 +66,6 @@ class LiteFrameLlavaOnevisionModel(VlmBackbone, LlavaOnevisionPreTrainedModel):
     config: LiteFrameLlavaOnevisionConfig
     output_class = LlavaOnevisionModelOutputWithPast
 
-    def __init__(self, config: LiteFrameLlavaOnevisionConfig):
-        super().__init__(config)
-        self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
-        self.add_projector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
     def add_projector(self, config: Any) -> None:
         """Set what lies between vision tower and language model."""
         self.multi_modal_projector = LlavaOnevisionMultiModalProjector(config)
@@ -95,13 +88,7 @@ class LiteFrameLlavaOnevisionForConditionalGeneration(
     config_class = LiteFrameLlavaOnevisionConfig
     config: LiteFrameLlavaOnevisionConfig
     output_class = LlavaOnevisionCausalLMOutputWithPast
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
-    def __init__(self, config: LiteFrameLlavaOnevisionConfig):
-        super().__init__(config)
-        self.model = LiteFrameLlavaOnevisionModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    backbone_class = LiteFrameLlavaOnevisionModel
 
 
 class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):

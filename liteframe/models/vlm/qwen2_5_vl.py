@@ -7,7 +7,6 @@ This file travels inside exported models: it imports torch, transformers and the
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,7 +25,7 @@ from liteframe.models.vlm.base import VlmForGeneration
 from liteframe.models.vlm.mrope import Mrope
 from liteframe.models.vlm.processor import Times
 from liteframe.models.vlm.qwen import CHATML, END, PAD, START, QwenBackbone, QwenProcessor
-from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
+from liteframe.models.vlm.vision import StrictLoading, as_vision_config, own_sub_configs
 
 TOKENS_PER_SECOND = 2.0  # positions, in the released checkpoints
 
@@ -57,13 +56,6 @@ class LiteFrameQwen2_5_VLModel(QwenBackbone, Qwen2_5_VLPreTrainedModel):
     config: LiteFrameQwen2_5_VLConfig
     output_class = BaseModelOutputWithPast
 
-    def __init__(self, config: LiteFrameQwen2_5_VLConfig):
-        super().__init__(config)
-        self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
-        self.add_projector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
     @override
     def add_projector(self, config: Any) -> None:
         """Set the merger."""
@@ -81,13 +73,7 @@ class LiteFrameQwen2_5_VLForConditionalGeneration(
     config_class = LiteFrameQwen2_5_VLConfig
     config: LiteFrameQwen2_5_VLConfig
     output_class = CausalLMOutputWithPast
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
-    def __init__(self, config: LiteFrameQwen2_5_VLConfig):
-        super().__init__(config)
-        self.model = LiteFrameQwen2_5_VLModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    backbone_class = LiteFrameQwen2_5_VLModel
 
 
 class LiteFrameQwen2_5_VLProcessor(QwenProcessor):

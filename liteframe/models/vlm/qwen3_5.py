@@ -7,7 +7,6 @@ This file travels inside exported models: it imports torch, transformers and the
 
 from typing import Any
 
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,7 +23,7 @@ from typing_extensions import override
 
 from liteframe.models.vlm.base import VlmForGeneration
 from liteframe.models.vlm.qwen import QwenBackbone, TimedTextProcessor
-from liteframe.models.vlm.vision import LiteFrameVisionModel, StrictLoading, as_vision_config, own_sub_configs
+from liteframe.models.vlm.vision import StrictLoading, as_vision_config, own_sub_configs
 
 
 class LiteFrameQwen3_5Config(Qwen3_5Config):  # transformers' own name with ours before it
@@ -53,13 +52,6 @@ class LiteFrameQwen3_5Model(QwenBackbone, Qwen3_5PreTrainedModel):
     config: LiteFrameQwen3_5Config
     output_class = BaseModelOutputWithPast
 
-    def __init__(self, config: LiteFrameQwen3_5Config):
-        super().__init__(config)
-        self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
-        self.add_projector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
-
     @override
     def add_projector(self, config: Any) -> None:
         """Set the merger."""
@@ -74,13 +66,7 @@ class LiteFrameQwen3_5ForConditionalGeneration(
     config_class = LiteFrameQwen3_5Config
     config: LiteFrameQwen3_5Config
     output_class = CausalLMOutputWithPast
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
-    def __init__(self, config: LiteFrameQwen3_5Config):
-        super().__init__(config)
-        self.model = LiteFrameQwen3_5Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    backbone_class = LiteFrameQwen3_5Model
 
 
 class LiteFrameQwen3_5Processor(TimedTextProcessor):
