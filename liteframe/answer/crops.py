@@ -10,7 +10,6 @@ Shapes: T frames, S slots, V views, r x c crops a frame, h x w tokens a view, D 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from typing_extensions import override
 
-from liteframe.answer.frame_encoder import ClipEncoder, FrameEncoder, slot_tokens
-from liteframe.models.vlm.processor import Times, grid_slots
+from liteframe.answer.frame_encoder import ClipEncoder, EncoderOnTop, slot_tokens
+from liteframe.models.vlm.processor import grid_slots
 from liteframe.reduce.base import Tokens
 
 VIEWS = 9  # of whose tokens a slot has no more; LLaVA-OneVision's anyres_max_9
@@ -79,7 +78,7 @@ def parse_crops(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1]) if len(parts) == 2 else VIEWS
 
 
-class CropEncoder(FrameEncoder):
+class CropEncoder(EncoderOnTop):
     """The way of a Video LLM with a LiteFrame encoder, frame by frame in crops.
 
     Args:
@@ -93,6 +92,8 @@ class CropEncoder(FrameEncoder):
             frames in their own aspect ratio.
     """
 
+    _whole: ClipEncoder
+
     def __init__(self, whole: ClipEncoder, most: int, views: int = VIEWS, mode: str = "code") -> None:
         if whole.mrope is not None:
             raise ValueError(
@@ -100,23 +101,19 @@ class CropEncoder(FrameEncoder):
             )
         if whole.processor.resize != "squash":
             raise ValueError("crops are for models that see frames of one size; this one sees each in its own shape")
-        self._whole, self.most, self.views, self.mode = whole, most, views, mode
+        super().__init__(whole)
+        self.most, self.views, self.mode = most, views, mode
         self.size: Grid = whole.processor.frame_size
         self.clip_frames = whole.clip_frames
         self.most_frames = max(
             whole.clip_frames, whole.most_frames // (most + 1) // whole.clip_frames * whole.clip_frames
         )
-        self.placeholder_id, self.closing = whole.placeholder_id, whole.closing
 
     @override
     def resized(self, frames: np.ndarray | Tensor) -> Tensor:
         height, width = frames.shape[1:3]
         rows, columns = crop_grid(height, width, self.size, self.most)
         return self._whole.processor.resized(frames, (rows * self.size[0], columns * self.size[1]))
-
-    @override
-    def pixels(self, resized: Tensor) -> Tensor:
-        return self._whole.pixels(resized)
 
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
@@ -133,14 +130,6 @@ class CropEncoder(FrameEncoder):
         shown = torch.cat(_views(grids, crops, *token_grids(crops, view, self.views, self.mode)), dim=1)  # [S,N,D]
         slots = grid_slots(len(pixels), self._whole.processor.frames_per_slot, shown.shape[1])
         return slot_tokens(shown.flatten(0, 1), slots, first_frame, None)
-
-    @override
-    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
-        return self._whole.video_text(slots, times)
-
-    @override
-    def end_embedding(self) -> Tensor | None:
-        return self._whole.end_embedding()
 
 
 def _views(grids: Tensor, crops: Grid, base: Grid, together: Grid) -> list[Tensor]:

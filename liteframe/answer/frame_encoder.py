@@ -84,6 +84,30 @@ class FrameEncoder(ABC):
         """What ends a video for the language model [1,D], if anything does."""
 
 
+class EncoderOnTop(FrameEncoder):
+    """Stands on a model's own way, and leaves to it what it does not do in another."""
+
+    def __init__(self, whole: FrameEncoder) -> None:
+        self._whole = whole
+        self.placeholder_id, self.mrope, self.closing = whole.placeholder_id, whole.mrope, whole.closing
+
+    @override
+    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
+        return self._whole.resized(frames)
+
+    @override
+    def pixels(self, resized: Tensor) -> Tensor:
+        return self._whole.pixels(resized)
+
+    @override
+    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
+        return self._whole.video_text(slots, times)
+
+    @override
+    def end_embedding(self) -> Tensor | None:
+        return self._whole.end_embedding()
+
+
 def frame_encoder(model: Any, processor: Any) -> FrameEncoder:
     """The way of a Video LLM, with a LiteFrame encoder or without."""
     return (

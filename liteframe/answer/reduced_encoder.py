@@ -6,24 +6,22 @@ The reducer sees the whole video, so its tokens are there when all frames are; a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
 from liteframe.answer.crops import CropEncoder, parse_crops
-from liteframe.answer.frame_encoder import ClipEncoder, FrameEncoder, TowerEncoder, frame_encoder
-from liteframe.models.vlm.processor import Times
+from liteframe.answer.frame_encoder import ClipEncoder, EncoderOnTop, FrameEncoder, TowerEncoder, frame_encoder
 from liteframe.reduce import reducers
 from liteframe.reduce.base import Tokens
 from liteframe.reduce.reducer import Reducer
 from liteframe.reduce.signals import FrameTower, in_frames, student_signals
 
 
-class ReducedEncoder(FrameEncoder):
+class ReducedEncoder(EncoderOnTop):
     """The way of a Video LLM, with a LiteFrame encoder or without, and a reducer on it.
 
     Args:
@@ -42,22 +40,14 @@ class ReducedEncoder(FrameEncoder):
     def __init__(
         self, whole: FrameEncoder, reducer: Reducer, ratio: float, tower: FrameTower | None = None, fit: bool = False
     ) -> None:
-        self._whole, self.reducer, self.ratio, self.fit = whole, reducer, ratio, fit
-        self.placeholder_id, self.mrope, self.closing = whole.placeholder_id, whole.mrope, whole.closing
+        super().__init__(whole)
+        self.reducer, self.ratio, self.fit = reducer, ratio, fit
         self._tower = None
         if isinstance(whole, ClipEncoder):
             self._side: int = whole.processor.pixels_per_token
         elif isinstance(whole, TowerEncoder):
             self._tower = FrameTower(whole.model) if tower is None else tower
         self.space = "projected" if self._tower is None else self._tower.space_for(reducer)
-
-    @override
-    def resized(self, frames: np.ndarray | Tensor) -> Tensor:
-        return self._whole.resized(frames)
-
-    @override
-    def pixels(self, resized: Tensor) -> Tensor:
-        return self._whole.pixels(resized)
 
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
@@ -95,14 +85,6 @@ class ReducedEncoder(FrameEncoder):
         projected = self._tower.project(reduced, signals.grid, self.space)
         ended("projector")
         return replace(projected, among=(len(signals.tokens), signals.tokens.shape[1]))
-
-    @override
-    def video_text(self, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
-        return self._whole.video_text(slots, times)
-
-    @override
-    def end_embedding(self) -> Tensor | None:
-        return self._whole.end_embedding()
 
 
 def check_reduction(

@@ -109,6 +109,11 @@ class ClipDataModule(LightningDataModule):
         """Held-out videos; raises ValueError if the list cannot be read."""
         return self._entries[1]
 
+    @property
+    def size_count(self) -> int:
+        """How many sizes training clips have."""
+        return 1 if self.sizes is None else len(set(self.sizes[0]))
+
     @cached_property
     def sizes(self) -> tuple[list[Shape], list[Shape]] | None:
         """(height, width) of the clips of each training and each held-out video, by which batches are made.

@@ -127,7 +127,7 @@ class CTDModule(GuardedModule):
             prepare_teacher(self.teacher, self.trainer.strategy.root_device, str(self.trainer.precision))
         if self.compiled:
             for model in (self.student, *(() if data.target_cache else (self.teacher.tower,))):
-                compile_blocks(model, sizes=1 if data.sizes is None else len(set(data.sizes[0])))
+                compile_blocks(model, sizes=data.size_count)
         shard(self.trainer, self.student, self.student.blocks)
         if is_sharded(self.student) and list(self.trained.parameters()) != list(self.student.parameters()):
             raise ValueError("--trainer.strategy fsdp2 divides a student and no decoder of rtd: use ddp")

@@ -206,7 +206,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     prepare_teacher(teacher, fabric.device, precision)
     teacher.to(fabric.device)
     if module.compiled:
-        compile_blocks(teacher.tower, sizes=1 if data.sizes is None else len(set(data.sizes[0])))
+        compile_blocks(teacher.tower, sizes=data.size_count)
     clips_at_once = data.requested_micro_batch_size or min(data.batch_size, MOST_CLIPS)
     return CacheBuilder(settings, data, module.pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
 
