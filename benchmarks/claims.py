@@ -26,9 +26,9 @@ from claims_cells import Workshop
 from claims_plan import VARIANTS, Cell, Setup, plan
 from claims_table import filled, recorded
 
-from liteframe.demo.demo import processor_name
 from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
+from liteframe.machine import processor_name
 from liteframe.training.report import environment
 
 ROOT = Path(__file__).parents[1]

@@ -47,6 +47,7 @@ from liteframe.bench.timing import Contender, as_milliseconds, machine, time_sid
 from liteframe.data.video.process import DecodeProcess
 from liteframe.distill.speed import compile_blocks
 from liteframe.files import check_output, write_atomically
+from liteframe.machine import processor_name
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.attach import attach_encoder, processor_for
 from liteframe.toyworld.model import build_processor, build_tokenizer
@@ -350,13 +351,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def processor_name() -> str:
-    """As Linux names it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

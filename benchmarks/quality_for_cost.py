@@ -32,13 +32,13 @@ from quality_for_cost_plan import FIRST, GROUPS, Run, Setup, plan
 from quality_for_cost_report import name_of, write, write_page
 
 from liteframe.cli.main import main as liteframe
-from liteframe.demo.demo import processor_name
 from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.build import SETTINGS, STATISTICS, write_index
 from liteframe.distill.cache.settings import all_shards
 from liteframe.distill.command import CTDCommand
 from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
+from liteframe.machine import processor_name
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.texts import read_json
 from liteframe.toyworld.questions import ToyFolder, write_toyworld

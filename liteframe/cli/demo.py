@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo, in one thread, and say where its files are.
+    """Run the demo, each process in one thread, and say where its files are.
 
     Models this small gain little from a second thread, the figures would depend on how many cores there are, and beside
-    other work threads that wait for each other take ten times as long.
+    other work threads that wait for each other take ten times as long. What can be shared out is done by processes.
     """
     import torch
     from rich.console import Console

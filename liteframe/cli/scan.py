@@ -20,6 +20,7 @@ from liteframe.data.paths import Listing
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.scan import ScanJournal, ScanResult, scan
 from liteframe.files import check_output, write_jsonl
+from liteframe.machine import usable_cores
 
 _SHOWN = 30
 
@@ -37,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`liteframe manifest merge`",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="PAGE", help="also write a page of frames and of what is wrong")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="files at a time (default: cores, %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=usable_cores(), help="files at a time (default: cores, %(default)s)"
+    )
     parser.add_argument("--deadline", type=float, default=60.0, help="seconds a file may take (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=4, help="random frames to compare a file (default: %(default)s)")
 

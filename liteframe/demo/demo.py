@@ -7,14 +7,20 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
+from logging import WARNING, getLogger
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from liteframe_export.hf_encoder import export_encoder
 from liteframe_export.hf_vlm import export_vlm
 from liteframe_export.provenance import parts_of_run
@@ -25,12 +31,13 @@ from rich.progress import Progress
 
 from liteframe.align.command import LMACommand
 from liteframe.demo.report import AT, LMA, TEACHER, SystemResult, advantage, as_markdown, mean_results, plot, show
-from liteframe.demo.systems import BENCHMARK, build, compare_systems, name_of, read_evenly
+from liteframe.demo.systems import BENCHMARK, PROCESSES, build, compare_systems, name_of, read_evenly
 from liteframe.distill.cache.build import build_cache
-from liteframe.distill.cache.builder import CacheOptions, builder_of_run, launch_fabric
+from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
 from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.files import write_json
+from liteframe.machine import processor_name
 from liteframe.toyworld.questions import CHANCE, write_toyworld
 from liteframe.training.command import load_run
 from liteframe.training.exit_codes import exit_codes
@@ -84,15 +91,6 @@ class Journey:
     parity: dict[str, Any]
 
 
-def processor_name() -> str:
-    """What Linux calls the processor; elsewhere what Python knows of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
 def prepare_folder(folder: Path) -> None:
     """An empty folder for the demo; an earlier demo's is replaced, anything else is refused.
 
@@ -120,18 +118,28 @@ def train(command: str, *arguments: str) -> None:
         TRAINING[command](words)
 
 
-def store_targets(videos: Path, cache: Path, views: int, seed: int, console: Console) -> None:
-    """Do in this process what `liteframe cache build` does."""
+def store_targets(videos: Path, cache: Path, views: int, seed: int) -> None:
+    """Do what `torchrun -m liteframe cache build` does, in processes that Python starts."""
     words = [CONFIG, f"--data.videos={videos}", f"--seed_everything={seed}", ON_THE_CPU]
-    options = CacheOptions(views, "int8", JPEG_QUALITY)
-    print("$ liteframe cache build", *words, f"-o {cache} --views {views} --codec int8 --frames jpeg", flush=True)
+    typed = [*words, f"-o {cache} --views {views} --codec int8 --frames jpeg"]
+    print(f"$ torchrun --nproc_per_node {PROCESSES} -m liteframe cache build", *typed, flush=True)
+    getLogger("lightning.fabric").setLevel(WARNING)  # which announces each process
+    start: Any = get_start_method()
+    gloo = DDPStrategy(start_method=start, process_group_backend="gloo")
+    fabric = Fabric(accelerator="cpu", devices=PROCESSES, strategy=gloo, precision="32-true")
+    fabric.launch(partial(store_share, words=words, cache=cache, options=CacheOptions(views, "int8", JPEG_QUALITY)))
+
+
+def store_share(fabric: Fabric, words: list[str], cache: Path, options: CacheOptions) -> None:
+    """What each process of `store_targets` does; the first shows how far it is with its share."""
+    torch.set_num_threads(1)
     run = load_run(CTDCommand, words)
-    with Progress(console=console) as progress:
+    with Progress(disable=not fabric.is_global_zero) as progress:
         tasks = {name: progress.add_task(name, total=None) for name in ("statistics", "clips")}
         build_cache(
-            builder_of_run(run, options, launch_fabric(run.settings.trainer)),
+            builder_of_run(run, options, fabric),
             cache,
-            say=lambda text: console.print(text, highlight=False),
+            say=lambda text: progress.console.print(text, highlight=False),
             advance=lambda what, done, total: progress.update(tasks[what], completed=done, total=total),
         )
 
@@ -149,7 +157,7 @@ def travel(folder: Path, settings: Settings, seed: int, watch: Stopwatch, stage:
             progress=lambda n: progress.update(task, advance=n),
         )
     with watch.stage(f"Cache: the teacher runs once over every video, and its pooled tokens are kept{stage}"):
-        store_targets(world.train_videos, folder / "cache", settings.views, seed, console)
+        store_targets(world.train_videos, folder / "cache", settings.views, seed)
     with watch.stage(f"Distil: CTD, a student learns these tokens{stage}"):
         train(
             "distill",
@@ -158,6 +166,7 @@ def travel(folder: Path, settings: Settings, seed: int, watch: Stopwatch, stage:
             f"--data.cache={folder / 'cache'}",
             f"--run={folder / 'ctd'}",
             f"--trainer.max_steps={settings.ctd_steps}",
+            "--data.workers=1",
             f"--seed_everything={seed}",
         )
     encoder, adapter = folder / "ctd" / "encoder", folder / "lma" / "adapter"
@@ -175,8 +184,10 @@ def travel(folder: Path, settings: Settings, seed: int, watch: Stopwatch, stage:
     with watch.stage(f"Evaluate on videos that nobody has seen{stage}"):
         rows, answers = compare_systems(questions, encoder, adapter, settings.timing_runs, console)
     with watch.stage(f"Export, and reload where liteframe is not installed{stage}"):
-        export_encoder(encoder, folder / "hf-encoder")
-        export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
+        with ThreadPoolExecutor() as threads:  # each waits for the process that reloads it
+            alone = threads.submit(export_encoder, encoder, folder / "hf-encoder")
+            export_vlm(parts_of_run(folder / "lma"), folder / "hf-vlm")
+            alone.result()
         parity = check_export(questions, encoder, adapter, folder / "hf-vlm", AT[LMA])
         console.print(
             f"{parity['same answers']} of {parity['questions']} answers are the same after export, "
@@ -196,10 +207,11 @@ def check_export(
     clips = read_evenly([question.video for question in questions], frames)
     videos = [clips[question.video] for question in questions]
     texts = [question.text for question in questions]
-    model, processor = build(LMA, encoder, adapter)
-    before = ask(model, processor, videos, texts, 3)
     tensors = [torch.from_numpy(video).clone() for video in videos]  # the file wants each its own memory
-    after = reload(exported, "vlm", tensors, questions=texts, new_tokens=3)
+    with ThreadPoolExecutor() as threads:
+        reloaded = threads.submit(reload, exported, "vlm", tensors, questions=texts, new_tokens=3)
+        before = ask(*build(LMA, encoder, adapter), videos, texts, 3)
+        after = reloaded.result()
     same = (before["answers"] == after.outputs["answers"]).all(-1)
     return {
         "questions": len(questions),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from liteframe.demo.report import BENCHMARK, CTD, LMA, POOLED, TEACHER, UNTRAINE
 from liteframe.evaluate.asking import Asking, System, ask_all
 from liteframe.evaluate.benchmarks.base import Question, Result, by_group, share_of
 from liteframe.evaluate.intervals import Share
+from liteframe.machine import usable_cores
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student
 from liteframe.models.teacher.load import load_teacher
@@ -31,16 +32,18 @@ from liteframe.toyworld.model import CHECKPOINT
 FRAMES = {TEACHER: (4, 8, 16, 32), POOLED: (32, 64), UNTRAINED: (64,), CTD: (32, 64), LMA: (32, 64)}
 LONGEST_ANSWER = 3  # tokens; toyworld's answers are single words
 DEADLINE = 120.0  # seconds for one video
+PROCESSES = min(usable_cores(), 8)  # that store targets, and that answer; figures do not depend on how many they are
 
 
 def build(system: str, encoder: Path, adapter: Path) -> tuple[Any, Any]:
-    """One of the compared systems and its processor.
+    """One of the compared systems and its processor; the same each time, for what it leaves to chance is seeded.
 
     Args:
         system: a name of `demo.report.SYSTEMS`.
         encoder: folder of the student after CTD.
         adapter: folder of the LoRA adapter after LMA.
     """
+    torch.manual_seed(0)
     if system == TEACHER:
         return load_video_llm(CHECKPOINT)
     if system == CTD:
@@ -77,13 +80,7 @@ def _numbers(share: Share) -> dict[str, Any]:
     return {"accuracy": share.accuracy, "error": share.standard_error, "count": share.count}
 
 
-def answer_questions(
-    model: Any,
-    processor: Any,
-    questions: Sequence[Question],
-    frames: int,
-    progress: Callable[[int], None] = lambda _: None,
-) -> list[Result]:
+def answer_questions(model: Any, processor: Any, questions: Sequence[Question], frames: int) -> list[Result]:
     """Ask each question on its own about `frames` frames of its video, spread evenly.
 
     Raises:
@@ -95,8 +92,13 @@ def answer_questions(
         if reply.error is not None:
             raise reply.error
         results.append(Result(reply.question, reply.text))
-        progress(1)
     return results
+
+
+def answer_point(system: str, frames: int, questions: Sequence[Question], encoder: Path, adapter: Path) -> list[Result]:
+    """What a process of its own does: build a system, and ask it each question about so many frames."""
+    torch.set_num_threads(1)  # see cli/demo.py
+    return answer_questions(*build(system, encoder, adapter), questions, frames)
 
 
 def score(results: Sequence[Result]) -> Scores:
@@ -128,19 +130,19 @@ def name_of(system: str, frames: int) -> str:
 def compare_systems(
     questions: Sequence[Question], encoder: Path, adapter: Path, runs: int, console: Console
 ) -> tuple[list[SystemResult], dict[str, list[Result]]]:
-    """Score every system at its numbers of frames, then time them all in turns; also the answers by `name_of`."""
+    """Score every system at its numbers of frames, in several processes, then time them all in turns.
+
+    Returns:
+        The table's rows, and the answers by `name_of`.
+    """
     points = [(system, frames) for system, counts in FRAMES.items() for frames in counts]
-    torch.manual_seed(0)  # of what weight selection leaves to chance
+    answers = answer_points(points, questions, encoder, adapter, console)
     built = {system: build(system, encoder, adapter) for system in FRAMES}
-    answers, passes = dict[str, list[Result]](), dict[str, Timed]()
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        for system, frames in points:
-            name, (model, processor) = name_of(system, frames), built[system]
-            task = progress.add_task(name, total=len(questions))
-            answers[name] = answer_questions(model, processor, questions, frames, partial(progress.advance, task))
-            clip = read_evenly([questions[0].video], frames)[questions[0].video]
-            passes[name] = Timed(System.of(model, processor), clip, questions[0].text)
+    clips = {frames: read_evenly([questions[0].video], frames)[questions[0].video] for _, frames in points}
+    passes = {
+        name_of(system, frames): Timed(System.of(*built[system]), clips[frames], questions[0].text)
+        for system, frames in points
+    }
     console.print(f"timing them in turns, {runs} passes of each", highlight=False)
     times, failed = time_points(passes, runs)
     if failed:
@@ -162,3 +164,19 @@ def compare_systems(
         )
         rows.append(row)
     return rows, answers
+
+
+def answer_points(
+    points: Sequence[tuple[str, int]], questions: Sequence[Question], encoder: Path, adapter: Path, console: Console
+) -> dict[str, list[Result]]:
+    """The answers of each system at each number of frames, by `name_of`; a process takes one after the other."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    answers = {}
+    with ProcessPoolExecutor(PROCESSES) as pool:  # forked, where Python forks, before the bar has its thread
+        asked = {pool.submit(answer_point, *point, questions, encoder, adapter): name_of(*point) for point in points}
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"systems, {len(questions)} questions each", total=len(points))
+            for one in as_completed(asked):
+                answers[asked[one]] = one.result()
+                progress.advance(task)
+    return {name: answers[name] for name in asked.values()}
