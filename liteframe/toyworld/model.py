@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -37,13 +38,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: words, whole numbers, punctuation and line breaks are tokens; spaces are dropped."""
+def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: words, whole numbers, punctuation and line breaks are tokens; spaces are dropped.
+
+    Args:
+        further: words that it knows, too; the numbers of the others do not depend on them.
+    """
     special = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
     words = sorted({word for text in vocabulary_texts() for word in text.replace("?", " ").replace(",", " ").split()})
     words += ["system", "user", "assistant", "Frame", "?", ",", ".", ":", "-", "\n"]
     words += [str(n) for n in range(MAX_FRAME_NUMBER + 1)]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(special + words))}
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*special, *words, *further]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     pieces = Regex(r"\n|[A-Za-z]+|\d+|[^\sA-Za-z\d]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)

@@ -22,7 +22,7 @@ import torch
 import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from liteframe.files import replacing, write_json
 from liteframe.toyworld import language_pretrain, vision_pretrain
@@ -55,7 +55,7 @@ def normalized(frames: np.ndarray) -> Tensor:
     return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
-def _optimize(
+def optimize(
     parameters: list[nn.Parameter],
     steps: int,
     peak: float,
@@ -63,6 +63,7 @@ def _optimize(
     progress: Progress,
     name: str,
 ) -> None:
+    """One cycle of AdamW on CPU; `step` gives the loss of step i, and words for the line of progress."""
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
     task = progress.add_task(name, total=steps)
@@ -100,7 +101,7 @@ def train_vision(
         loss, figures = heads.losses(tokens.float(), *labels)
         return loss, ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
-    _optimize([*vit.parameters(), *heads.parameters()], steps, 1.5e-3, step, progress, "vision")
+    optimize([*vit.parameters(), *heads.parameters()], steps, 1.5e-3, step, progress, "vision")
 
 
 @torch.inference_mode()
@@ -146,7 +147,7 @@ def train_language(
         return loss + 0.3 * read_out, f"{words}, right {float(right.float().mean()):.3f}"
 
     parameters = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters()]
-    _optimize(parameters, steps, peak, step, progress, "language")
+    optimize(parameters, steps, peak, step, progress, "language")
 
 
 @torch.inference_mode()
@@ -177,11 +178,13 @@ A tiny InternVL that answers questions about the moving shapes of LiteFrame's to
 """
 
 
-def save_checkpoint(model: InternVLForConditionalGeneration, folder: Path) -> None:
+def save_checkpoint(
+    model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, card: str = CARD
+) -> None:
     """An ordinary checkpoint with its processor; weights are stored in bfloat16 and load as float32, for CPUs."""
     model.to(torch.bfloat16).save_pretrained(folder)
-    build_processor(build_tokenizer()).save_pretrained(folder)
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    build_processor(tokenizer).save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
 
@@ -236,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     with replacing(args.out) as temporary:
-        save_checkpoint(model, temporary)
+        save_checkpoint(model, tokenizer, temporary)
         write_json(temporary / "pretraining.json", record)
     print(json.dumps(record, indent=2))
     return 0
