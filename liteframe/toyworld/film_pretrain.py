@@ -175,7 +175,7 @@ def film_loss(
 
 @torch.inference_mode()
 def held_out_accuracy(
-    model: InternVLForConditionalGeneration, features: Tensor, packer: FilmPacker, scenes: int, films: int = 80
+    model: InternVLForConditionalGeneration, features: Tensor, packer: FilmPacker, scenes: int, films: int = 40
 ) -> dict[str, float]:
     """Accuracy by task on films of so many scenes, all of whose slots are shown."""
     right: dict[str, list[float]] = defaultdict(list)

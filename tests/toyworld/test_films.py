@@ -134,7 +134,7 @@ def test_packed_questions_are_read_as_a_session_reads_them(film):
         for words, labels in zip(packed.questions[0], packed.labels[0], strict=True):
             begin = int((labels != -100).nonzero()[0])
             assert tokenizer.unk_token_id not in words
-            text = tokenizer.decode(words[:begin]).split("<|im_end|>")[0]
+            text = " ".join(tokenizer.convert_ids_to_tokens(words[:begin])).split(" <|im_end|>")[0]
             whole = whole_prompt(session.model, tokenizer, session._lines, session._shown(""), text, None)
             assert whole.ids[0].tolist() == [*packed.prefix.tolist(), *words[:begin].tolist()]
             answer = labels[labels != -100]
