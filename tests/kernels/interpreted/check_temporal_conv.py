@@ -36,7 +36,7 @@ def check(assert_near, x, k, *, bias=True, weight_dtype=torch.float32, **options
         assert_near(parameter, true, dtype if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 5, 16, 17, 63])
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 16, 17, 23])
 def test_frames(frames, assert_near, embedded):
     check(assert_near, embedded(2, frames, 3, 5), 3)
 
@@ -76,8 +76,8 @@ def test_taps_and_modes(k, residual, assert_near, embedded):
 
 
 def test_long_clips_take_several_programs_for_the_sums(assert_near, embedded):
-    check(assert_near, embedded(1, 150, 2, 3), 3)
-    check(assert_near, embedded(1, 2, 600, 100), 3, bias=False)
+    check(assert_near, embedded(1, 131, 2, 3), 3)  # a whole span of frames, and one of three
+    check(assert_near, embedded(1, 2, 203, 100), 3, bias=False)  # programs of six blocks; the last one's last not full
 
 
 @pytest.mark.parametrize("view", ["without cls", "channels apart", "one stride for all"])

@@ -4,13 +4,17 @@ The files here run in a process of their own, which test_triton_interpreter.py s
 decorated for the interpreter cannot be compiled, and the other way round.
 """
 
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
 import triton
+import triton.language as tl
 from liteframe_kernels import launch
 from liteframe_kernels.backend import INTERPRETING
 from packaging.version import Version
+from triton.runtime import interpreter
 
 # Largest error allowed, as a share of the largest value. The interpreter truncates to bfloat16 instead of rounding.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 2**-7}
@@ -19,6 +23,23 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 1e-3, tor
 def triton_and_numpy_agree():
     """Triton before 3.7 makes Python numbers of arrays of one element, which numpy 2.4 no longer does."""
     return Version(triton.__version__) >= Version("3.7") or Version(numpy.__version__) < Version("2.4")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def prepared_once():
+    """The interpreter puts its functions into `tl` for a kernel, and again in each call of one from it: here once."""
+    prepare = interpreter._patch_lang
+
+    def if_not_done(function):
+        modules = [module for module in function.__globals__.values() if module is tl or module is tl.core]
+        originals = [tl.tensor.__add__, *(module.load for module in modules)]
+        if any(map(tl.core.is_builtin, originals)):
+            return prepare(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", if_not_done)
+        yield
 
 
 @pytest.fixture(autouse=True)
