@@ -33,7 +33,8 @@ class AdapterSaver(Callback):
             # The embeddings are frozen; "auto" would ask the Hub whether they had been resized.
             pl_module.model.save_pretrained(temporary, save_embedding_layers=False)
             parts = {"vlm": pl_module.vlm, "encoder": pl_module.encoder}
-            write_json(temporary / ORIGIN, {**parts, **pl_module.origin})
+            further = pl_module.save_with_adapter(temporary)
+            write_json(temporary / ORIGIN, {**parts, **pl_module.origin, **further})
         if pl_module.train_encoder:
             tower = pl_module.model.get_base_model().model.get_submodule(ENCODER).modules_to_save["default"]
             assert isinstance(tower, LiteFrameVisionModel)

@@ -19,7 +19,11 @@ def video_tokens(processor: LiteFrameProcessor, frames: int) -> int:
 
 
 def check_lengths(
-    conversations: Sequence[Conversation], processor: LiteFrameProcessor, budgets: Sequence[int], limit: int
+    conversations: Sequence[Conversation],
+    processor: LiteFrameProcessor,
+    budgets: Sequence[int],
+    limit: int,
+    reason: str = "the language model reads",
 ) -> int:
     """Refuse budgets of frames and conversations of more than `limit` tokens.
 
@@ -31,6 +35,7 @@ def check_lengths(
         budgets: numbers of frames that the videos of a conversation may have together; all are taken to be as long as
             the largest.
         limit: tokens that the language model reads.
+        reason: who has that limit, in words behind "tokens that".
 
     Returns:
         Tokens of a video of the largest budget.
@@ -43,8 +48,8 @@ def check_lengths(
     longest = video_tokens(processor, frames)
     if longest >= limit:
         raise ValueError(
-            f"data.frames={list(budgets)}: {frames} frames take {longest} tokens, but the language model reads "
-            f"{limit}; use fewer frames"
+            f"data.frames={list(budgets)}: {frames} frames take {longest} tokens, of {limit} that {reason}; use fewer "
+            "frames"
         )
     image = processor.image_text(processor.tokens_per_slot(*processor.frame_size))
     image_tokens, videos_by_share, too_long = _count(processor, image), {}, []
@@ -65,8 +70,8 @@ def check_lengths(
                 too_long.append(f"  number {number}: {length} tokens")
     if too_long:
         raise BadConversationsError(
-            f"{len(too_long)} of {len(conversations)} conversations are longer than the {limit} tokens that the "
-            f"language model reads, with videos of {frames} frames:\n"
+            f"{len(too_long)} of {len(conversations)} conversations are longer than the {limit} tokens that {reason}, "
+            f"with videos of {frames} frames:\n"
             + "\n".join(too_long[:EXAMPLES])
             + "\nUse fewer data.frames, or shorten or remove their rows (`liteframe preview --row NUMBER` shows one)"
         )

@@ -19,12 +19,14 @@ from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
 from liteframe.align.objectives import Objective
 from liteframe.align.objectives.sft import SupervisedFineTuning
+from liteframe.align.objectives.summary import SummaryTuning
 from liteframe.files import file_digest
-from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, frozen_digest, origin
+from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, frozen_digest, origin
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processor, load_video_llm
+from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, save_summary_tokens, summary_tokens_of
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
@@ -49,6 +51,7 @@ class LMAModule(GuardedModule):
         quantize: "nf4" holds the language model's frozen layers in 4 bits (bitsandbytes), for small GPUs.
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
+        summary: summary tokens, for the memory of that name; the encoder and the projector stay frozen.
         optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
 
@@ -69,6 +72,7 @@ class LMAModule(GuardedModule):
         init_adapter: str | None = None,
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
+        summary: SummarySettings | None = None,
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
     ):
@@ -81,7 +85,14 @@ class LMAModule(GuardedModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings = optimizer
         self.processor = load_processor(vlm, encoder)
-        self.objective: Objective = SupervisedFineTuning()
+        self.summary = summary
+        self.objective: Objective
+        if summary is None:
+            self.objective = SupervisedFineTuning()
+        elif train_projector or train_encoder:
+            raise ValueError("model.summary: videos are encoded once, by a frozen encoder and projector")
+        else:
+            self.objective = SummaryTuning(summary, self.processor)
         self.held_digest = ""  # of the frozen weights
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
 
@@ -101,10 +112,14 @@ class LMAModule(GuardedModule):
         with torch.device("cpu") if self.quantize == "nf4" else nullcontext():
             model = self._build_model()
         limit = model.config.text_config.max_position_embeddings
-        longest = check_lengths(data.conversations, self.processor, data.frames, limit)
+        room = (limit,)
+        if isinstance(self.objective, SummaryTuning):
+            room = self.objective.limit(limit, max(data.frames), self.trainer.strategy.root_device)
+        longest = check_lengths(data.conversations, self.processor, data.frames, *room)
         unread = describe_unread(data.unread)
         lines = [
             describe(self.model),
+            self.objective.describe(self.model) if isinstance(self.objective, SummaryTuning) else None,
             f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
             "reads",
             template_warning(self.processor),
@@ -120,6 +135,8 @@ class LMAModule(GuardedModule):
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
             model.model.vision_tower.encoder.checkpoint_activations()
+        if self.summary is None and self.init_adapter is not None:
+            check_trained_for(self.init_adapter, None)
         self.model = add_lora(
             model,
             self.lora,
@@ -127,17 +144,28 @@ class LMAModule(GuardedModule):
             train_encoder=self.train_encoder,
             start_from=self.init_adapter,
         )
+        if isinstance(self.objective, SummaryTuning):
+            self.objective.begin(self.model, self.init_adapter)
         # Lightning leaves modes as they are, and transformers checkpoints activations in training mode only.
         self.model.train()
         if self.gradient_checkpointing:
             model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.held_digest = frozen_digest(self.model)
-        start = None if self.init_adapter is None else file_digest(Path(self.init_adapter) / ADAPTER_WEIGHTS)
+        start = None if self.init_adapter is None else self._adapter_digest(Path(self.init_adapter))
         self.contents = {"model.vlm, model.encoder": self.held_digest, "model.init_adapter": start}
         if self.quantize == "nf4":
             quantize_frozen(self.model, self.trainer.strategy.root_device)
             self.held_digest = frozen_digest(self.model)
         return model
+
+    def save_with_adapter(self, folder: Path) -> dict[str, Any]:
+        """Write into its folder what the adapter has besides; returns what it must note of that."""
+        tokens = summary_tokens_of(self.model.get_base_model())
+        return {} if tokens is None else save_summary_tokens(tokens, folder)
+
+    @staticmethod
+    def _adapter_digest(folder: Path) -> str:
+        return " ".join(file_digest(folder / name) for name in (ADAPTER_WEIGHTS, WEIGHTS) if (folder / name).exists())
 
     def configure_optimizers(self) -> Any:
         """Linear warm-up, cosine; a trained encoder learns more slowly."""
@@ -148,6 +176,8 @@ class LMAModule(GuardedModule):
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
         position = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+        if isinstance(self.objective, SummaryTuning):
+            self.objective.progress = self.global_step / total_steps(self.trainer)
 
     @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -191,7 +221,7 @@ class LMAModule(GuardedModule):
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of the objective."""
-        return {}
+        return {} if self.summary is None else {"summary": vars(self.summary)}
 
     def _attention_mask(self, batch: ChatBatch) -> Tensor | dict[str, None]:
         """What the language model may attend to.

@@ -9,6 +9,7 @@ Shapes: L layers, H key-value heads, n entries, d channels a head, D channels of
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from transformers import DynamicCache
 
 from liteframe.answer.positions import RESERVE, Compact, Positions, rotate
 from liteframe.answer.prefill import cache_name, fork_cache
-from liteframe.models.vlm.attention import causal_in_parts
+from liteframe.models.vlm.attention import FULL, causal_in_parts
 
-TEXT, LABEL, VIDEO, PROTOTYPE = range(4)  # kinds of entries: before the video, around a slot, of a slot, merged ones
+# Kinds of entries: before the video, around a slot, of a slot, merged ones or summaries of several.
+TEXT, LABEL, VIDEO, PROTOTYPE = range(4)
 FIELDS = ("positions", "kind", "slot", "place", "made_at")
 
 
@@ -64,14 +66,22 @@ class KeyValues:
         """Entries of some kinds."""
         return int(torch.isin(self.kind[0], torch.tensor(kinds, device=self.kind.device)).sum())
 
-    def read(self, embeddings: Tensor, kind: Tensor, slot: int = -1, reserve: int = RESERVE) -> None:
+    def read(
+        self,
+        embeddings: Tensor,
+        kind: Tensor,
+        slot: int | Tensor = -1,
+        reserve: int = RESERVE,
+        sees: Tensor | None = None,
+    ) -> None:
         """Let the language model read on.
 
         Args:
             embeddings: [1,n,D].
             kind: int64 [n], what they are.
-            slot: number of the slot that they belong to.
+            slot: number of the slot that they belong to, or of each, int64 [n].
             reserve: positions that must be left behind them.
+            sees: bool [n,n], which of each other they see, besides all that was read before; None: what is before them.
 
         Raises:
             ValueError: they do not fit the language model's range.
@@ -79,7 +89,10 @@ class KeyValues:
         count = embeddings.shape[1]
         self.make_room(count, reserve)
         ids = torch.arange(self.next, self.next + count, device=self.positions.device)
-        with causal_in_parts(self.language_model, count, len(self)) as mask:
+        masks = causal_in_parts(self.language_model, count, len(self)) if sees is None else nullcontext(
+            {FULL: torch.cat([sees.new_ones(count, len(self)), sees], 1)[None, None]}
+        )  # fmt: skip
+        with masks as mask:
             self.language_model(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
@@ -92,7 +105,8 @@ class KeyValues:
             self.made = [torch.cat(pair, 2) for pair in zip(self.made, new, strict=True)]
         is_video = kind.to(ids) == VIDEO
         place = torch.where(is_video, is_video.cumsum(0) - 1, -1)
-        new_fields = (ids, kind.to(ids), torch.full_like(ids, slot), place, ids)
+        slots = slot.to(ids) if isinstance(slot, Tensor) else torch.full_like(ids, slot)
+        new_fields = (ids, kind.to(ids), slots, place, ids)
         layers = len(self.positions)
         for name, values in zip(FIELDS, new_fields, strict=True):
             setattr(self, name, torch.cat([getattr(self, name), values.expand(layers, -1)], 1))

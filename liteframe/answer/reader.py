@@ -80,7 +80,7 @@ class Reader:
         ids = self.ids(text)
         kinds = torch.full((len(ids),), kind)
         kinds[torch.tensor(ids) == self.lines.encoder.placeholder_id] = VIDEO
-        past.read(self._embed(ids, features), kinds, number)
+        past.read(self.embed(ids, features), kinds, number)
 
     def question(self, past: KeyValues, text: str, max_new_tokens: int) -> dict[str, Any]:
         """Arguments of `generate` for an answer to a text behind the video; reads all of it but the last token.
@@ -96,7 +96,7 @@ class Reader:
         ids = self.ids(self.lines.end + text)
         past.make_room(len(ids) + max_new_tokens, 0)
         past.read(
-            self._embed(ids[:-1], self.lines.encoder.end_embedding()), torch.full((len(ids) - 1,), TEXT), reserve=0
+            self.embed(ids[:-1], self.lines.encoder.end_embedding()), torch.full((len(ids) - 1,), TEXT), reserve=0
         )
         device = self.model.device
         shape = (1, len(past) + 1)  # only the last is read: what is in the cache is passed as numbers of equal count
@@ -114,5 +114,6 @@ class Reader:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _embed(self, ids: list[int], features: Tensor | None) -> Tensor:
-        return embed(self.model, torch.tensor([ids]), self.lines.encoder.placeholder_id, features)  # [1,n,D]
+    def embed(self, ids: list[int], features: Tensor | None) -> Tensor:
+        """What the language model reads for tokens [n]: [1,n,D], features [N,D] in their placeholders' places."""
+        return embed(self.model, torch.tensor([ids]), self.lines.encoder.placeholder_id, features)

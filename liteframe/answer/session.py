@@ -29,6 +29,7 @@ from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.mrope import Mrope
+from liteframe.models.vlm.summary_tokens import check_memory
 from liteframe.reduce.base import Tokens
 
 SLACK = 1e-6  # seconds by which a frame may come before its time
@@ -74,8 +75,8 @@ class StreamSession:
         clip_frames: how many are encoded together.
 
     Raises:
-        ValueError: fps is not positive, the system message holds a control token, the memory does not only append, or
-            its budget is below one slot.
+        ValueError: fps is not positive, the system message holds a control token, the memory does not only append, its
+            budget is below one slot, or the model's adapter was trained for another memory.
     """
 
     def __init__(
@@ -112,10 +113,11 @@ class StreamSession:
         self._cache_name = cache_name(model.model.language_model)
         on_side = self.prefill and model.device.type == "cuda"  # there it overlaps with prefill
         self._stream = torch.cuda.Stream(model.device) if on_side else None
-        if self.memory.budget is not None:
-            self._check_budget()
+        check_memory(model, self.memory.name, self.memory.trained)
         self.memory.load_state({})
         self.memory.start(self._reader())
+        if self.memory.budget is not None:
+            self._check_budget()
         self.reset()
 
     def reset(self) -> None:

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
     )
     logging.disable_progress_bar()
-    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter)
+    trained_for = memory.name if memory and memory.trained else None
+    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter, memory=trained_for)
     model.to(device)
     encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit), args.crops)
     positions = OF_REDUCED[args.positions or "packed"]

@@ -75,7 +75,8 @@ def folder_hash(folder):
 @pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_config_runs(train, world, tmp_path, capsys, config):
     before = folder_hash(world / "vlm"), folder_hash(world / "encoder")
-    train(tmp_path / "run", *SMALL, config=config)
+    new = ["--model.init_adapter", "null"] if config.endswith("_summary") else []
+    train(tmp_path / "run", *SMALL, *new, config=config)
     shown = capsys.readouterr().err
     assert "LoRA on 28 layers of the language model" in shown
     assert "projector: frozen; encoder: frozen" in shown
@@ -83,8 +84,10 @@ def test_every_config_runs(train, world, tmp_path, capsys, config):
     assert {"config.yaml", "report.json", "adapter", "checkpoints"} <= {p.name for p in (tmp_path / "run").iterdir()}
     assert any((tmp_path / "run").glob("events.out.tfevents.*"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(".lora_" in name for name in saved)
-    assert len(saved) == 2 * 28
+    of_summaries = {name for name in saved if ".summary_tokens." in name}
+    assert len(of_summaries) == (1 + 2 * 3 * 4 if new else 0)
+    assert all(".lora_" in name for name in saved.keys() - of_summaries)
+    assert len(saved.keys() - of_summaries) == 2 * 28
     assert all(".language_model." in name for name in adapter(tmp_path / "run"))
     figures = report(tmp_path / "run")
     assert figures["steps"] == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from worlds.students import make_student, student_config
-from worlds.vlms import make_internvl, make_llava_onevision
+from worlds.vlms import make_internvl, make_llava_onevision, with_summary_tokens
 
 from liteframe.models.vlm.load import load_video_llm
 
@@ -26,6 +26,12 @@ def loaded(tmp_path_factory):
         pairs[family] = load_video_llm(source)
         pairs[f"liteframe_{family}"] = load_video_llm(source, encoder=encoders[family])
     return pairs
+
+
+@pytest.fixture(scope="session")
+def trained(loaded):
+    """As loaded, with the summary tokens that memory `summary` reads with."""
+    return {kind: with_summary_tokens(pair) for kind, pair in loaded.items()}
 
 
 @pytest.fixture(params=KINDS)

@@ -6,9 +6,10 @@ import torch
 
 from liteframe import StreamSession, memories
 from liteframe.answer.memory.bank import merge_most_alike
-from liteframe.answer.memory.segments import StreamCutter, boundaries, depths, filter_slots
+from liteframe.answer.memory.segments import filter_slots
 from liteframe.answer.memory.select import choose
 from liteframe.reduce.base import Tokens
+from liteframe.reduce.scenes import StreamCutter, boundaries, depths
 
 QUESTION = "Which way does the red object move?"
 

@@ -18,6 +18,7 @@ SMALL = {
     **{name: {"budget": 12} for name in (*PLAIN, "saliency")},
     "clips": {"budget": 16, "slots_per_clip": 2, "chosen": 1},
     "bilevel": {"budget": 20, "slots_per_block": 1, "chosen": 1, "pool": 2},
+    "summary": {"budget": 14, "segments": 2, "ratio": 2},
 }
 ROOMY = {
     "all": {},
@@ -25,6 +26,7 @@ ROOMY = {
     "saliency": {"budget": 4096, "threshold": None},
     "clips": {"budget": 4096, "chosen": 100, "pool": False},
     "bilevel": {"budget": 4096, "chosen": 100},
+    "summary": {"budget": 4096, "segments": 16},
 }
 
 
@@ -39,9 +41,16 @@ def name(request):
 
 
 @pytest.fixture
-def start(name, liteframe_vlm):
+def pairs(name, loaded, trained):
+    """kind -> model and processor that the memory reads with."""
+    return trained if memories[name].trained else loaded
+
+
+@pytest.fixture
+def start(name, pairs):
     """A new session with a small or a roomy memory."""
-    return lambda settings=SMALL, **options: StreamSession(*liteframe_vlm, memories[name](**settings[name]), **options)
+    pair = pairs["liteframe_internvl"]
+    return lambda settings=SMALL, **options: StreamSession(*pair, memories[name](**settings[name]), **options)
 
 
 def state(session):
@@ -72,10 +81,10 @@ def test_bounded(start, video, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(memories) - {"all"}))
-def test_a_budget_below_one_slot_is_refused(name, loaded):
+def test_a_budget_below_one_slot_is_refused(name, pairs):
     with pytest.raises(ValueError, match="a budget of 0 tokens keeps nothing; give"):
         memories[name](0)
-    for pair in loaded.values():
+    for pair in pairs.values():
         with pytest.raises(ValueError, match=r"a budget of 3 tokens .* one slot of this model, which has \d+; give"):
             StreamSession(*pair, memories[name](3))
 
@@ -84,10 +93,10 @@ def test_a_budget_below_one_slot_is_refused(name, loaded):
     ("family", "dtype"),
     [("llava_onevision", torch.float32), ("internvl", torch.bfloat16), ("llava_onevision", torch.bfloat16)],
 )
-def test_other_families_and_bfloat16(name, loaded, video, tmp_path, family, dtype):
+def test_other_families_and_bfloat16(name, pairs, loaded, video, tmp_path, family, dtype):
     """In short: bounded, read-only, causal, saved and forked without a trace, exact where all fits."""
-    model, processor = loaded[f"liteframe_{family}"]
-    model = copy.deepcopy(model).to(dtype)
+    (model, processor), (plain, _) = pairs[f"liteframe_{family}"], loaded[f"liteframe_{family}"]
+    model, plain = (copy.deepcopy(one).to(dtype) for one in (model, plain))
     slot = processor.tokens_per_slot(*processor.frame_size)
 
     def session(settings):
@@ -108,7 +117,7 @@ def test_other_families_and_bfloat16(name, loaded, video, tmp_path, family, dtyp
     for one in (small, other):
         one.add(video[21:])
     assert_same(state(small), state(other), **EXACTLY)
-    roomy, whole = session(ROOMY[name]), StreamSession(model, processor)
+    roomy, whole = session(ROOMY[name]), StreamSession(plain, processor)
     for one in (roomy, whole):
         one.add(video)
     near = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0}

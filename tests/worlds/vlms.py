@@ -1,5 +1,7 @@
 """Small random Video LLMs, as ordinary transformers checkpoints."""
 
+import copy
+
 import torch
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
 )
 
 from liteframe.answer.session import StreamSession
+from liteframe.models.vlm.summary_tokens import SummarySettings, add_summary_tokens
 from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
 
@@ -226,3 +229,14 @@ def answer_about(model, processor, frames, question, times=None, **settings):
     session = StreamSession(model, processor)
     session.add(frames, times, every=True)
     return session.ask(question, **settings).text
+
+
+def with_summary_tokens(pair, seed=0, **settings):
+    """A copy of a model that has learned something random of summary tokens, and its processor."""
+    model, processor = copy.deepcopy(pair[0]), pair[1]
+    torch.manual_seed(seed)
+    tokens = add_summary_tokens(model, processor.tokenizer, SummarySettings(**settings)).requires_grad_(False)
+    for name, weights in tokens.named_parameters():
+        if name.endswith("up"):
+            torch.nn.init.normal_(weights, std=0.3)
+    return model, processor

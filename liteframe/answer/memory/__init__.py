@@ -12,12 +12,13 @@ from liteframe.answer.memory.clips import ClipMemories
 from liteframe.answer.memory.everything import Everything
 from liteframe.answer.memory.saliency import SaliencyCache
 from liteframe.answer.memory.slots import Halving, Random, Window
+from liteframe.answer.memory.summary import SummaryCache
 
 memories: dict[str, Callable[..., StreamMemory]] = {
     memory.name: memory
     for memory in (
         *(Everything, Window, Halving, Random, SinkWindow),
-        *(BankMemory, ClipMemories, SaliencyCache, BiLevelCache),
+        *(BankMemory, ClipMemories, SaliencyCache, BiLevelCache, SummaryCache),
     )
 }
 

@@ -29,6 +29,7 @@ class StreamMemory(ABC):
         append_only: whether what is shown grows at its end only, whatever is asked: then the language model can read it
             as it comes.
         of_cache: whether it keeps entries of the language model's KV cache.
+        trained: whether it reads with what an adapter was trained for.
 
     Raises:
         ValueError: the budget is below 1.
@@ -37,6 +38,7 @@ class StreamMemory(ABC):
     name: str
     append_only: bool = False
     of_cache: bool = False
+    trained: bool = False
     budget: int | None = None
     _reader: Reader | None = None
 

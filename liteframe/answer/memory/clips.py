@@ -14,9 +14,10 @@ from typing_extensions import override
 
 from liteframe.answer.key_values import VIDEO
 from liteframe.answer.memory.base import StreamMemory, copied, split_slots, tokens_of_state, tokens_state
-from liteframe.answer.memory.segments import StreamCutter, mean_slot
+from liteframe.answer.memory.segments import mean_slot
 from liteframe.answer.memory.select import by_attention, by_meaning, choose, mean_keys
 from liteframe.reduce.base import Tokens, join_tokens
+from liteframe.reduce.scenes import StreamCutter
 
 SELECTORS = ("attention", "embed", "last", "random")
 

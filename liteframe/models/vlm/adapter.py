@@ -34,15 +34,21 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "liteframe.json"
 
 
-def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
+def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str], memory: str | None = None) -> PeftModel:
     """Put a saved adapter on a model, unmerged and frozen.
+
+    Args:
+        model: a Video LLM.
+        adapter: its folder.
+        memory: name of the memory that will read with it, if it must be trained for one.
 
     Raises:
         ValueError: the folder has no whole safetensors adapter (pickled ones are not read), or one that was trained on
-            another Video LLM or encoder.
+            another Video LLM or encoder, or for another memory.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
+    check_trained_for(adapter, memory)
     check_origin(model, adapter)
     with adapter_file(adapter) as path, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
@@ -76,6 +82,32 @@ def check_origin(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Non
         )
 
 
+def trained_for(adapter: str | os.PathLike[str]) -> str | None:
+    """Name of the memory that an adapter was trained for; None: it reads plain prompts."""
+    path = Path(adapter) / ORIGIN
+    return read_json(path, "copy the adapter again").get("memory") if path.is_file() else None
+
+
+def check_trained_for(adapter: str | os.PathLike[str], memory: str | None) -> None:
+    """Refuse an adapter that was trained to read otherwise than it would here.
+
+    Raises:
+        ValueError: it was trained for another memory, or for one where a plain prompt is read, or the reverse.
+    """
+    noted = trained_for(adapter)
+    if noted == memory:
+        return
+    if memory is not None:
+        raise ValueError(
+            f"memory {memory!r} needs an adapter that was trained for it (model.{memory} of `liteframe align`); "
+            f"{adapter} was trained for {'plain prompts' if noted is None else f'memory {noted!r}'}"
+        )
+    raise ValueError(
+        f"the adapter {adapter} was trained for memory {noted!r}, not for plain prompts; give --memory {noted}:BUDGET "
+        f"of `liteframe ask` or `stream`, or load_video_llm(..., memory={noted!r}); nothing else reads with it"
+    )
+
+
 def origin(model: PreTrainedModel) -> dict[str, str]:
     """What an adapter recognizes its model by: family, dtype, and a hash of all weights by name and bits."""
     names, parameters = zip(*sorted(model.named_parameters()), strict=True)
@@ -88,13 +120,13 @@ def origin(model: PreTrainedModel) -> dict[str, str]:
 
 
 @contextmanager
-def adapter_file(adapter: str | os.PathLike[str]) -> Iterator[Path]:
-    """The weights of an adapter folder, for reading.
+def adapter_file(adapter: str | os.PathLike[str], name: str = ADAPTER_WEIGHTS) -> Iterator[Path]:
+    """The weights of an adapter folder, or another file of weights there, for reading.
 
     Raises:
         ValueError: there are none in safetensors, or what is done inside finds them damaged.
     """
-    weights = Path(adapter) / ADAPTER_WEIGHTS
+    weights = Path(adapter) / name
     if not weights.is_file():
         raise ValueError(f"{weights} does not exist; {adapter} is not an adapter saved with safetensors")
     try:

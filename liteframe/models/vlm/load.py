@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMi
 from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import read_config
-from liteframe.models.vlm.adapter import load_adapter, merge_adapter
+from liteframe.models.vlm.adapter import check_trained_for, load_adapter, merge_adapter
 from liteframe.models.vlm.attach import attach_encoder, processor_for, with_encoder
 from liteframe.models.vlm.chat import answer_ends
 from liteframe.models.vlm.family import OURS, family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.summary_tokens import add_summary_tokens, load_summary_tokens, saved_settings
 
 
 def load_video_llm(
@@ -25,6 +26,7 @@ def load_video_llm(
     encoder: str | os.PathLike[str] | LiteFrameEncoder | None = None,
     adapter: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str = "auto",
+    memory: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
 
@@ -34,14 +36,19 @@ def load_video_llm(
         encoder: an encoder folder, or the encoder itself, to put in place of the vision tower.
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
+        memory: "summary" for an adapter that was trained for that memory of a session; None for all others.
 
     Returns:
         The model and its processor: with an encoder ours, else transformers' own classes.
 
     Raises:
         ValueError: source is of another family, lacks weights, already has an encoder, does not fit the encoder, or the
-            adapter has no safetensors weights.
+            adapter has no safetensors weights or was trained for another memory.
     """
+    if adapter is not None:
+        check_trained_for(adapter, memory)
+    elif memory is not None:
+        raise ValueError(f"memory {memory!r} needs an adapter that was trained for it; give one (--adapter)")
     source = checkpoint_source(source)
     check_weight_index(source)
     # Left unsaid, transformers would ask on the terminal whether to run a checkpoint's code.
@@ -65,7 +72,10 @@ def load_video_llm(
         processor = processor_for(processor, model.config)
         end_with_turn(model, processor.tokenizer)
     if adapter is not None:
-        model = merge_adapter(load_adapter(model, adapter))
+        model = merge_adapter(load_adapter(model, adapter, memory))
+        if memory is not None:
+            tokens = add_summary_tokens(model, processor.tokenizer, saved_settings(adapter))
+            load_summary_tokens(tokens.requires_grad_(False), adapter)
     return model.eval(), processor
 
 

@@ -1,0 +1,177 @@
+"""Summary tokens (Video-XL, arXiv 2409.14485): answers are learned from summaries of a video, all in one pass."""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from liteframe.align.batch import ChatBatch, answer_positions
+from liteframe.align.objectives.sft import SupervisedFineTuning, answer_loss
+from liteframe.models.vlm.adapter import trained_for
+from liteframe.models.vlm.attention import FULL
+from liteframe.models.vlm.chat import IGNORE
+from liteframe.models.vlm.one_pass import LARGEST_DENSE, Segment, block_mask, dense_mask, lay_out, rearranged
+from liteframe.models.vlm.placeholders import place_features
+from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.summary_tokens import (
+    MEMORY,
+    SummarySettings,
+    add_summary_tokens,
+    load_summary_tokens,
+    summary_tokens_of,
+)
+from liteframe.reduce.segmenter import DYNAMIC, Segmenter, check_segments
+
+RAW_END = 0.5  # share of videos whose last segment is not summarized, as that of a stream that goes on
+
+
+class SummaryTuning(SupervisedFineTuning):
+    """The loss of SupervisedFineTuning on conversations whose videos are summarized segment by segment.
+
+    One forward with a mask, equal to reading segment by segment and forgetting. Images stay as they are.
+
+    Args:
+        settings: of the summary tokens.
+        processor: of the Video LLM.
+
+    Attributes:
+        progress: share of the run's steps that are done, to be set before each batch; chooses among `settings.ratios`.
+
+    Raises:
+        ValueError: segments are too long, or the language model counts positions on three axes.
+    """
+
+    def __init__(self, settings: SummarySettings, processor: LiteFrameProcessor) -> None:
+        super().__init__()
+        check_segments(settings.segments)
+        if processor.mrope is not None:
+            raise ValueError(
+                "model.summary: a session numbers what it keeps of a KV cache on one axis, and this language model "
+                "counts on three; take an InternVL or a LLaVA-OneVision"
+            )
+        self.settings, self.processor, self.progress = settings, processor, 0.0
+        text = processor.video_text([(0, processor.frames_per_slot - 1, 1)])
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        places = [place for place, token in enumerate(ids) if token == processor.image_token_id]
+        self._ends = len(places) - 1  # features that end a video
+        self._before, self._behind = places[0], len(ids) - 1 - places[-1]  # tokens of a slot's line around its features
+
+    def begin(self, model: PeftModel, start_from: str | None) -> None:
+        """Give a Video LLM with LoRA layers summary tokens, those of an adapter to go on from if it has some."""
+        base = model.get_base_model()
+        tokens = add_summary_tokens(base, self.processor.tokenizer, self.settings)
+        if start_from is not None and trained_for(start_from) == MEMORY:
+            load_summary_tokens(tokens, start_from)
+        if not self.settings.train_lora:
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name:
+                    parameter.requires_grad_(False)
+
+    def describe(self, model: PeftModel) -> str:
+        """What of it will be trained, to be read before a run starts."""
+        tokens = summary_tokens_of(model.get_base_model())
+        assert tokens is not None
+        count = sum(parameter.numel() for parameter in tokens.parameters())
+        lora = "trained" if self.settings.train_lora else "frozen"
+        return f"summary tokens: {count:,} of these parameters; LoRA: {lora}"
+
+    def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
+        """Summed loss of the answers, and their logits [B,K,vocabulary]; see Objective.
+
+        Waits for the device: where segments end may depend on features.
+        """
+        base = model.get_base_model()  # type: ignore[operator]
+        summary = summary_tokens_of(base)
+        assert summary is not None
+        features = inputs["mm_encoder_outputs"]["video"].pooler_output if "mm_encoder_outputs" in inputs else []
+        embeddings = place_features(
+            base.get_input_embeddings()(batch.input_ids), batch.input_ids, self.processor.image_token_id, features,
+            batch.placeholders,
+        )  # [B,L,D]  # fmt: skip
+        layout = lay_out(self._rows(batch, features))
+        labels = rearranged(batch.labels.cpu(), torch.tensor(IGNORE), layout.source)  # [B,L']
+        answers = answer_positions(labels)
+        layout, labels, answers = (part.to(embeddings.device) for part in (layout, labels, answers))
+        flex = embeddings.device.type == "cuda"
+        # Both stay so until the next batch: activations that are checkpointed are computed again on the way back.
+        base.model.language_model.config._attn_implementation = "flex_attention" if flex else "sdpa"
+        summary.places = layout.rows, layout.columns
+        logits = model(
+            inputs_embeds=rearranged(embeddings, summary.embedding, layout.source),
+            attention_mask={FULL: block_mask(layout) if flex else dense_mask(layout)},
+            logits_to_keep=answers,
+            use_cache=False,
+        ).logits
+        loss = answer_loss(logits, labels, answers)
+        self._losses.append(loss._replace(total=loss.total.detach()))
+        none = 0.0 * torch.stack([parameter.sum() for parameter in summary.parameters()]).sum()
+        return loss.total + none, logits  # ranks wait for all gradients, also where nothing was summarized
+
+    def limit(self, limit: int, frames: int, device: torch.device) -> tuple[int, str]:
+        """Tokens that a conversation may have beside its summary tokens, and who says so, as check_lengths takes it.
+
+        Args:
+            limit: tokens that the language model reads.
+            frames: that its videos have at most.
+            device: on which it is read.
+        """
+        slots, ratios = ceil(frames / self.processor.frames_per_slot), self.settings.ratios
+        tokens = slots * self.processor.tokens_per_slot(*self.processor.frame_size)
+        ratio = min(DYNAMIC) if ratios == "dynamic" else min(map(min, ratios))
+        most = tokens // ratio + slots  # what is left at the end of a segment has one of its own
+        reason = "the language model reads"
+        if device.type != "cuda" and limit > LARGEST_DENSE:
+            limit, reason = LARGEST_DENSE, "a mask of all pairs, which a CPU needs, has room for"
+        return limit - most, f"{reason} beside {most} summary tokens"
+
+    def _rows(self, batch: ChatBatch, features: Sequence[Tensor]) -> list[tuple[int, list[Segment]]]:
+        media = iter(zip(batch.media_keys, features, strict=True))
+        rows = []
+        for ids, count in zip(batch.input_ids.tolist(), batch.media_counts, strict=True):
+            columns = [column for column, token in enumerate(ids) if token == self.processor.image_token_id]
+            segments = list[Segment]()
+            for (_, frames), tokens in (next(media) for _ in range(count)):
+                own, columns = columns[: len(tokens)], columns[len(tokens) :]
+                if frames:  # an image has none by number
+                    segments += self.segments(own, len(frames), tokens)
+            rows.append((len(ids), segments))
+        return rows
+
+    def segments(self, columns: Sequence[int], frames: int, features: Tensor, raw: bool | None = None) -> list[Segment]:
+        """Segments of a video that are summarized.
+
+        Args:
+            columns: of its placeholders in the row.
+            frames: how many it has.
+            features: [N,D], what the language model reads in the placeholders' places.
+            raw: whether the last segment stays as it is; None draws that.
+        """
+        slots = ceil(frames / self.processor.frames_per_slot)
+        count = (len(columns) - self._ends) // slots  # tokens of a slot
+        globs = features[: slots * count].detach().float().unflatten(0, (slots, count)).mean(1).cpu()  # [S,D]
+        ratio = "dynamic" if self.settings.ratios == "dynamic" else self._draw
+        segmenter = Segmenter(self.settings.segments, ratio)
+        ended = [segment for glob in globs if (segment := segmenter.add(glob)) is not None]
+        if (rest := segmenter.rest()) is not None:
+            ended.append(rest)
+        raw = bool(torch.rand(()) < RAW_END) if raw is None else raw
+        found, first = [], 0
+        for number, own_ratio in ended[: len(ended) - raw]:
+            video = columns[first * count : (first + number) * count]
+            labels = self._labels(columns, first * count, video) if self.settings.labels == "drop" else []
+            found.append(Segment(video, labels, own_ratio))
+            first += number
+        return found
+
+    def _draw(self) -> int:
+        stages = self.settings.ratios
+        choices = stages[min(int(self.progress * len(stages)), len(stages) - 1)]
+        return int(choices[int(torch.randint(len(choices), ()))])
+
+    def _labels(self, columns: Sequence[int], start: int, video: Sequence[int]) -> list[int]:
+        """Columns of the text in the lines of a segment's slots, whose tokens are `columns` from `start` on."""
+        begin = columns[start - 1] + self._behind + 1 if start else columns[0] - self._before
+        return sorted({*range(begin, video[-1] + self._behind + 1)}.difference(video))
