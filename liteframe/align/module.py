@@ -112,7 +112,7 @@ class LMAModule(GuardedModule):
         with torch.device("cpu") if self.quantize == "nf4" else nullcontext():
             model = self._build_model()
         limit = model.config.text_config.max_position_embeddings
-        room = (limit,)
+        room: tuple[Any, ...] = (limit,)
         if isinstance(self.objective, SummaryTuning):
             room = self.objective.limit(limit, max(data.frames), self.trainer.strategy.root_device)
         longest = check_lengths(data.conversations, self.processor, data.frames, *room)

@@ -1,6 +1,6 @@
 """Summary tokens (Video-XL, arXiv 2409.14485): answers are learned from summaries of a video, all in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -23,7 +23,7 @@ from liteframe.models.vlm.summary_tokens import (
     load_summary_tokens,
     summary_tokens_of,
 )
-from liteframe.reduce.segmenter import DYNAMIC, Segmenter, check_segments
+from liteframe.reduce.segmenter import DYNAMIC, Ratio, Segmenter, check_segments
 
 RAW_END = 0.5  # share of videos whose last segment is not summarized, as that of a stream that goes on
 
@@ -94,7 +94,11 @@ class SummaryTuning(SupervisedFineTuning):
         layout = lay_out(self._rows(batch, features))
         labels = rearranged(batch.labels.cpu(), torch.tensor(IGNORE), layout.source)  # [B,L']
         answers = answer_positions(labels)
-        layout, labels, answers = (part.to(embeddings.device) for part in (layout, labels, answers))
+        layout, labels, answers = (
+            layout.to(embeddings.device),
+            labels.to(embeddings.device),
+            answers.to(embeddings.device),
+        )
         flex = embeddings.device.type == "cuda"
         # Both stay so until the next batch: activations that are checkpointed are computed again on the way back.
         base.model.language_model.config._attn_implementation = "flex_attention" if flex else "sdpa"
@@ -152,7 +156,7 @@ class SummaryTuning(SupervisedFineTuning):
         slots = ceil(frames / self.processor.frames_per_slot)
         count = (len(columns) - self._ends) // slots  # tokens of a slot
         globs = features[: slots * count].detach().float().unflatten(0, (slots, count)).mean(1).cpu()  # [S,D]
-        ratio = "dynamic" if self.settings.ratios == "dynamic" else self._draw
+        ratio: Ratio | Callable[[], int] = "dynamic" if self.settings.ratios == "dynamic" else self._draw
         segmenter = Segmenter(self.settings.segments, ratio)
         ended = [segment for glob in globs if (segment := segmenter.add(glob)) is not None]
         if (rest := segmenter.rest()) is not None:

@@ -117,8 +117,8 @@ class SummaryTokens(nn.Module):
         places = _reading.get() or self.places
         if places is None or not len(places[0]):
             return None
-        update = self.updates[layer][name](given[0][places])
-        return output.index_put(places, output[places] + update.to(output.dtype))
+        updates: Any = self.updates[layer]
+        return output.index_put(places, output[places] + updates[name](given[0][places]).to(output.dtype))
 
 
 def add_summary_tokens(model: Any, tokenizer: Any, settings: SummarySettings) -> SummaryTokens:
