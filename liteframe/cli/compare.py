@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import check_folder
-    from liteframe.evaluate.settings import asking_of
+    from liteframe.evaluate.settings import asking_of, watching_of
     from liteframe.evaluate.shares import this_rank
 
     if args.timing_runs < 1:
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     given = {**vars(args), "frames": frames[0], "reducer": None, "ratio": None, "crops": None, "config": None}
     options = read_options(argparse.Namespace(**given))
     asking = asking_of(benchmark, dataset, options)
+    watching_of(benchmark, options)  # only a stream can be polled
     check_words(benchmark, dataset.questions, asking)
     console = Console(quiet=rank.number > 0)
     report_missing(console, dataset.questions)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 # Values of options that neither the command line nor --config gives.
-DEFAULTS = {"fit": False, "frames": 32, "subtitles": False, "seed": 0, "deadline": 300.0}
+DEFAULTS = {"fit": False, "subtitles": False, "seed": 0, "deadline": 300.0}
+FRAMES = 32
 MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "positions", "crops", "device", "dtype")
-OPTIONS = (*MODEL, "fps", "prompt", "max_new_tokens", *DEFAULTS)
+STREAM = ("online", "memory", "labels", "restart")
+OPTIONS = (*MODEL, *STREAM, "frames", "fps", "prompt", "prompts", "max_new_tokens", *DEFAULTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reduction(parser)
     parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
     add_asking(parser)
+    add_stream(parser)
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """Which questions, for `liteframe compare` too."""
     parser.add_argument(
         "benchmark",
-        help="video-mme, mlvu, longvideobench, hlvid, multiple-choice or free-form, with its folder (or JSONL file); "
-        "or a JSONL file of questions alone",
+        help="video-mme, mlvu, longvideobench, hlvid, ovo-bench, streamingbench, streamingbench-all, "
+        "streamingbench-proactive, ovbench, multiple-choice or free-form, with its folder (or JSONL file); or a JSONL "
+        "file of questions alone",
     )
     parser.add_argument("folder", nargs="?", help="local copy of the benchmark, in its published layout")
 
@@ -82,16 +86,34 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline", type=float, help="seconds that one reading of frames may take (default 300)")
 
 
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """How they are asked while videos run."""
+    parser.add_argument(
+        "--online", action="store_true", default=None,
+        help="watch each video as a stream and ask each question at its second; --fps says how many frames a second "
+        "are looked at (default 1)",
+    )  # fmt: skip
+    parser.add_argument("--memory", help="with --online: NAME:BUDGET in tokens, such as window:4096, or all (default)")
+    parser.add_argument("--labels", help="with --online, before each slot: frames (default), seconds or none")
+    parser.add_argument(
+        "--restart", action="store_true", default=None,
+        help="with --online: a session of its own for each question; the same replies, but later",
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     """Load, ask what has no reply yet, score, print and write."""
+    from functools import partial
+
     from rich.console import Console
 
     from liteframe.answer.reduced_encoder import check_reduction
-    from liteframe.evaluate.asking import ask_all, check_words
+    from liteframe.evaluate.asking import check_words, span_of
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import EvalFolder, answer_row, check_folder, score_report, score_table, taker
-    from liteframe.evaluate.settings import asking_of, determining, load_system
+    from liteframe.evaluate.online import replies, session_of
+    from liteframe.evaluate.settings import asking_of, determining, load_system, watching_of
     from liteframe.evaluate.shares import Shares, this_rank
     from liteframe.files import write_json
     from liteframe.training.report import environment
@@ -105,11 +127,13 @@ def run(args: argparse.Namespace) -> int:
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
-    asking = asking_of(benchmark, dataset, options)
+    asking, watching = asking_of(benchmark, dataset, options), watching_of(benchmark, options)
     check_words(benchmark, dataset.questions, asking)
     report_missing(console, dataset.questions)
     system = load_system(options)
-    settings = determining(benchmark, dataset, asking, options, system.model)
+    settings = determining(benchmark, dataset, asking, options, system.model, watching)
+    if watching is not None:
+        watching.session(system)  # its budget may be below one slot of this model
     session = {
         **environment(system.model.device),
         "folder": str(source),
@@ -120,11 +144,12 @@ def run(args: argparse.Namespace) -> int:
         todo = folder.todo(dataset.questions)
         if len(todo) < len(dataset.questions):
             console.print(f"continuing: {len(dataset.questions) - len(todo)} questions already have a reply")
-        take = taker(shares, {"": folder}, dataset.questions)
+        key = span_of if watching is None else partial(session_of, restart=watching.restart)
+        take = taker(shares, {"": folder}, dataset.questions, key=key)
         while todo:
             with progress(console) as bar:
                 task = bar.add_task("questions", total=len(todo))
-                for reply in ask_all({"": system}, benchmark, {"": todo}, asking, take=take):
+                for reply in replies(system, benchmark, todo, asking, watching, take):
                     folder.append(answer_row(benchmark, reply, options["seed"]))
                     bar.advance(task)
                 folder.sync()
@@ -135,7 +160,8 @@ def run(args: argparse.Namespace) -> int:
             todo = folder.todo(dataset.questions)  # of processes that died
         report = score_report(benchmark, dataset.questions, folder.rows, options["seed"])
         write_json(folder.scores, {**report, "settings": settings, "session": session})
-    console.print(score_table(report, f"{benchmark.title}, {asking.frames} frames"))
+    how = f"{asking.frames} frames" if watching is None else f"online, {watching.memory}, {watching.fps:g} fps"
+    console.print(score_table(report, f"{benchmark.title}, {how}"))
     _report_failures(console, report, folder.answers)
     return 0
 
@@ -156,8 +182,10 @@ def read_options(args: argparse.Namespace) -> dict[str, Any]:
         if not isinstance(given, dict) or (unknown := sorted(set(given) - set(OPTIONS))):
             found = unknown if isinstance(given, dict) else given
             raise ValueError(f"--config {args.config}: unknown {found}; known: {', '.join(OPTIONS)}")
-    options = {name: getattr(args, name) for name in OPTIONS}
+    options = {name: getattr(args, name, None) for name in OPTIONS}
     options = {name: given.get(name, DEFAULTS.get(name)) if value is None else value for name, value in options.items()}
+    if options["frames"] is None and not options["online"]:
+        options["frames"] = FRAMES
     if not options["vlm"]:
         raise ValueError("--vlm is missing: the folder or id of a Video LLM")
     return options

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
-from liteframe.evaluate.benchmarks.base import Benchmark, Question, ask_text
+from liteframe.evaluate.benchmarks.base import Benchmark, Question
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
 
 NO_SUBTITLES = "(none)"
@@ -39,20 +39,27 @@ class Asking:
     """How questions are put.
 
     Attributes:
-        frames: at most so many, spread evenly over the span.
+        frames: at most so many, spread evenly over the span; None where a stream is watched.
         fps: frames a second, as many of them as `frames` allows; None takes `frames` whatever the rate.
         prompt: see Benchmark.
+        prompts: see Benchmark.
         subtitles: whether the lines on which frames fall are shown.
         max_new_tokens: longest answer.
         deadline: seconds that one reading of frames may take.
     """
 
-    frames: int
+    frames: int | None
     fps: float | None
     prompt: str
     subtitles: bool
     max_new_tokens: int
     deadline: float
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prompts_by_task(self) -> dict[str, str]:
+        """All of them, as Benchmark.words takes them."""
+        return {**self.prompts, "": self.prompt}
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class Reply:
     Attributes:
         system: whose reply it is.
         tokens: of the video, that the language model read.
+        seen_until: seconds of the last frame that a stream had shown.
+        seconds: that a stream's answer took.
     """
 
     system: str
@@ -110,6 +119,8 @@ class Reply:
     frames: int = 0
     tokens: int = 0
     error: VideoError | None = None
+    seen_until: float | None = None
+    seconds: float | None = None
 
 
 def ask_all(
@@ -194,7 +205,7 @@ def check_words(benchmark: Benchmark, questions: Sequence[Question], asking: Ask
     read: set[Path] = set()
     for question in questions:
         try:
-            check_text(ask_text(asking.prompt, question, benchmark.option_format))
+            check_text(benchmark.words(asking.prompts_by_task, question))
             if (path := _subtitles(question, asking)) is not None and path not in read:
                 read.add(path)
                 for line in read_subtitles(path):
@@ -219,7 +230,7 @@ def question_text(benchmark: Benchmark, question: Question, video: VideoFrames, 
         read = read_subtitles(path, question.subtitle_shift, video.end)
         rule = shown_lines_widened if benchmark.widens_subtitles else shown_lines
         lines = rule(read, video.times)
-    return ask_text(asking.prompt, question, benchmark.option_format, "\n".join(lines) or NO_SUBTITLES)
+    return benchmark.words(asking.prompts_by_task, question, "\n".join(lines) or NO_SUBTITLES)
 
 
 def _answers(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,9 @@ def answer_row(benchmark: Benchmark, reply: Reply, seed: int) -> dict[str, Any]:
     choice = benchmark.choice(question, reply.text, seed)
     right = benchmark.right(question, choice)
     row |= {"reply": reply.text, "choice": choice, "right": right}
-    return {**row, "frames": reply.frames, "tokens": reply.tokens}
+    row |= {"frames": reply.frames, "tokens": reply.tokens}
+    watched = {"seen_until": reply.seen_until, "seconds": reply.seconds}
+    return row | {name: value for name, value in watched.items() if value is not None}
 
 
 def score_report(
@@ -51,7 +53,9 @@ def score_report(
     Returns:
         JSON-ready: accuracy with interval and count (a video that could not be read is a wrong answer), `of_read` (the
         same over readable videos; None if there are none), `failed` (questions without a readable video, by kind),
-        `unanswered` (replies in which the rule finds nothing), `metrics`, `groups`, and how the figures were made.
+        `unanswered` (replies in which the rule finds nothing), `metrics`, `groups`, `read` (frames and tokens of a
+        question, mean and most), `constants` (what replies that never look reach, where the benchmark has such), and
+        how the figures were made.
     """
     results = [Result(question, rows[question.id].get("reply")) for question in questions]
     read = [result for result in results if result.reply is not None]
@@ -74,9 +78,38 @@ def score_report(
             name: {part: asdict(share_of(some, right)) for part, some in by_group(results, name).items()}
             for name in names
         },
+        "read": {
+            name: {"mean": sum(counts) / len(counts), "most": max(counts)}
+            for name in ("frames", "tokens")
+            if (counts := [rows[r.question.id][name] for r in read if name in rows[r.question.id]])
+        },
+        **_constants(benchmark, questions, seed),
         "rule": benchmark.rule,
         "interval": METHOD,
     }
+
+
+def _constants(benchmark: Benchmark, questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """Accuracy by task of each reply that never looks, and what the best one of each task makes together."""
+    replies = [benchmark.constants(question) for question in questions]
+    if not any(replies):
+        return {}
+    tasks: dict[str, list[tuple[Question, dict[str, str]]]] = {}
+    for question, named in zip(questions, replies, strict=True):
+        tasks.setdefault(question.groups.get("task", "all"), []).append((question, named))
+    shares: dict[str, dict[str, float]] = {}
+    for task, asked in tasks.items():
+        names = dict.fromkeys(name for _, named in asked for name in named)
+        right = {name: [benchmark.reply_is_right(q, named.get(name, ""), seed) for q, named in asked] for name in names}
+        shares[task] = {name: sum(found) / len(asked) for name, found in right.items()}
+    best = {task: max(named, key=named.__getitem__) for task, named in shares.items()}
+    results = [Result(q, named.get(best[task], "")) for task, asked in tasks.items() for q, named in asked]
+    metrics = {name: metric.share.accuracy for name, metric in benchmark.metrics(results, seed).items()}
+    pooled = share_of(results, lambda question, reply: benchmark.reply_is_right(question, reply, seed)).accuracy
+    headline = benchmark.headline or "accuracy"
+    reached = {"accuracy": pooled, **metrics}
+    together = {headline: reached[headline]} if headline in reached else {"accuracy": pooled}
+    return {"constants": {"tasks": shares, "best": best, "best of each task": together}}
 
 
 def score_table(report: dict[str, Any], title: str) -> Table:
@@ -100,6 +133,13 @@ def score_table(report: dict[str, Any], title: str) -> Table:
         table.add_section()
         for part, values in parts.items():
             row(f"{name}: {part}", values)
+    if constants := report.get("constants"):
+        table.add_section()
+        for task, name in constants["best"].items():
+            accuracy = constants["tasks"][task][name]
+            table.add_row(f"constant reply, {task}: {name!r}", f"{100 * accuracy:.1f}", "", "", "")
+        for name, accuracy in constants["best of each task"].items():
+            table.add_row(f"constant replies, {name}", f"{100 * accuracy:.1f}", "", "", "")
     return table
 
 
@@ -216,7 +256,11 @@ class EvalFolder:
 
 
 def taker(
-    shares: Shares, folders: Mapping[str, EvalFolder], questions: Sequence[Question], first: int = 0
+    shares: Shares,
+    folders: Mapping[str, EvalFolder],
+    questions: Sequence[Question],
+    first: int = 0,
+    key: Callable[[Question], Hashable] = span_of,
 ) -> Callable[[Group], Group]:
     """What `ask_all` needs so that no video is asked about by two processes.
 
@@ -225,11 +269,12 @@ def taker(
         folders: of all systems, by name.
         questions: all of them, the same for all processes.
         first: place of the first video.
+        key: which questions are asked together.
     """
-    places = {span: first + n for n, span in enumerate(dict.fromkeys(map(span_of, questions)))}
+    places = {span: first + n for n, span in enumerate(dict.fromkeys(map(key, questions)))}
 
     def take(group: Group) -> Group:
-        if not shares.take(places[span_of(next(iter(group.values()))[0])]):
+        if not shares.take(places[key(next(iter(group.values()))[0])]):
             return {}
         for name in group:
             folders[name].refresh()

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
+from liteframe.answer.labels import LABELS
+from liteframe.answer.memory import parse_memory
 from liteframe.answer.reduced_encoder import encoder_with
 from liteframe.evaluate.asking import Asking, System
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.evaluate.online import Watching
 from liteframe.evaluate.shares import this_rank
 from liteframe.files import file_digest
 from liteframe.models.checkpoints import checkpoint_source
@@ -55,6 +58,7 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
         prompt = benchmark.subtitle_prompt
     prompt = options["prompt"] or prompt
     check_prompt(prompt, subtitles)
+    prompts = _prompts(benchmark, options.get("prompts"))
     return Asking(
         frames=options["frames"],
         fps=options["fps"],
@@ -62,7 +66,44 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
         subtitles=subtitles,
         max_new_tokens=options["max_new_tokens"] or benchmark.max_new_tokens,
         deadline=options["deadline"],
+        prompts=prompts,
     )
+
+
+def _prompts(benchmark: Benchmark, given: Any) -> dict[str, str]:
+    """The benchmark's prompts by task, those that are given in their place."""
+    known = dict(benchmark.prompts)
+    if given is None:
+        return known
+    if not isinstance(given, dict) or (unknown := sorted(set(given) - set(known))):
+        found = unknown if isinstance(given, dict) else given
+        raise ValueError(f"prompts: unknown {found}; {benchmark.title} has some for {', '.join(known) or 'no task'}")
+    for prompt in given.values():
+        check_prompt(str(prompt), False)
+    return known | given
+
+
+def watching_of(benchmark: Benchmark, options: dict[str, Any]) -> Watching | None:
+    """How a stream is watched, checked; None where videos are read as a whole.
+
+    Raises:
+        ValueError: an option that has no effect is given, or there is no such memory or label.
+    """
+    given = {name: options.get(name) for name in ("memory", "labels", "restart")}
+    if not options.get("online"):
+        if benchmark.polls:
+            raise ValueError(f"{benchmark.title} polls a stream: add --online")
+        if idle := [f"--{name}" for name, value in given.items() if value]:
+            raise ValueError(f"{idle[0]} is about a stream: add --online")
+        return None
+    for name in ("frames", "subtitles", "reducer"):
+        if options[name]:
+            raise ValueError(f"--{name} is about videos that are read as a whole: leave it out, or leave out --online")
+    memory, labels = given["memory"] or "all", given["labels"] or "frames"
+    parse_memory(memory)
+    if labels not in LABELS:
+        raise ValueError(f"--labels {labels}: expected one of {', '.join(LABELS)}")
+    return Watching(memory, float(options["fps"] or 1.0), labels, bool(given["restart"]))
 
 
 def load_system(options: dict[str, Any]) -> System:
@@ -82,11 +123,19 @@ def load_system(options: dict[str, Any]) -> System:
 
 
 def determining(
-    benchmark: Benchmark, dataset: Dataset, asking: Asking, options: dict[str, Any], model: Any
+    benchmark: Benchmark,
+    dataset: Dataset,
+    asking: Asking,
+    options: dict[str, Any],
+    model: Any,
+    watching: Watching | None = None,
 ) -> dict[str, Any]:
     """Everything that determines the scores: a run is continued only if all of it is the same."""
     parts = {name: options[name] for name in ("vlm", "encoder", "adapter")}
-    asked = asdict(asking)
+    asked = {field.name: getattr(asking, field.name) for field in fields(asking)}
+    asked["prompts"] = dict(asking.prompts)
+    if not asking.prompts:
+        del asked["prompts"]
     del asked["deadline"]  # changes no reply: a run whose videos were too slow may be continued with another
     subtitles = {Path(q.subtitles) for q in dataset.questions if q.subtitles and Path(q.subtitles).is_file()}
     return {
@@ -101,6 +150,7 @@ def determining(
         "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"], options["positions"]),
         **({} if options["crops"] is None else {"crops": options["crops"]}),
         "asking": {**asked, "option_format": benchmark.option_format},
+        **({} if watching is None else {"online": asdict(watching)}),
         "decoding": {"kind": "greedy", "batch": 1},
         "rule": benchmark.rule,
         "seed": options["seed"],

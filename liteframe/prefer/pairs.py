@@ -17,7 +17,7 @@ from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
 from liteframe.evaluate.asking import Asking, System, VideoFrames, read_video
-from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question, ask_text
+from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.evaluate.benchmarks.own_questions import FreeForm, MultipleChoice, has_options, normalize
 from liteframe.evaluate.benchmarks.records import rows_of, text_field
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -143,7 +143,7 @@ class PairMaker:
         except NoViewsError as error:
             return {"reply": "", "outcome": str(error)}
         benchmark = self.questions.benchmark
-        text = ask_text(self.asking.prompt, question, benchmark.option_format)
+        text = benchmark.words(self.asking.prompts_by_task, question)
         chosen, rejected = (self._answer(video, slots, question, text, sessions) for slots in views)
         row = {"reply": chosen, "rejected": rejected, "question": text, "frames": len(video.frames)}
         if normalize(chosen) == normalize(rejected):

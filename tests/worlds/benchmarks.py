@@ -114,3 +114,95 @@ def hlvid(folder, video):
     write_rows(folder / "data/test-00000-of-00001.parquet", rows)
     place(video, folder / "videos/clip_0.mp4", folder / "videos/clip_1.mp4")
     return folder
+
+
+OVO_TASKS = {
+    "EPM": 297, "ASI": 148, "HLD": 186, "OCR": 149, "ACR": 109, "ATR": 116, "STU": 178, "FPD": 101, "OJR": 184,
+    "REC": 82, "SSR": 42, "CRR": 48,
+}  # fmt: skip
+OVO_QUERIES = {"REC": 698, "SSR": 629, "CRR": 240}
+OVO_VIDEOS = 644
+
+
+def ovo_items(counts=OVO_TASKS, queries=OVO_QUERIES, videos=OVO_VIDEOS, seconds=9):
+    """Made-up items with the fields and the counts of OVO-Bench's file; each query has a number in its words."""
+    items, asked = [], 0
+    for task, count in counts.items():
+        for n in range(count):
+            item = {"id": len(items), "task": task, "video": f"some/{len(items) % videos}.mp4"}
+            if task not in queries:
+                options = [f"option {k} of {asked}" for k in range(2 + asked % 4)]
+                gt = asked % 7 % len(options)
+                # As in the published file, `answer` is not always the option's text.
+                answer = options[gt] if asked % 3 else options[gt].upper()
+                realtime = 0.5 + (asked % seconds) if asked % 2 else 1 + asked % seconds
+                item |= {
+                    "question": f"What is query {asked}?",
+                    "answer": answer,
+                    "options": options,
+                    "gt": gt,
+                    "realtime": realtime,
+                }
+                asked += 1
+            else:
+                info = []
+                for _ in range(queries[task] // count + (n < queries[task] % count)):
+                    query = {"realtime": 1 + asked % seconds}
+                    query |= {"count": asked % 13} if task == "REC" else {"type": asked % 2}
+                    info.append(query | ({"step": f"step of query {asked}"} if task == "SSR" else {}))
+                    asked += 1
+                who = f"Who came in item {len(items)}?"
+                words = {
+                    "REC": {"activity": f"jump in item {len(items)}", "start_times": [1], "end_times": [2]},
+                    "SSR": {"tutorial": "bread", "all_steps": ["knead"], "start_time": 1, "end_time": 2},
+                    "CRR": {"question": who, "answer": "Ann", "ask_time": 1, "clue_time": 4},
+                }  # fmt: skip
+                item |= {**words[task], "test_info": info}
+            items.append(item)
+    return items
+
+
+def streaming_bench(folder, video):
+    """Real-time, sequential and proactive questions about videos of 3 seconds."""
+
+    def question(n, **changes):
+        options = [f"{letter}. {text}" for letter, text in zip("ABCD", COLOURS, strict=True)]
+        return {
+            "task_type": ("Object Recognition", "Counting")[n % 2], "question": f"What is it, {n}?",
+            "time_stamp": f"00:00:0{1 + n}", "answer": "ABCD"[n], "options": options, "required_ability": "memory",
+            **changes,
+        }  # fmt: skip
+
+    def record(name, *questions):
+        return {
+            "video_path": f"./videos/{name}.mp4",
+            "time": "[0:00:00 - 0:00:10]",
+            "video_categories": "x",
+            "questions": list(questions),
+        }
+
+    bare = question(1, options=[f"{letter}.{text}" for letter, text in zip("ABCD", COLOURS, strict=True)])
+    write_rows(
+        folder / "src/data/questions_real.json", [record("a", question(0)), record("b", bare), record("a", question(1))]
+    )
+    sequence = [record("c", question(n)) for n in range(2)]
+    write_rows(folder / "src/data/questions_sqa.json", [sequence])
+    row = {
+        "task_type": "Proactive Output", "question": "When a star comes, say \"star\".", "time_stamp": "00:00:20",
+        "ground_truth_time_stamp": "00:00:29", "ground_truth_output": "star", "required_ability": "memory",
+    }  # fmt: skip
+    write_rows(folder / "src/data/questions_proactive_50.json", [record("d", row)])
+    place(video, *(folder / f"src/data/videos/{name}.mp4" for name in "abc"), folder / "data/proactive/d.mp4")
+    return folder
+
+
+def ovbench(folder, video):
+    row = {
+        "video": "x/1.mp4", "start": 0, "end": 2, "middle_frame_timestamp": 1, "question": "What, 1?",
+        "candidates": COLOURS, "answer": "blue", "answer_type": "PastMemory", "sub_answer_type": "AR",
+    }  # fmt: skip
+    two = {**row, "start": 1.5, "end": 3, "fps": 8, "candidates": ["yes", "no"], "answer": "no"}
+    write_rows(folder / "json/tao.json", [row, two])
+    write_rows(folder / "json/coin.json", [row])
+    place(video, folder / "videos/tao/x/1.mp4", folder / "videos/coin/x/1.mp4")
+    return folder

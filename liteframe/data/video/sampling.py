@@ -165,6 +165,33 @@ def choose_frames(
     return _evenly(timeline, span, frames)
 
 
+def as_they_come(timeline: Timeline, fps: float, *, start: float | None = None, end: float | None = None) -> list[int]:
+    """Indices of the frames that a stream takes: the first, then each that is shown when the next one is due.
+
+    What is taken up to a moment does not depend on what comes after it.
+
+    Args:
+        timeline: when the video's frames are shown.
+        fps: frames a second that are taken; above the video's own rate, each is.
+        start: start of the span in seconds; None is the video's.
+        end: its end in seconds; None is the end of the video.
+
+    Raises:
+        ValueError: an argument is out of range or the span is empty.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}; it must be positive")
+    span = timeline.span(start, end)
+    chosen, due = [], timeline.time(span.first)
+    for index in range(span.first, span.stop):
+        time = timeline.time(index)
+        if time >= due - EPS:
+            chosen.append(index)
+            while due <= time + EPS:
+                due += 1 / fps
+    return chosen
+
+
 def _evenly(timeline: Timeline, span: Span, n: int) -> list[int]:
     """The frames shown in the middles of `n` equal parts of a span that has more frames than that."""
     if timeline.is_constant:

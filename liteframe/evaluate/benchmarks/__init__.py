@@ -6,12 +6,19 @@ from liteframe.evaluate.benchmarks.base import Benchmark
 from liteframe.evaluate.benchmarks.hlvid import HLVid
 from liteframe.evaluate.benchmarks.longvideobench import LongVideoBench
 from liteframe.evaluate.benchmarks.mlvu import MLVU
+from liteframe.evaluate.benchmarks.ovbench import OVBench
+from liteframe.evaluate.benchmarks.ovo_bench import OvoBench
 from liteframe.evaluate.benchmarks.own_questions import FreeForm, MultipleChoice, has_options
+from liteframe.evaluate.benchmarks.streaming_bench import StreamingBench, StreamingBenchAll, StreamingBenchProactive
 from liteframe.evaluate.benchmarks.video_mme import VideoMME
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (VideoMME(), MLVU(), LongVideoBench(), HLVid(), MultipleChoice(), FreeForm())
+    for benchmark in (
+        *(VideoMME(), MLVU(), LongVideoBench(), HLVid()),
+        *(OvoBench(), StreamingBench(), StreamingBenchAll(), StreamingBenchProactive(), OVBench()),
+        *(MultipleChoice(), FreeForm()),
+    )
 }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from liteframe.evaluate.intervals import Share, share
 from liteframe.evaluate.letters import ranked_letter
@@ -48,6 +49,25 @@ class Question:
 
 
 @dataclass(frozen=True)
+class StreamQuestion(Question):
+    """A question that is asked while a video runs: at `end`, about what was shown from `start` on.
+
+    Attributes:
+        kind: of its answer: "letter", "count", "yesno" or "proactive".
+        task: whose prompt it has, where a benchmark has several.
+        item: the record that it is of, where one is asked again and again; else "".
+        polls: seconds at which a proactive question's model is asked whether it is time to answer.
+        poll: what it is asked then.
+    """
+
+    kind: str = "letter"
+    task: str = ""
+    item: str = ""
+    polls: tuple[float, ...] = ()
+    poll: str = ""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Questions in the benchmark's order, and the annotation files they came from."""
 
@@ -82,9 +102,12 @@ class Benchmark(ABC):
             by a point or two with the wording.
         subtitle_prompt: the same where subtitles are shown; None where there are none.
         option_format: how one option is written, with `{letter}` and `{text}`.
+        option_separator: what stands between two options.
         max_new_tokens: longest answer.
         rule: how a letter is found in a reply, in words.
         headline: the metric that papers quote, where it is not the accuracy.
+        prompts: prompts by task, where they differ from `prompt`.
+        polls: whether it asks again and again until the model says that it is time, which only a stream can be asked.
         widens_subtitles: whether subtitle lines under 1 s count as 1 s long (LongVideoBench).
     """
 
@@ -94,9 +117,12 @@ class Benchmark(ABC):
     prompt: str
     subtitle_prompt: str | None = None
     option_format: str = "{letter}. {text}"
+    option_separator: str = "\n"
     max_new_tokens: int = 16
     rule: str = "the letter in the most telling place (lmms-eval's rule); none is wrong"
     headline: str | None = None
+    prompts: Mapping[str, str] = MappingProxyType({})
+    polls: bool = False
     widens_subtitles: bool = False
 
     @abstractmethod
@@ -106,6 +132,12 @@ class Benchmark(ABC):
         Raises:
             ValueError: it has another layout, or a broken file; names the file, the record and the remedy.
         """
+
+    def words(self, prompts: Mapping[str, str], question: Question, subtitles: str = "") -> str:
+        """What is asked, given prompts by task; that of "" is for all others."""
+        task = question.task if isinstance(question, StreamQuestion) else ""
+        prompt = prompts.get(task, prompts[""])
+        return ask_text(prompt, question, self.option_format, subtitles, self.option_separator)
 
     def choice(self, question: Question, reply: str, seed: int) -> str:
         """What a reply answers, to compare with `question.answer`; "" where it answers nothing."""
@@ -121,6 +153,10 @@ class Benchmark(ABC):
 
     def metrics(self, results: Sequence[Result], seed: int) -> dict[str, Metric]:
         """Further ways to score the same replies."""
+        return {}
+
+    def constants(self, question: Question) -> dict[str, str]:
+        """Replies that look at nothing, by name: what a score has to be compared with; none where nobody does so."""
         return {}
 
 
@@ -153,9 +189,12 @@ def check_prompt(prompt: str, subtitles: bool) -> None:
         raise ValueError(f"the prompt {prompt!r} lacks {{{lacking[0]}}}")
 
 
-def ask_text(prompt: str, question: Question, option_format: str, subtitles: str = "") -> str:
+def ask_text(
+    prompt: str, question: Question, option_format: str, subtitles: str = "", option_separator: str = "\n"
+) -> str:
     """The prompt of one question; a line that is nothing but `{options}` goes where the question has none apart."""
-    listed = "\n".join(option_format.format(letter=LETTERS[i], text=text) for i, text in enumerate(question.options))
+    written = (option_format.format(letter=LETTERS[i], text=text) for i, text in enumerate(question.options))
+    listed = option_separator.join(written)
     if not question.options:
         prompt = re.sub(r"\n?\{options\}", "", prompt)
     values = {"question": question.text, "options": listed, "subtitles": subtitles}
