@@ -17,24 +17,23 @@ from liteframe.training.report import tell
 Shape = tuple[int, int]
 
 
-def frame_shapes(entries: list[VideoEntry], deadline: float) -> list[Shape | None]:
+def frame_shapes(entries: list[VideoEntry], decoder: DecodeProcess) -> list[Shape | None]:
     """(height, width) of each video's frames as they are shown; None of one that cannot be looked at.
 
     Args:
         entries: those that do not tell it are looked through, and completed.
-        deadline: seconds that one file may take.
+        decoder: looks at the files.
     """
     if unknown := [i for i, entry in enumerate(entries) if entry.height is None or entry.width is None]:
         tell(
             f"looking through {len(unknown)} videos for the shape of their frames, which batches are made by; a list "
             "from `liteframe scan` tells it"
         )
-        with DecodeProcess(deadline) as decoder:
-            for i in unknown:
-                try:
-                    entries[i] = entries[i].with_facts(decoder.probe(entries[i].video))
-                except VideoError:
-                    continue  # found again, counted and listed when its clip is wanted
+        for i in unknown:
+            try:
+                entries[i] = entries[i].with_facts(decoder.probe(entries[i].video))
+            except VideoError:
+                continue  # found again, counted and listed when its clip is wanted
     return [None if entry.height is None or entry.width is None else (entry.height, entry.width) for entry in entries]
 
 

@@ -96,7 +96,7 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         min_fps: lowest rate of a clip in frames per second.
         augment: None takes the middle clip of each video, unchanged.
         seed: seed of positions and augmentation.
-        deadline: seconds that reading one file may take.
+        decoder: reads the files; several data sets can share one. None is one of its own.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class ClipDataset(Dataset["Clip | VideoError"]):
         min_fps: float = 1.0,
         augment: Augmentation | None = None,
         seed: int = 0,
-        deadline: float = 30.0,
+        decoder: DecodeProcess | None = None,
     ):
         self.entries = list(entries)
         self.clip_frames, self.min_fps, self.augment, self.seed = clip_frames, min_fps, augment, seed
         self.frame_format, self.sizes = frame_format, sizes
-        self.decoder = DecodeProcess(deadline)
+        self.decoder = DecodeProcess() if decoder is None else decoder
 
     def __len__(self) -> int:
         """Number of videos."""

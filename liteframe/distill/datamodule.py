@@ -18,7 +18,7 @@ from typing_extensions import override
 from liteframe.data.manifest import VideoEntry, hold_out, list_digest, load_manifest
 from liteframe.data.preprocess import FrameFormat
 from liteframe.data.stream import BucketedStream, ClipStream, FirstClips, FixedBatches, Key
-from liteframe.data.video.process import serve_parent
+from liteframe.data.video.process import DecodeProcess, serve_parent
 from liteframe.distill.buckets import Shape, clip_sizes, frame_shapes
 from liteframe.distill.cache import TargetCache
 from liteframe.distill.cache.dataset import CachedClips
@@ -85,6 +85,7 @@ class ClipDataModule(LightningDataModule):
         size = (size, size) if isinstance(size, int) else size
         self.frame_format = frame_format if size is None else replace(frame_format, size=size)
         self.workers, self.deadline, self.seed = workers, deadline, seed
+        self.decoder = DecodeProcess(deadline)  # of all data sets; each worker gets its own
         self.max_failure_rate, self.cache = max_failure_rate, cache
 
     @cached_property
@@ -125,7 +126,7 @@ class ClipDataModule(LightningDataModule):
         trainer = self.trainer
         shapes: list[list[Shape | None]] = []
         if trainer is None or trainer.is_global_zero:
-            shapes = [frame_shapes(entries, self.deadline) for entries in self._entries]
+            shapes = [frame_shapes(entries, self.decoder) for entries in self._entries]
         if trainer is not None and trainer.world_size > 1:
             shapes = trainer.strategy.broadcast(shapes)
         train, val = (clip_sizes(part, self.frame_format) for part in shapes)
@@ -253,7 +254,7 @@ class ClipDataModule(LightningDataModule):
         sizes = None if self.sizes is None else self.sizes[part == "val"]
         clips = ClipDataset(
             entries, self.frame_format, clip_frames=self.clip_frames, sizes=sizes, min_fps=self.min_fps,
-            augment=augment, seed=self.seed, deadline=self.deadline,
+            augment=augment, seed=self.seed, decoder=self.decoder,
         )  # fmt: skip
         return clips if self.target_cache is None else CachedClips(self.target_cache, part, clips)
 

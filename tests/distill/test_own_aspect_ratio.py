@@ -14,6 +14,7 @@ from liteframe import encode_video
 from liteframe.cli.main import main
 from liteframe.data.manifest import VideoEntry
 from liteframe.data.preprocess import FrameFormat
+from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.reader import read_frames
 from liteframe.distill.buckets import clip_sizes, describe_sizes, frame_shapes
 from liteframe.distill.cache.build import build_cache
@@ -153,7 +154,7 @@ def test_lists_that_tell_shapes_are_believed_and_elongated_videos_fail_alone():
     entries = [
         VideoEntry(f"{i}.mp4", height=h, width=w) for i, (h, w) in enumerate([(9, 16), (16, 9), (16, 9), (1, 9)])
     ]
-    sizes = clip_sizes(frame_shapes(entries, deadline=1.0), frames)
+    sizes = clip_sizes(frame_shapes(entries, DecodeProcess()), frames)
     assert sizes == [FILM, PHONE, PHONE, PHONE]
     assert describe_sizes(sizes, step=1) == [
         "frames keep their aspect ratio; sizes of clips, height x width, and videos that have them: "
