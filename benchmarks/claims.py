@@ -16,7 +16,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,25 +44,43 @@ def done(shop: Workshop, cell: Cell) -> dict[str, Any]:
 
 
 def main(work: Path, output: Path, page_file: Path, setup: Setup, minutes: float | None = None) -> None:
-    """Do what is missing as long as there is time, and write what is there after each cell.
+    """Do what is missing as long as there is time, and write what is there after each cell; errors as of `resume`."""
+    work.mkdir(parents=True, exist_ok=True)
+    shop = Workshop(work, setup)
+    head = {"setup": asdict(setup)}
+    for cells in resume(work, head, plan(), lambda cell: done(shop, cell), minutes):
+        write(cells, setup, output, page_file)
+
+
+def resume(
+    work: Path, head: dict[str, Any], cells: Sequence[Cell], do: Callable[[Cell], dict[str, Any]], minutes: float | None
+) -> Iterator[list[dict[str, Any]]]:
+    """Do the cells that WORK/cells.jsonl does not hold, on one thread, as long as there is time.
+
+    Args:
+        work: an existing folder.
+        head: what cells must have in common to stand in one file.
+        cells: in order.
+        do: what comes of a cell.
+        minutes: of wall time; None: as long as it takes.
+
+    Yields:
+        All rows so far, after each cell, and once more at the end.
 
     Raises:
         ValueError: the folder holds cells of another setup, or is in use.
     """
     torch.set_num_threads(1)
     began = time.monotonic()
-    work.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(work, setup)
     with Journal(work / "cells.jsonl") as journal:
         rows = [row for _, row in journal.rows("remove this line, and it is done again")]
-        head = {"setup": asdict(setup)}
         if not rows:
             journal.append(head)
         elif rows[0] != head:
             raise ValueError(f"{work} holds cells of another setup: {rows[0]}; name another folder (--work)")
-        cells, longest = rows[1:], max((row["wall_seconds"] for row in rows[1:]), default=0.0)
-        known = [row["cell"] for row in cells]
-        for cell in plan():
+        done, longest = rows[1:], max((row["wall_seconds"] for row in rows[1:]), default=0.0)
+        known = [row["cell"] for row in done]
+        for cell in cells:
             if cell.key() in known:
                 continue
             start, cpu = time.monotonic(), time.process_time()
@@ -70,15 +88,15 @@ def main(work: Path, output: Path, page_file: Path, setup: Setup, minutes: float
                 print("out of time; the same command goes on", file=sys.stderr)
                 break
             print(f"{cell.kind} {cell.name} {cell.seed}", file=sys.stderr, flush=True)
-            row = {"cell": cell.key(), **done(shop, cell)}
+            row = {"cell": cell.key(), **do(cell)}
             row |= {"cpu_seconds": round(time.process_time() - cpu, 1)}
             row |= {"wall_seconds": round(time.monotonic() - start, 1)}
             journal.append(row)
             journal.sync()
-            cells.append(row)
+            done.append(row)
             longest = max(longest, row["wall_seconds"])
-            write(cells, setup, output, page_file)
-        write(cells, setup, output, page_file)
+            yield done
+        yield done
 
 
 def write(cells: Sequence[dict[str, Any]], setup: Setup, output: Path, page_file: Path) -> None:

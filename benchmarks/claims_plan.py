@@ -34,7 +34,7 @@ class Variant:
         student: fields of LiteFrameConfig.
         objective: a name of `objectives`.
         target: fields of TargetSettings.
-        weighed: whether WAP weighs, or targets are plain means.
+        saliency: what WAP weighs by: "own", the teacher's, "mean", nothing, or "norm", the length of a feature.
         init: weight_selection or random.
         frames: of a video at which it is asked.
     """
@@ -42,7 +42,7 @@ class Variant:
     student: dict[str, Any] = field(default_factory=dict)
     objective: str = "ctd"
     target: dict[str, Any] = field(default_factory=dict)
-    weighed: bool = True
+    saliency: str = "own"
     init: str = "weight_selection"
     frames: tuple[int, ...] = (WHOLE,)
 
@@ -56,7 +56,7 @@ BASE = "student"
 # In the order of their value. Frames other than all 64 give 16 tokens of the language model at each compression.
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(frames=(8, 16, 32, WHOLE)),
-    "plain means": Variant(weighed=False),
+    "plain means": Variant(saliency="mean"),
     "no mixer": Variant({"temporal_mixer": "none"}),
     "spatial only": Variant(strided((1, (1, 2, 2)), (2, (1, 2, 2)), temporal_mixer="none")),
     "attn": Variant({"temporal_mixer": "attn"}),

@@ -29,7 +29,7 @@ from liteframe.models.student.weight_selection import select_from_vit
 from liteframe.models.teacher.base import HALVES, Teacher
 from liteframe.models.teacher.timm_vit import TimmTower
 from liteframe.toyworld.scenes import render, scene_for
-from liteframe.toyworld.vision_pretrain import PatchHeads, frame_batches, owners
+from liteframe.toyworld.vision_pretrain import GRID, PatchHeads, owners, view_batches
 from liteframe.training.report import environment
 
 STARTS = ("teacher", "other ViT", "random")
@@ -60,14 +60,15 @@ def other_vit(setup: Setup, world: World) -> tuple[Teacher, dict[str, float]]:
     heads = PatchHeads(config.dim)
     scenes = [scene_for(1, index) for index in range(setup.vit_scenes)]
     videos, owner = np.stack([render(scene) for scene in scenes]), np.stack([owners(scene) for scene in scenes])
-    batches = frame_batches(videos, scenes, owner, setup.vit_batch, seed=0)
+    batches = view_batches(videos, scenes, owner, setup.vit_batch, seed=0)
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=1e-3)
     figures: dict[str, float] = {}
     for step, (frames, *labels) in zip(range(setup.vit_steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50, (setup.vit_steps - step) / 100)
-        tokens = model.forward_features((torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
-        loss, figures = heads.losses(tokens, *labels)
+        tokens = model.forward_features((torch.from_numpy(frames[:, 0]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+        patches = tokens[:, 1:].unflatten(1, (GRID, GRID))
+        loss, figures = heads.losses(patches, tokens[:, 0], *labels)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -55,3 +55,19 @@ def frame_size(
 
     rows, columns = min(grids, key=distance)
     return rows * down, columns * across
+
+
+def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels to which a frame is brought before the center is cut out ("crop"): it covers `size`.
+
+    The longer side is cut to whole pixels, not rounded, as torchvision's Resize does, and timm's with it.
+    """
+    if size[0] * width >= size[1] * height:
+        return size[0], width * size[0] // height
+    return height * size[1] // width, size[1]
+
+
+def center_cut(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the center of a frame that covers `size`, where torchvision's center_crop has it."""
+    top, left = (round((whole - part) / 2) for whole, part in zip((height, width), size, strict=True))
+    return slice(top, top + size[0]), slice(left, left + size[1])

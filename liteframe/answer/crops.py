@@ -89,7 +89,7 @@ class CropEncoder(EncoderOnTop):
 
     Raises:
         ValueError: the model numbers the places of tokens in a frame, which crops would need numbers for too, or sees
-            frames in their own aspect ratio.
+            frames in their own aspect ratio, or their center.
     """
 
     _whole: ClipEncoder
@@ -100,7 +100,8 @@ class CropEncoder(EncoderOnTop):
                 f"crops are for models that count tokens like words; {type(whole.model).__name__} does not"
             )
         if whole.processor.resize != "squash":
-            raise ValueError("crops are for models that see frames of one size; this one sees each in its own shape")
+            seen = {"crop": "the center of each", "aspect": "each in its own shape"}[whole.processor.resize]
+            raise ValueError(f"crops are for models that see whole frames of one size; this one sees {seen}")
         super().__init__(whole)
         self.most, self.views, self.mode = most, views, mode
         self.size: Grid = whole.processor.frame_size

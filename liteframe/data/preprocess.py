@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from liteframe.frame_size import RESIZE_MODES, frame_size
+from liteframe.frame_size import RESIZE_MODES, center_cut, covering_size, frame_size
 
 # Frames larger than this many times the wanted size are shrunk inside the decoder: a 4K clip would fill the memory.
 OVERSIZE = 2
@@ -116,13 +116,10 @@ class FrameTransform:
         return video.to(torch.float32).div_(255).sub_(mean).div_(std).contiguous()
 
     def _crop(self, video: torch.Tensor) -> torch.Tensor:
-        (height, width), (out_height, out_width) = video.shape[-2:], self.size
-        # The longer side is cut to whole pixels, not rounded, as torchvision's Resize does, and timm's with it.
-        if out_height * width >= out_width * height:
-            covered = (out_height, width * out_height // height)
-        else:
-            covered = (height * out_width // width, out_width)
-        return F.center_crop(self._resize(video, covered), list(self.size))
+        height, width = video.shape[-2:]
+        covered = covering_size(height, width, self.size)
+        rows, columns = center_cut(*covered, self.size)
+        return self._resize(video, covered)[..., rows, columns]
 
     @staticmethod
     def _resize(video: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

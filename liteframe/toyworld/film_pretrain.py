@@ -34,7 +34,7 @@ from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
 from liteframe.toyworld.film_files import CHOICES, option_row, options_of
 from liteframe.toyworld.films import FPS, LENGTHS, SCENE_SECONDS, SETTLED, TASKS, Film, film_words, questions_at
 from liteframe.toyworld.language_pretrain import Packed, answer_loss
-from liteframe.toyworld.model import PATCH, TOKENS_PER_FRAME, build_tokenizer
+from liteframe.toyworld.model import PATCH, TOKENS_PER_FRAME, build_processor, build_tokenizer
 from liteframe.toyworld.pretrain import normalized, optimize, rendered_videos, save_checkpoint
 from liteframe.toyworld.scenes import FRAMES, SIZE, scene_for
 
@@ -75,9 +75,11 @@ def load_film_model(folder: str | Path, encoder: str | Path | None = None) -> tu
 @torch.inference_mode()
 def pooled_features(base: str, videos: np.ndarray, progress: Progress) -> Tensor:
     """What WAP makes of the teacher's features of scenes uint8 [V,T,H,W,3]: float16 [V,slots,h,w,C]."""
-    pooled = PooledTeacher(load_teacher(base), STUDENT.compression)
+    teacher = load_teacher(base)
+    pooled, looks = PooledTeacher(teacher, STUDENT.compression), (teacher.image_mean, teacher.image_std)
     rows = [
-        pooled(normalized(video)[None]).tokens[0].half() for video in progress.track(videos, description="features")
+        pooled(normalized(video, *looks)[None]).tokens[0].half()
+        for video in progress.track(videos, description="features")
     ]
     return torch.stack(rows)
 
@@ -133,8 +135,11 @@ class FilmPacker:
                 labels[b, q, len(tokens) - answer : len(tokens)] = tokens[-answer:]
         nothing = torch.full((films, len(slots), 2, TOKENS // 2, 3), -100)  # no read-outs
         choice = torch.zeros(1, dtype=torch.long)
+        prefix = self.prefix(slots * SLOT / FPS + start)
+        shows = prefix == self.tokenizer.context_image_token_id
+        positions = torch.arange(len(prefix)).expand(1, films, -1)
         packed = Packed(
-            torch.from_numpy(slots), self.prefix(slots * SLOT / FPS + start), torch.from_numpy(ids),
+            torch.from_numpy(slots), prefix.expand(films, -1), shows, positions, torch.from_numpy(ids),
             torch.from_numpy(labels), chosen, np.zeros((films, QUESTIONS), np.int64), nothing, (choice, choice, choice),
         )  # fmt: skip
         return packed, torch.from_numpy(shown), tasks
@@ -168,8 +173,11 @@ def film_loss(
         shown: the slots it shows.
     """
     patches = features[shown[..., 0], shown[..., 1]].float()  # [films,S,h,w,C]
+    inner = model.model
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _, right = answer_loss(model, patches, packed)
+        blocks = inner.pixel_shuffle(patches.flatten(0, 1), scale_factor=0.5)  # [films*S,h/2,w/2,4C]
+        tokens = inner.multi_modal_projector(blocks.flatten(1, 2)).unflatten(0, patches.shape[:2]).flatten(1, 2)
+        loss, _, right = answer_loss(model, tokens, packed)
     return loss, right
 
 
@@ -248,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     with replacing(args.out) as temporary:
-        save_checkpoint(model, tokenizer, temporary, CARD)
+        save_checkpoint(model, build_processor(tokenizer), temporary, CARD)
         write_json(temporary / "pretraining.json", record)
     print(json.dumps(record, indent=2))
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -38,13 +38,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+MARKS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def build_tokenizer(further: Sequence[str] = (), marks: Mapping[str, str] = MARKS) -> PreTrainedTokenizerFast:
     """A word-level tokenizer: words, whole numbers, punctuation and line breaks are tokens; spaces are dropped.
 
     Args:
         further: words that it knows, too; the numbers of the others do not depend on them.
+        marks: the control tokens of a family's prompts, by the attribute of the tokenizer that holds each.
     """
-    special = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+    special = ["<|endoftext|>", "<unk>", "<|im_start|>", "<|im_end|>", *marks.values()]
     words = sorted({word for text in vocabulary_texts() for word in text.replace("?", " ").replace(",", " ").split()})
     words += ["system", "user", "assistant", "Frame", "?", ",", ".", ":", "-", "\n"]
     words += [str(n) for n in range(MAX_FRAME_NUMBER + 1)]
@@ -59,12 +68,7 @@ def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
+        extra_special_tokens=dict(marks),
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
     )

@@ -67,22 +67,24 @@ class Flash:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is needed to draw one video; `movers` are in order of appearance."""
+    """Everything that is needed to draw one video; `movers` are in order of appearance, `size` is (height, width)."""
 
     movers: tuple[Mover, Mover]
     flash: Flash
     background: tuple[int, int, int]
     noise_seed: int
+    size: tuple[int, int] = (SIZE, SIZE)
 
 
-def _draw_mover(rng: np.random.Generator, shape: str, colour: str, first: int) -> Mover:
+def _draw_mover(rng: np.random.Generator, shape: str, colour: str, first: int, size: tuple[int, int]) -> Mover:
     direction = str(rng.choice(list(DIRECTIONS)))
-    radius = float(rng.uniform(8.5, 11.0))
-    travel = float(rng.uniform(26.0, SIZE - 2 * radius - 2))
-    lo, hi = radius + 1, SIZE - radius - 1
-    along = float(rng.uniform(lo, hi - travel))  # coordinate at the low end of the way
-    across = float(rng.uniform(lo, hi))
     dx, dy = DIRECTIONS[direction]
+    length, breadth = size[::-1] if dx else size  # pixels along the way, and across it
+    radius = float(rng.uniform(8.5, 11.0))
+    travel = float(rng.uniform(26.0, length - 2 * radius - 2))
+    lo = radius + 1
+    along = float(rng.uniform(lo, length - lo - travel))  # coordinate at the low end of the way
+    across = float(rng.uniform(lo, breadth - lo))
     if dx + dy < 0:
         along += travel
     start = (along, across) if dx else (across, along)
@@ -97,22 +99,28 @@ def _separated(movers: tuple[Mover, Mover]) -> bool:
     return float((gap < 0).mean()) <= 0.15
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: colours and shapes of the two movers differ, and the star has a third colour."""
+def sample_scene(rng: np.random.Generator, size: tuple[int, int] = (SIZE, SIZE)) -> Scene:
+    """Draw a scene: colours and shapes of the two movers differ, and the star has a third colour.
+
+    Args:
+        rng: that draws.
+        size: height and width in pixels; the shapes are of the same size in all.
+    """
     colours = [str(c) for c in rng.permutation(list(COLOURS))[:3]]
     shapes = [str(s) for s in rng.permutation(SHAPES)[:2]]
     first = int(rng.integers(0, 7))
     second = first + int(rng.integers(17, 27))  # > 2 sampling periods of an 8-frame reading: the order is visible to it
     while True:
         movers = (
-            _draw_mover(rng, shapes[0], colours[0], first),
-            _draw_mover(rng, shapes[1], colours[1], second),
+            _draw_mover(rng, shapes[0], colours[0], first, size),
+            _draw_mover(rng, shapes[1], colours[1], second, size),
         )
         if _separated(movers):
             break
     when = int(rng.integers(1, FRAMES - FLASH_FRAMES))
     radius = float(rng.uniform(7.0, 8.5))
-    spots = rng.uniform(radius + 1, SIZE - radius - 1, size=(64, 2))
+    lo = radius + 1
+    spots = rng.uniform(lo, np.array(size[::-1]) - lo, size=(64, 2))
     there = np.array([m.centre(max(when, m.first)) for m in movers])
     clear = np.linalg.norm(spots[:, None] - there[None], axis=-1).min(axis=1)
     spot = spots[int(np.argmax(clear > 18.0))] if (clear > 18.0).any() else spots[int(np.argmax(clear))]
@@ -120,12 +128,14 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     grey = int(rng.integers(15, 60))
     tint = rng.integers(-8, 9, size=3)
     background = tuple(int(np.clip(grey + t, 0, 255)) for t in tint)
-    return Scene(movers, flash, background, int(rng.integers(0, 2**31)))  # type: ignore[arg-type]
+    return Scene(movers, flash, background, int(rng.integers(0, 2**31)), size)  # type: ignore[arg-type]
 
 
-def coverage(shape: str, centre: tuple[float, float], radius: float, size: int = SIZE) -> np.ndarray:
-    """Opacity in [0, 1] of a shape on the pixel grid, `[size, size]`, with edges one pixel soft."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+def coverage(
+    shape: str, centre: tuple[float, float], radius: float, size: tuple[int, int] = (SIZE, SIZE)
+) -> np.ndarray:
+    """Opacity in [0, 1] of a shape on the pixel grid, `[H, W]`, with edges one pixel soft."""
+    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     dx, dy = x + 0.5 - centre[0], y + 0.5 - centre[1]
     if shape == "circle":
         inside = radius - np.hypot(dx, dy)
@@ -156,17 +166,18 @@ def visible_objects(scene: Scene, frame: int) -> list[tuple[str, str, tuple[floa
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Frames of a scene, uint8 RGB `[FRAMES, SIZE, SIZE, 3]`."""
+    """Frames of a scene, uint8 RGB `[FRAMES, H, W, 3]`."""
     rng = np.random.default_rng(scene.noise_seed)
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
+    height, width = scene.size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) / SIZE
     slope = rng.uniform(-12, 12, size=2)
     backdrop = np.array(scene.background, np.float32) + (slope[0] * x + slope[1] * y)[..., None]
     backdrop = backdrop + rng.normal(0.0, 2.5, size=backdrop.shape)
-    frames = np.empty((FRAMES, SIZE, SIZE, 3), np.uint8)
+    frames = np.empty((FRAMES, height, width, 3), np.uint8)
     for t in range(FRAMES):
         canvas = backdrop.copy()
         for shape, colour, centre, radius in visible_objects(scene, t):
-            alpha = coverage(shape, centre, radius)[..., None]
+            alpha = coverage(shape, centre, radius, scene.size)[..., None]
             canvas = canvas * (1 - alpha) + np.array(COLOURS[colour], np.float32) * alpha
         frames[t] = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     return frames
@@ -186,6 +197,6 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-def scene_for(seed: int, index: int) -> Scene:
-    """The scene with a given number in the world of a given seed."""
-    return sample_scene(np.random.default_rng([seed, index]))
+def scene_for(seed: int, index: int, size: tuple[int, int] = (SIZE, SIZE)) -> Scene:
+    """The scene with a given number in the world of a given seed, of a height and width in pixels."""
+    return sample_scene(np.random.default_rng([seed, index]), size)

@@ -64,7 +64,7 @@ def test_parts_of_a_claim(report):
 
 
 def test_every_student_of_the_plan_is_one(claims):
-    from claims_cells import TOY
+    from toy_students import TOY
 
     for variant in claims.VARIANTS.values():
         config = LiteFrameConfig(**{**TOY["student"], **variant.student})

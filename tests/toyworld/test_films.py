@@ -136,7 +136,7 @@ def test_packed_questions_are_read_as_a_session_reads_them(film):
             assert tokenizer.unk_token_id not in words
             text = " ".join(tokenizer.convert_ids_to_tokens(words[:begin])).split(" <|im_end|>")[0]
             whole = whole_prompt(session.model, tokenizer, session._lines, session._shown(""), text, None)
-            assert whole.ids[0].tolist() == [*packed.prefix.tolist(), *words[:begin].tolist()]
+            assert whole.ids[0].tolist() == [*packed.prefix[0].tolist(), *words[:begin].tolist()]
             answer = labels[labels != -100]
             embedded = torch.cat([whole.embeddings, model.get_input_embeddings()(answer)[None]], dim=1)
             logits = model.lm_head(model.model.language_model(inputs_embeds=embedded).last_hidden_state[0])

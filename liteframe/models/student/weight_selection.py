@@ -30,8 +30,8 @@ class Selection:
 
     Attributes:
         weights: tensors for the student's embeddings, blocks and head, under the names of its state dict.
-        random: names of embeddings that the teacher cannot provide (cls_token of a teacher without cls, pos_embed of
-            one with rotary positions): they keep the student's own random start.
+        random: names of what the teacher cannot provide (cls_token of a teacher without cls, pos_embed of one with
+            rotary positions alone, blocks.*.mlp of one with gated MLPs): it keeps the student's own random start.
         differences: what the teacher computes otherwise than a student does, so that one of the teacher's own size
             comes near its features but does not repeat them; a sentence each.
     """
@@ -74,8 +74,7 @@ def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
     head[kept.residual, torch.arange(config.dim)] = 1.0
     weights |= {"head.weight": head, "head.bias": torch.zeros(config.teacher_dim)}
     weights = {name: tensor.float().cpu().clone() for name, tensor in weights.items()}
-    random = tuple(name for name in ("cls_token", "pos_embed") if name not in weights)
-    return Selection(weights, random, vit.differences)
+    return Selection(weights, _random(vit, weights), vit.differences)
 
 
 def select_from_vit(other: Teacher, config: LiteFrameConfig) -> Selection:
@@ -98,8 +97,7 @@ def select_from_vit(other: Teacher, config: LiteFrameConfig) -> Selection:
     patch = weights["patch_embed.weight"]  # [C,3,p,p]
     weights["patch_embed.bias"] += torch.einsum("cxhw,x->c", patch, shift)
     weights["patch_embed.weight"] = patch * scale[:, None, None]
-    random = tuple(name for name in ("cls_token", "pos_embed") if name not in weights)
-    return Selection(weights, random, vit.differences)
+    return Selection(weights, _random(vit, weights), vit.differences)
 
 
 def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> LiteFrameEncoder:
@@ -152,7 +150,7 @@ def _kept(vit: VitWeights, config: LiteFrameConfig) -> Kept:
         residual=uniform_indices(vit.dim, config.dim),
         heads=heads,
         qkv=(torch.arange(3)[:, None] * vit.dim + heads).flatten(),  # [3C]
-        hidden=uniform_indices(vit.mlp_dim, config.hidden),
+        hidden=uniform_indices(vit.mlp_dim or config.hidden, config.hidden),
     )
 
 
@@ -194,8 +192,16 @@ def _cut(
         weights["pos_embed"] = positions
     for number, block in enumerate(blocks):
         for name, indices in axes.items():
+            if vit.mlp_dim is None and name.startswith(("mlp.", "ls2")):
+                continue
             weights[f"blocks.{number}.{name}"] = _take(vit.tensors[f"blocks.{block}.{name}"], indices)
     return weights
+
+
+def _random(vit: VitWeights, weights: dict[str, Tensor]) -> tuple[str, ...]:
+    """What a student has and these weights do not, the head aside."""
+    missing = [name for name in ("cls_token", "pos_embed") if name not in weights]
+    return (*missing, "blocks.*.mlp") if vit.mlp_dim is None else tuple(missing)
 
 
 def _take(tensor: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
@@ -236,7 +242,9 @@ def _check_sizes(vit: VitWeights, config: LiteFrameConfig, source: str) -> None:
         "mlp_dim": (config.hidden, vit.mlp_dim),
     }
     too_large = [
-        f"{name} (student {ours}, {source} {theirs})" for name, (ours, theirs) in pairs.items() if ours > theirs
+        f"{name} (student {ours}, {source} {theirs})"
+        for name, (ours, theirs) in pairs.items()
+        if theirs is not None and ours > theirs
     ]
     if too_large:
         raise ValueError(

@@ -34,4 +34,6 @@ class Glm4vTower(QwenTower):
 
     @override
     def vit_weights(self) -> VitWeights:
-        raise ValueError(f"the teacher's blocks have RMSNorm and gated MLPs, which a student has not, {REMEDY}")
+        raise ValueError(
+            f"the teacher normalizes tokens before its first block (post_conv_layernorm), a student not, {REMEDY}"
+        )

@@ -3,6 +3,7 @@
 Shapes: B videos, T frames, t = ceil(T / 2) pairs, (h,w) patch grid, C channels.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class QwenTower(Tower):
             if not name.startswith(OF_THE_LANGUAGE_MODEL)
         }
         side = round(getattr(config, "num_position_embeddings", 0) ** 0.5)
-        return vit_weights(
+        weights = vit_weights(
             kept,
             heads=config.num_heads,
             cls=False,
@@ -81,3 +82,7 @@ class QwenTower(Tower):
             rotary=True,
             activation=self.model.blocks[0].mlp.act_fn,
         )
+        if not getattr(config, "window_size", None):
+            return weights
+        windows = f"most of its blocks attend within windows of {config.window_size} pixels, a student's within frames"
+        return replace(weights, differences=(*weights.differences, windows))

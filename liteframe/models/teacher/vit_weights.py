@@ -37,6 +37,7 @@ _ALIASES = (
     (r"mlp\.(?:fc1|up_proj)\.(weight|bias)", r"mlp.fc1.\1"),
     (r"mlp\.(?:fc2|down_proj)\.(weight|bias)", r"mlp.fc2.\1"),
 )
+_GATE = re.compile(r"mlp\.(?:gate_proj|fc1_g|weights_in)\.weight")  # of an MLP like SwiGLU
 _PATCH = re.compile(r"patch_embed(?:\.proj|dings\.projection|dings|ding)\.(weight|bias)")
 _CLS = re.compile(r"cls_token|class_embedding")
 _POSITIONS = re.compile(r"pos_embed|position_embeddings|position_embedding\.weight")
@@ -57,7 +58,7 @@ class VitWeights:
     Attributes:
         tensors: patch_embed.{weight,bias}; cls_token [1,1,C] and pos_embed [1,1+h*w,C] where the ViT has them; and
             of each block norm1, attn.qkv [3C,C], attn.proj, ls1, norm2, mlp.fc1, mlp.fc2, ls2, with ones for a
-            LayerScale and zeros for a bias that the ViT does not have.
+            LayerScale and zeros for a bias that the ViT does not have. Without mlp and ls2 where its MLPs are gated.
         heads: attention heads. depth: blocks. dim: channels C.
         grid: rows and columns of pos_embed.
         differences: what the ViT computes otherwise than these tensors in a student do; a sentence each.
@@ -71,9 +72,10 @@ class VitWeights:
     differences: tuple[str, ...] = ()
 
     @property
-    def mlp_dim(self) -> int:
-        """Channels inside the MLP."""
-        return self.tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    def mlp_dim(self) -> int | None:
+        """Channels inside the MLP; None where there is none that a student's could be cut from."""
+        layer = self.tensors.get("blocks.0.mlp.fc1.weight")
+        return None if layer is None else layer.shape[0]
 
 
 def vit_weights(
@@ -98,16 +100,19 @@ def vit_weights(
         activation: of its MLPs.
 
     Raises:
-        ValueError: the ViT is not a plain pre-norm one (it normalizes before its blocks, its MLP is gated or has
-            another activation than a GELU, it normalizes queries, ...), or lacks a tensor; the message names it.
+        ValueError: the ViT is not a plain pre-norm one (it normalizes before its blocks, its MLP has another activation
+            than a GELU, it normalizes queries, ...), or lacks a tensor; the message names it.
     """
     blocks: dict[int, dict[str, Tensor]] = {}
+    gated = any((match := _BLOCK.fullmatch(name)) and _GATE.fullmatch(match[2]) for name in state)
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         # Older versions of transformers keep CLIP and SigLIP in a module of this name.
         local = name.removeprefix("vision_model.")
         embedding = local.removeprefix("embeddings.")
         if match := _BLOCK.fullmatch(local):
+            if gated and match[2].startswith("mlp."):
+                continue  # named among the differences
             blocks.setdefault(int(match[1]), {})[_block_name(name, match[2])] = tensor
         elif match := _PATCH.fullmatch(embedding):
             tensors[f"patch_embed.{match[1]}"] = tensor
@@ -122,10 +127,18 @@ def vit_weights(
             raise ValueError(f"the teacher's tensor {name} has no counterpart in a student, {REMEDY}")
     dim = tensors["patch_embed.weight"].shape[0]
     tensors.setdefault("patch_embed.bias", tensors["patch_embed.weight"].new_zeros(dim))
-    for number in range(len(blocks)):
-        for name, tensor in _whole_block(number, blocks[number], dim).items():
+    rms = "norm1.weight" in blocks[0] and not {"norm1.bias", "norm2.bias"} & blocks[0].keys()
+    for number, block in blocks.items():
+        if rms:
+            block |= {f"{name}.bias": torch.zeros_like(block[f"{name}.weight"]) for name in ("norm1", "norm2")}
+        for name, tensor in _whole_block(number, block, dim, gated).items():
             tensors[f"blocks.{number}.{name}"] = tensor
-    differences = [_activation_difference(activation)]
+    differences = [
+        "its MLPs are gated, which a student's are not: those start at random, and norms and attention are taken"
+        if gated
+        else _activation_difference(activation)
+    ]
+    differences += ["its norms leave the mean of a token (RMSNorm), the student's subtract it"] if rms else []
     differences += ["it has no cls token, the student's is random and takes part in attention"] if not cls else []
     differences += [f"its {registers} register tokens take part in attention"] if registers else []
     differences += ["its attention is rotary"] if rotary else []
@@ -165,8 +178,8 @@ def _cls_and_patches(positions: Tensor, prefix_tokens: int, grid: tuple[int, int
     raise ValueError(f"{positions.shape[1]} positions fit neither a {grid[0]}x{grid[1]} grid nor that with prefixes")
 
 
-def _whole_block(number: int, block: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
-    """A block with one joint layer for q, k and v, and with every tensor that a student's block has.
+def _whole_block(number: int, block: dict[str, Tensor], dim: int, gated: bool) -> dict[str, Tensor]:
+    """A block with one joint layer for q, k and v, and with every tensor that a student's has, but for a gated MLP.
 
     Raises:
         ValueError: a tensor is missing that stands for neither a bias nor a LayerScale, or has another shape.
@@ -177,14 +190,18 @@ def _whole_block(number: int, block: dict[str, Tensor], dim: int) -> dict[str, T
     if "attn.qkv.bias" not in block:
         parts = [block.pop(f"attn.{x}.bias", None) for x in "qkv"]
         block["attn.qkv.bias"] = torch.cat([like.new_zeros(dim) if x is None else x for x in parts])  # [3C]
-    hidden = block["mlp.fc1.weight"].shape[0]
-    for name, size in (("attn.proj", dim), ("mlp.fc1", hidden), ("mlp.fc2", dim)):
+    hidden = 0 if gated else block["mlp.fc1.weight"].shape[0]
+    biases = {"attn.proj": dim, **({} if gated else {"mlp.fc1": hidden, "mlp.fc2": dim})}
+    for name, size in biases.items():
         block.setdefault(f"{name}.bias", like.new_zeros(size))
-    for name in ("ls1", "ls2"):
-        block.setdefault(name, like.new_ones(dim))
+    block.setdefault("ls1", like.new_ones(dim))
+    if gated:
+        block.pop("ls2", None)
+    else:
+        block.setdefault("ls2", like.new_ones(dim))
+    mlp = {} if gated else {"mlp.fc1.weight": (hidden, dim), "mlp.fc2.weight": (dim, hidden)}
     shapes: dict[str, tuple[int, ...]] = {
-        "attn.qkv.weight": (3 * dim, dim), "attn.proj.weight": (dim, dim),
-        "mlp.fc1.weight": (hidden, dim), "mlp.fc2.weight": (dim, hidden),
+        "attn.qkv.weight": (3 * dim, dim), "attn.proj.weight": (dim, dim), **mlp,
         "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,), "norm2.bias": (dim,),
     }  # fmt: skip
     for name, shape in shapes.items():

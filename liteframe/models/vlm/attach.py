@@ -19,6 +19,12 @@ from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel, computing_dtype
 
+# How every encoder has seen frames (liteframe/data/preprocess.py), whatever the checkpoint's own tower wants.
+STEPS = {
+    "do_resize": True, "resample": 3, "do_center_crop": False, "do_pad": False, "do_rescale": True,
+    "rescale_factor": 1 / 255, "do_normalize": True,
+}  # fmt: skip
+
 
 class InMemoryTower(nn.Module):
     """Any module [V,T,3,H,W] -> [V,ceil(T/t),h,w,C] behind the interface of LiteFrameVisionModel; not savable."""
@@ -103,34 +109,42 @@ def with_encoder(vlm: PreTrainedModel, encoder: str | os.PathLike[str] | LiteFra
 
 
 def processor_for(base: Any, config: Any) -> LiteFrameProcessor:
-    """A transformers processor made to fit the encoder that its model now has.
+    """A transformers processor made to fit the encoder that its model now has, which sees frames as in training.
 
     Args:
         base: transformers' processor of the model.
         config: of the model with its encoder.
 
     Raises:
-        ValueError: the two disagree on frame size, mean or std.
+        ValueError: the two disagree on frame size, mean or std, or the sizes that the encoder has seen do not divide
+            into the projector's tokens.
     """
     family, encoder = family_of(config.model_type), config.vision_config.encoder_config
     t, h, w = encoder.compression
     if h != w:
         raise ValueError(f"the encoder compresses {h}x{w} patches; the prompt needs the same both ways")
-    video_processor = base.video_processor
+    video_processor = family.frames_processor(base.video_processor)  # a copy
     if not family.keeps_frame_size:
-        video_processor = family.frames_processor(video_processor)
         video_processor.size = {"height": encoder.image_size, "width": encoder.image_size}
+    for name, value in STEPS.items():
+        setattr(video_processor, name, value)
     template = {"chat_template": base.chat_template} if family.keeps_chat_template else {}
     processor: LiteFrameProcessor = family.processor_class(
         base.tokenizer,
         video_processor,
         frames_per_slot=t,
         pixels_per_token=encoder.patch_size * h * family.merge_factor(config),
-        resize="aspect" if encoder.resize == "aspect" else "squash",
+        resize=encoder.resize,
         **template,
         **family.processor_options(config),
     )
     _check_preprocessing(processor, encoder)
+    if encoder.resize == "aspect" and any(processor.pixels_per_token % step for step in encoder.pixel_multiple):
+        raise ValueError(
+            f"the encoder has seen frames whose sides are multiples of {encoder.pixel_multiple} pixels (down, across), "
+            f"the projector of this Video LLM wants multiples of {processor.pixels_per_token}; use an encoder "
+            "distilled from this model's own vision tower"
+        )
     return processor
 
 

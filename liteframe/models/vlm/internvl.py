@@ -121,7 +121,7 @@ class LiteFrameInternVLProcessor(LiteFrameProcessor):
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for (56 = patch 14, stride 2,
             pixel shuffle 2).
-        resize: "squash", or "aspect" for frames in their own aspect ratio.
+        resize: "squash", "crop" or "aspect", see LiteFrameProcessor.
     """
 
     def __init__(

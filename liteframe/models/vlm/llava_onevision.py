@@ -100,7 +100,7 @@ class LiteFrameLlavaOnevisionProcessor(LiteFrameProcessor):
         chat_template: ChatML, where a video of a turn is `<video>`.
         frames_per_slot: frames that the encoder merges into one token grid.
         pixels_per_token: side in pixels of the square that one image token stands for (28 = patch 14, stride 2).
-        resize: "squash", or "aspect" for frames in their own aspect ratio.
+        resize: "squash", "crop" or "aspect", see LiteFrameProcessor.
     """
 
     def __init__(

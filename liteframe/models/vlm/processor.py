@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessorMixin, TextKwargs
 from transformers.utils import logging
 
-from liteframe.frame_size import frame_size
+from liteframe.frame_size import center_cut, covering_size, frame_size
 from liteframe.models.vlm.mrope import Mrope, padded_position_ids
 from liteframe.models.vlm.visuals import listed_images, listed_videos, read_video, rgb_video
 
@@ -69,7 +69,8 @@ class LiteFrameProcessor(ProcessorMixin):
         mrope: how the language model numbers vision tokens, where it does not count them like words.
         needs_times: whether prompts or positions say when frames are shown.
         closing: what stands behind the last slot of a video whose slots are not parted.
-        resize: "squash" brings frames to `frame_size`; "aspect" keeps their aspect ratio (see size_of).
+        resize: how the encoder has seen frames: "squash" brings them to `frame_size`, "crop" cuts their center out,
+            "aspect" keeps their aspect ratio (see liteframe/frame_size.py).
     """
 
     mrope: Mrope | None = None
@@ -242,10 +243,12 @@ class LiteFrameProcessor(ProcessorMixin):
             elif facts is not None:
                 given["video_metadata"] = [facts]
             frames = rgb_video(video, layout, floating=steps.get("do_rescale") is False)  # [T,3,H,W]
-            if self.resize == "aspect" and "size" not in steps:
-                given["size"] = dict(zip(("height", "width"), self.size_of(*frames.shape[-2:]), strict=True))
+            fitted = self.resize != "squash" and "size" not in steps and steps.get("do_resize", True)
+            if fitted:
+                given["size"] = self._before_cut(frames)
             processed = self.video_processor(videos=[frames], **given)
-            clips.append(processed["pixel_values_videos"][0])  # [T',3,h,w]
+            clip = processed["pixel_values_videos"][0]  # [T',3,h,w]
+            clips.append(self._cut(clip) if fitted else clip)
             metadata.append(facts if named else processed.get("video_metadata", [None])[0])
         return clips, metadata
 
@@ -269,10 +272,24 @@ class LiteFrameProcessor(ProcessorMixin):
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8 or len(video) == 0:
             raise ValueError(f"expected frames [T,H,W,3] uint8 with T >= 1, got {list(video.shape)} {video.dtype}")
         video = video.permute(0, 3, 1, 2).contiguous()
-        height, width = size or self.size_of(*video.shape[-2:])
         bare = {"do_sample_frames": False, "do_rescale": False, "do_normalize": False}
-        given = {**bare, "size": {"height": height, "width": width}}
-        return self.video_processor(videos=[video], return_tensors="pt", **given)["pixel_values_videos"][0]
+        given = {**bare, "size": self._before_cut(video) if size is None else _named_size(size)}
+        video = self.video_processor(videos=[video], return_tensors="pt", **given)["pixel_values_videos"][0]
+        return self._cut(video) if size is None else video
+
+    def _before_cut(self, video: torch.Tensor) -> dict[str, int]:
+        """The size that [T,3,H,W] is resized to, as a video processor takes it."""
+        height, width = video.shape[-2:]
+        crop = self.resize == "crop"
+        return _named_size(covering_size(height, width, self.frame_size) if crop else self.size_of(height, width))
+
+    def _cut(self, video: torch.Tensor) -> torch.Tensor:
+        """What the encoder sees of a video of that size."""
+        if self.resize != "crop":
+            return video
+        height, width = video.shape[-2:]
+        rows, columns = center_cut(height, width, self.frame_size)
+        return video[..., rows, columns].contiguous()
 
     def normalized(self, resized: torch.Tensor) -> torch.Tensor:
         """The second half, on whichever device the bytes are: [T,3,h,w] uint8 -> float32."""
@@ -379,6 +396,10 @@ class LiteFrameProcessor(ProcessorMixin):
             media.append([])
             expanded.append(pattern.sub(replace, prompt))
         return expanded, ordered, replaced, media
+
+
+def _named_size(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
 
 
 def frame_times(facts: Any, frames: int) -> list[float] | None:

@@ -117,7 +117,7 @@ def test_glm4v_gives_what_its_convolution_merges(make, tmp_path):
         ours = tower.downsample(features.patches[:, 0].permute(0, 3, 1, 2)).flatten(2).mT
     torch.testing.assert_close(ours.flatten(0, 1), merged, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(features.logits.exp().sum((2, 3)), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="RMSNorm and gated MLPs"):
+    with pytest.raises(ValueError, match=r"before its first block \(post_conv_layernorm\)"):
         teacher.tower.vit_weights()
 
 
