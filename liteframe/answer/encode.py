@@ -25,6 +25,7 @@ def encode_video(
     end: float | None = None,
     reader: str | None = None,
     deadline: float = 120.0,
+    mode: str | None = None,
 ) -> Tensor:
     """Encode a video file; memory stays bounded by one clip of `encoder.config.clip_frames` frames.
 
@@ -40,15 +41,16 @@ def encode_video(
         end: its end in seconds; None is the video's.
         reader: the reader that `liteframe scan` recorded for this file; None is PyAV.
         deadline: seconds that decoding one clip may take.
+        mode: compression of an elastic encoder; None is its own.
 
     Returns:
         [1,ceil(T/t),h,w,C] for T frames read and compression (t,..): raw teacher-space features.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded.
-        ValueError: an argument is out of range or the size does not fit the encoder.
+        ValueError: an argument is out of range, the size does not fit the encoder, or it has no such mode.
     """
-    config = encoder.config
+    config = encoder.config if mode is None else encoder.config.of_mode(mode)
     resize = "squash" if isinstance(size, tuple) and config.resize == "aspect" else config.resize
     transform = FrameTransform(
         size or config.image_size, config.image_mean, config.image_std, resize, config.pixel_multiple
@@ -64,5 +66,5 @@ def encode_video(
             last = first + config.clip_frames
             pixels = decoder.read(path, indices[first:last], reader=reader, then=indices[last:])
             clip = transform.resized(pixels).to(weight.device).unsqueeze(0)
-            features.append(form(clip))
+            features.append(form(clip, mode))
     return torch.cat(features, dim=1)

@@ -129,8 +129,21 @@ def describe_encoder(folder: Path) -> list[str]:
                        f"patch {config.patch_size}"),
             ("temporal mixer", MIXERS[config.temporal_mixer].describe(config)),
             ("compression", f"{config.compression}: {compressing}"),
+            *_modes(config),
         ]
     )  # fmt: skip
+
+
+def _modes(config: LiteFrameConfig) -> list[tuple[str, str]]:
+    """A line a mode of an elastic encoder."""
+    lines = []
+    for mode, window in config.windows.items():
+        own = cost(config.of_mode(mode), frames=config.clip_frames)
+        flops = (own.flops + own.attention_flops) / 1e9
+        lines.append(
+            (f"mode {mode}", f"{window}, {own.tokens_per_frame:g} tokens a frame, {flops:.2f}G with attention")
+        )
+    return lines
 
 
 def aligned(pairs: list[tuple[str, str]]) -> list[str]:

@@ -27,6 +27,7 @@ TASKS = {
         "cache": "store a teacher's targets once, check them, describe them",
         "distill": "train a small video encoder from an image teacher (CTD)",
         "align": "train LoRA so that a language model reads the encoder's tokens (LMA)",
+        "upgrade": "make a trained encoder elastic: several compressions in one, its own output unchanged",
         "prefer": "make preference pairs from a model's own answers, and train LoRA on them (TPO)",
     },
     "Look at what came out": {
@@ -39,6 +40,7 @@ TASKS = {
         "info": "parameters and FLOPs, and what a saved encoder is",
     },
     "Take it away": {
+        "extract": "one compression of an elastic encoder as an ordinary one",
         "export": "write an encoder or a Video LLM for other software",
     },
 }

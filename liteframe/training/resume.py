@@ -33,9 +33,10 @@ SETTINGS: dict[str, OnResume] = {
             # The student, and how it starts.
             "model.student.dim", "model.student.depth", "model.student.heads", "model.student.mlp_dim",
             "model.student.patch_size", "model.student.image_size", "model.student.teacher_dim",
-            "model.student.downsample", "model.student.temporal_kernel", "model.student.temporal_mixer",
-            "model.student.layer_scale_init", "model.student.layer_norm_eps", "model.student.clip_frames",
-            "model.student.image_mean", "model.student.image_std", "model.student.resize", "model.student.merge_size",
+            "model.student.downsample", "model.student.modes", "model.student.temporal_kernel",
+            "model.student.temporal_mixer", "model.student.layer_scale_init", "model.student.layer_norm_eps",
+            "model.student.clip_frames", "model.student.image_mean", "model.student.image_std", "model.student.resize",
+            "model.student.merge_size",
             "model.init",
             # What it learns; target statistics are measured once.
             "model.objective", "model.teacher.pretrained", "model.teacher.options", "model.target.scope",

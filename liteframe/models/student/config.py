@@ -1,19 +1,14 @@
 """Shape and preprocessing of a LiteFrame encoder, checked where it is made. Travels inside exported models."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from liteframe.frame_size import RESIZE_MODES
 from liteframe.models.student.mixers import MIXERS
+from liteframe.models.student.strides import Stride, checked_downsample, checked_modes, is_count, largest, window_of
 
 MODEL_TYPE = "liteframe_vision"
-Stride = tuple[int, int, int]
-
-
-def _check_int(name: str, value: Any, low: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"LiteFrameConfig: {name} must be an integer >= {low}, got {value!r}")
 
 
 @dataclass
@@ -22,6 +17,8 @@ class LiteFrameConfig:
 
     Attributes:
         downsample: {block: (t,h,w)}: after that many blocks (counted from 1), a strided conv with this stride.
+        modes: {name: downsample} of an elastic encoder, whose compression is chosen when it encodes; `downsample` is
+            one of them, and meant where none is named. Empty: it has one compression.
         teacher_dim: channels of the output, those of the teacher's patch features.
         clip_frames: frames encoded together; longer videos are encoded clip after clip.
         layer_scale_init: LayerScale of a student that starts without a teacher.
@@ -52,6 +49,7 @@ class LiteFrameConfig:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resize: str = "squash"
     merge_size: int = 1
+    modes: dict[str, dict[int, Stride]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Normalize containers (JSON turns int keys and tuples into strings and lists) and check every field."""
@@ -61,7 +59,8 @@ class LiteFrameConfig:
             "dim", "depth", "heads", "mlp_dim", "patch_size", "image_size", "teacher_dim", "clip_frames", "merge_size",
             "temporal_kernel",
         ):  # fmt: skip
-            _check_int(name, getattr(self, name))
+            if not is_count(value := getattr(self, name)):
+                raise ValueError(f"LiteFrameConfig: {name} must be an integer >= 1, got {value!r}")
         if self.temporal_kernel % 2 == 0:
             raise ValueError(f"LiteFrameConfig: temporal_kernel must be odd, got {self.temporal_kernel}")
         if self.dim % self.heads:
@@ -83,23 +82,18 @@ class LiteFrameConfig:
                 "out or set resize to 'aspect'"
             )
         self._check_floats()
-        self.downsample = self._checked_downsample()
-        t, h, w = self.compression
-        for name, stride in (("height", h), ("width", w)):
-            if self.image_size % (self.patch_size * stride):
-                raise ValueError(
-                    f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * {name} stride "
-                    f"= {self.patch_size} * {stride} = {self.patch_size * stride}"
-                )
+        try:
+            self.downsample = checked_downsample("downsample", self.downsample, self.depth)
+            self.modes = checked_modes(self.modes, self.downsample, self.depth)
+        except ValueError as error:
+            raise ValueError(f"LiteFrameConfig: {error}") from error
+        for name, window in (self.windows or {"": self.compression}).items():
+            self._check_window(window, f" of mode {name!r}" if name else "")
         if any(self.image_size % step for step in self.pixel_multiple):
             raise ValueError(
                 f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * stride * merge_size "
                 f"= {self.pixel_multiple} (down, across), which a projector that merges {self.merge_size}x"
                 f"{self.merge_size} tokens needs"
-            )
-        if self.clip_frames % t:
-            raise ValueError(
-                f"LiteFrameConfig: clip_frames={self.clip_frames} is not a multiple of the temporal stride {t}"
             )
 
     @property
@@ -124,42 +118,78 @@ class LiteFrameConfig:
         if min(self.image_std) <= 0:
             raise ValueError(f"LiteFrameConfig: image_std must be positive, got {self.image_std}")
 
-    def _checked_downsample(self) -> dict[int, Stride]:
-        if not isinstance(self.downsample, dict):
-            raise ValueError(f"LiteFrameConfig: downsample must map block -> (t,h,w), got {self.downsample!r}")
-        checked: dict[int, Stride] = {}
-        for block, stride in self.downsample.items():
-            if not str(block).isdecimal() or not 1 <= int(block) <= self.depth:
-                raise ValueError(f"LiteFrameConfig: downsample block {block!r} is not within 1..depth={self.depth}")
-            if not isinstance(stride, list | tuple) or len(stride) != 3:
-                raise ValueError(f"LiteFrameConfig: downsample[{block}] must be (t,h,w), got {stride!r}")
-            for value in stride:
-                _check_int(f"downsample[{block}]", value)
-            if math.prod(stride) == 1:
-                raise ValueError(f"LiteFrameConfig: downsample[{block}] = (1,1,1) compresses nothing; leave it out")
-            if int(block) in checked:
-                raise ValueError(f"LiteFrameConfig: downsample names block {int(block)} twice")
-            checked[int(block)] = (stride[0], stride[1], stride[2])
-        return dict(sorted(checked.items()))
+    def _check_window(self, window: Stride, of: str) -> None:
+        t, h, w = window
+        for name, stride in (("height", h), ("width", w)):
+            if self.image_size % (self.patch_size * stride):
+                raise ValueError(
+                    f"LiteFrameConfig: image_size={self.image_size} is not a multiple of patch_size * {name} "
+                    f"stride{of} = {self.patch_size} * {stride} = {self.patch_size * stride}"
+                )
+        if self.clip_frames % t:
+            raise ValueError(
+                f"LiteFrameConfig: clip_frames={self.clip_frames} is not a multiple of the temporal stride {t}{of}"
+            )
+
+    @property
+    def windows(self) -> dict[str, Stride]:
+        """(t,h,w) of each mode, from the finest to the coarsest; empty where there is one compression only."""
+        return {name: window_of(downsample) for name, downsample in self.modes.items()}
+
+    @property
+    def default_mode(self) -> str:
+        """The mode that `downsample` is; raises ValueError where there are none."""
+        return next(name for name, downsample in self._some_modes().items() if downsample == self.downsample)
+
+    @property
+    def kernels(self) -> dict[int, Stride]:
+        """{block: (t,h,w)} of the kernels that the strided convs hold: the largest strides of all modes."""
+        return largest(self.modes.values()) if self.modes else self.downsample
+
+    def of_mode(self, mode: str) -> "LiteFrameConfig":
+        """The config of the ordinary student that computes what an elastic one does in a mode.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        modes = self._some_modes()
+        if mode not in modes:
+            raise ValueError(f"mode {mode!r} is unknown: this encoder has {', '.join(modes)}")
+        return replace(self, downsample=modes[mode], modes={})
+
+    def _some_modes(self) -> dict[str, dict[int, Stride]]:
+        if not self.modes:
+            raise ValueError(
+                f"this encoder has one compression, {self.compression}, and no modes: leave the mode out, or make an "
+                "elastic encoder of it (liteframe upgrade)"
+            )
+        return self.modes
 
     @property
     def compression(self) -> Stride:
         """(t,h,w): input frames, patch rows and patch columns per output token; also WAP's window."""
-        t, h, w = 1, 1, 1  # plain arithmetic: torch.compile breaks its graph on math.prod over a generator
-        for stride in self.downsample.values():
-            t, h, w = t * stride[0], h * stride[1], w * stride[2]
+        return window_of(self.downsample)
+
+    @property
+    def multiple(self) -> Stride:
+        """(t,h,w): frames, patch rows and columns that divide into whole tokens in each mode."""
+        t, h, w = (math.lcm(*sides) for sides in zip(*(self.windows or {"": self.compression}).values(), strict=True))
         return t, h, w
 
     @property
     def pixel_multiple(self) -> tuple[int, int]:
         """(down, across): what the sides of frames in their own aspect ratio are multiples of."""
-        _, h, w = self.compression
+        _, h, w = self.multiple
         return self.patch_size * h * self.merge_size, self.patch_size * w * self.merge_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with `model_type`."""
         values = asdict(self)
         values["downsample"] = {str(block): list(stride) for block, stride in self.downsample.items()}
+        values["modes"] = {
+            name: {str(block): list(stride) for block, stride in downsample.items()}
+            for name, downsample in self.modes.items()
+        }
         values["image_mean"], values["image_std"] = list(self.image_mean), list(self.image_std)
         return {"model_type": MODEL_TYPE, **values}
 

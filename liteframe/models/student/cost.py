@@ -5,11 +5,13 @@ products are counted apart. Norms, activations, LayerScale and additions are lef
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.mixer import frame_attention_flops
 from liteframe.models.student.mixers import MIXERS
+from liteframe.models.student.strides import Stride
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,17 @@ def cost(
     size: int | tuple[int, int] | None = None,
     *,
     shuffle: int = 2,
+    all_modes: bool = False,
 ) -> Cost:
     """Count parameters and FLOPs of encoding `frames` frames.
 
     Args:
-        config: a student (encoded in clips of clip_frames, each padded to the temporal stride) or a plain ViT.
+        config: a student (encoded in clips of clip_frames, each padded to the temporal stride) or a plain ViT; an
+            elastic student in the mode of its `downsample` (LiteFrameConfig.of_mode gives the others).
         frames: input frames.
         size: input pixels, one number or (height, width); None is the config's image_size (448 by default).
         shuffle: patches per side that the VLM's pixel shuffle folds into one token.
+        all_modes: count FLOPs of an elastic student in all modes at once, as a step of its training computes them.
 
     Raises:
         ValueError: no frame, or a size that the strides do not divide.
@@ -73,7 +78,13 @@ def cost(
         raise ValueError(f"{height}x{width} pixels: height must be a multiple of {p * h}, width of {p * w}")
     clip = config.clip_frames if isinstance(config, LiteFrameConfig) else frames
     clips = [clip] * (frames // clip) + ([frames % clip] if frames % clip else [])
-    counts = {length: _clip(config, -(-length // t) * t, (height // p, width // p)) for length in set(clips)}
+    ways: list[Mapping[int, Stride]] = [{} if isinstance(config, VitShape) else config.downsample]
+    whole = t
+    if all_modes and isinstance(config, LiteFrameConfig) and config.modes:
+        ways, whole = list(config.modes.values()), config.multiple[0]
+    counts = {
+        length: _clip(config, -(-length // whole) * whole, (height // p, width // p), ways) for length in set(clips)
+    }
     return Cost(
         params=_params(config),
         flops=sum(counts[length].flops for length in clips),
@@ -86,15 +97,28 @@ def cost(
 class _Count:
     flops: int = 0
     attention: int = 0
-    grid: tuple[int, int] = field(default=(0, 0))
 
 
-def _clip(config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int]) -> _Count:
-    """One clip; its frames are a multiple of the temporal stride."""
+def _clip(
+    config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int], ways: Sequence[Mapping[int, Stride]]
+) -> _Count:
+    """One clip; its frames are a multiple of the temporal strides. Ways that are the same so far are counted once."""
+    count = _Count(flops=2 * frames * math.prod(grid) * 3 * config.patch_size**2 * config.dim)
+    _onward(config, frames, grid, ways, 1, count)
+    return count
+
+
+def _onward(
+    config: LiteFrameConfig | VitShape,
+    frames: int,
+    grid: tuple[int, int],
+    ways: Sequence[Mapping[int, Stride]],
+    first: int,
+    count: _Count,
+) -> None:
     c, hidden = config.dim, _hidden(config)
     student = config if isinstance(config, LiteFrameConfig) else None
-    count = _Count(flops=2 * frames * math.prod(grid) * 3 * config.patch_size**2 * c)
-    for block in range(1, config.depth + 1):
+    for block in range(first, config.depth + 1):
         tokens = math.prod(grid) + 1
         count.flops += 2 * frames * tokens * (4 * c * c + 2 * c * hidden)
         if student is None:
@@ -103,13 +127,18 @@ def _clip(config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int]
         mixer = MIXERS[student.temporal_mixer]
         count.flops += mixer.flops(student, frames, tokens)
         count.attention += mixer.attention_flops(student, frames, tokens)
-        if stride := student.downsample.get(block):
-            frames, grid = frames // stride[0], (grid[0] // stride[1], grid[1] // stride[2])
-            # cls sees the kernel already summed over its spatial taps: t products a channel.
-            count.flops += 2 * frames * c * (math.prod(grid) * math.prod(stride) + stride[0])
+        if all(block not in way for way in ways):
+            continue
+        for stride in {way.get(block, (1, 1, 1)) for way in ways}:
+            some = [way for way in ways if way.get(block, (1, 1, 1)) == stride]
+            fewer, smaller = frames // stride[0], (grid[0] // stride[1], grid[1] // stride[2])
+            if math.prod(stride) > 1:
+                # cls sees the kernel already summed over its spatial taps: t products a channel.
+                count.flops += 2 * fewer * c * (math.prod(smaller) * math.prod(stride) + stride[0])
+            _onward(config, fewer, smaller, some, block + 1, count)
+        return
     if student is not None:
         count.flops += 2 * frames * math.prod(grid) * c * student.teacher_dim
-    return count
 
 
 def _params(config: LiteFrameConfig | VitShape) -> int:
@@ -119,7 +148,7 @@ def _params(config: LiteFrameConfig | VitShape) -> int:
     total = (3 * config.patch_size**2 * c + c) + c + positions * c + config.depth * block
     if isinstance(config, LiteFrameConfig):
         total += config.depth * MIXERS[config.temporal_mixer].params(config)
-        total += sum(math.prod(stride) * c + c for stride in config.downsample.values())
+        total += sum(math.prod(stride) * c + c for stride in config.kernels.values())
         total += c * config.teacher_dim + config.teacher_dim
     return total
 

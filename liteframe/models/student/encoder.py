@@ -5,6 +5,7 @@ This file and what it imports of liteframe travel inside exported models.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import read_config, read_weights, write_encoder
 from liteframe.models.student.mixer import Mixer
 from liteframe.models.student.mixers import MIXERS, StridedConv
+from liteframe.models.student.strides import Stride
 
 
 class Attention(nn.Module):
@@ -133,7 +135,7 @@ class LiteFrameEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.downsample = nn.ModuleDict({str(b): StridedConv(config.dim, s) for b, s in config.downsample.items()})
+        self.downsample = nn.ModuleDict({str(b): StridedConv(config.dim, s) for b, s in config.kernels.items()})
         self.head = nn.Linear(config.dim, config.teacher_dim)
         self._init_weights()
 
@@ -148,32 +150,66 @@ class LiteFrameEncoder(nn.Module):
             if isinstance(module, Mixer):
                 module.start()
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
         """[B,T,3,H,W], normalized with the config's mean and std -> [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim].
 
+        Args:
+            video: normalized frames.
+            mode: compression of an elastic encoder; None is its config's `downsample`.
+
         Raises:
-            ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide.
+            ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide; or
+                there is no such mode.
+        """
+        config = self.config if mode is None else self.config.of_mode(mode)
+        return self.encode_tokens(*self.embedded(self.padded(video, config.compression)), config.downsample)
+
+    def embedded(self, video: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B,T,3,H,W] -> tokens with their positions [B,T,1+h*w,C] on a patch grid (h,w), and (h,w).
+
+        Raises:
+            ValueError: integer pixels.
         """
         if not video.is_floating_point():
             raise ValueError(f"expected frames normalized with the config's mean and std, got {video.dtype}")
-        video = self.padded(video)
         batch, frames = video.shape[:2]
         patches = self.patch_embed(video.flatten(0, 1))  # [B*T,C,h,w]
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)  # [B*T,h*w,C]
         cls = self.cls_token.to(patches.dtype).expand(batch * frames, -1, -1)  # [B*T,1,C]
         x = torch.cat([cls, patches], dim=1) + self._positions(grid)  # [B*T,N,C]
-        return self.encode_tokens(x.unflatten(0, (batch, frames)), grid)
+        return x.unflatten(0, (batch, frames)), grid
 
-    def encode_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens with their positions [B,T,1+h*w,C], t divides T, on a grid (h,w) -> what `forward` returns."""
+    def encode_tokens(self, x: Tensor, grid: tuple[int, int], downsample: Mapping[int, Stride] | None = None) -> Tensor:
+        """Tokens with their positions [B,T,1+h*w,C], t divides T, on a grid (h,w) -> what `forward` returns.
+
+        Args:
+            x: of `embedded`.
+            grid: of `embedded`.
+            downsample: of a mode; None is the config's.
+        """
+        downsample = self.config.downsample if downsample is None else downsample
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
-            if str(number) in self.downsample:
-                x, grid = self.downsample[str(number)](summed(x), grid)  # both smaller by this stride
-        x = summed(x)
+            if number in downsample:
+                x, grid = self.downsample[str(number)](summed(x), grid, downsample[number])  # both smaller by this
+        return self.emitted(x, grid)
+
+    def emitted(self, stream: Tensor | Pending, grid: tuple[int, int]) -> Tensor:
+        """What the last block gives, [B,T/t,1+h*w,C], t of the strides, on a grid (h,w) -> [B,T/t,h,w,teacher_dim]."""
+        x = summed(stream)
         features = self.head(x[:, :, 1:].flatten(0, 1))  # [B*T/t,h*w,teacher_dim]
-        return features.unflatten(0, x.shape[:2]).unflatten(2, grid)  # [B,T/t,h,w,teacher_dim]
+        return features.unflatten(0, x.shape[:2]).unflatten(2, grid)
+
+    def extract(self, mode: str) -> "LiteFrameEncoder":
+        """The ordinary student that computes what this elastic one does in a mode, on copies of its weights.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        from liteframe.models.student.elastic import extract  # builds on this file
+
+        return extract(self, mode)
 
     def for_inference(self) -> nn.Module:
         """The same function in the form that encodes fastest; it takes bytes too (see inference.py).
@@ -215,15 +251,15 @@ class LiteFrameEncoder(nn.Module):
             if isinstance(module, Block):
                 module.recompute = True
 
-    def padded(self, video: Tensor) -> Tensor:
-        """The video with its last frame repeated until t divides T.
+    def padded(self, video: Tensor, window: Stride | None = None) -> Tensor:
+        """The video with its last frame repeated until t divides T, (t,h,w) the window or the config's compression.
 
         Raises:
             ValueError: the input has another rank, no frame, or a size the strides do not divide.
         """
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[1] == 0:
             raise ValueError(f"expected a video [B,T,3,H,W] with T >= 1, got {list(video.shape)}")
-        t, h, w = self.config.compression
+        t, h, w = self.config.compression if window is None else window
         p = self.config.patch_size
         height, width = video.shape[3:]
         if height % (p * h) or width % (p * w) or height == 0 or width == 0:

@@ -49,13 +49,19 @@ class InferenceEncoder(nn.Module):
         self._starts: dict[tuple, tuple[Tensor, Tensor]] = {}
         self.eval()
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
         """Uint8 [B,T,3,H,W], or normalized with the config's mean and std -> as the encoder.
 
+        Args:
+            video: frames.
+            mode: as of the encoder.
+
         Raises:
-            ValueError: the input has another rank or dtype, no frame, or a size the strides do not divide.
+            ValueError: the input has another rank or dtype, no frame, or a size the strides do not divide; or there is
+                no such mode.
         """
-        video = _checked(self.body, video)
+        config = self.config if mode is None else self.config.of_mode(mode)
+        video = _checked(self.body, video, config)
         tokens, grid = self._patches(video.flatten(0, 1))  # [B*T,h*w,C]
         cls, positions = self._start(grid)  # [1,1,C], [1,h*w,C]
         if torch.compiler.is_compiling():  # one kernel writes all of it
@@ -65,7 +71,7 @@ class InferenceEncoder(nn.Module):
             x = tokens.new_empty(tokens.shape[0], 1 + tokens.shape[1], tokens.shape[2], dtype=dtype)
             x[:, :1] = cls
             torch.add(tokens, positions, out=x[:, 1:])
-        return self.body.encode_tokens(x.unflatten(0, video.shape[:2]), grid)
+        return self.body.encode_tokens(x.unflatten(0, video.shape[:2]), grid, config.downsample)
 
     def _patches(self, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[M,3,H,W] -> embedded patches [M,h*w,C], and (h,w)."""
@@ -136,11 +142,11 @@ class ByteEncoder(nn.Module):
         super().__init__()
         self.config, self.body = encoder.config, encoder
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
         """As InferenceEncoder."""
         if video.dtype == torch.uint8:
             video = normalized(video, self.config, self.body.patch_embed.weight.dtype)
-        return self.body(video)
+        return self.body(video, mode)
 
 
 def normalized(video: Tensor, config: LiteFrameConfig, dtype: torch.dtype) -> Tensor:
@@ -178,10 +184,10 @@ def is_plain(encoder: LiteFrameEncoder) -> bool:
     )
 
 
-def _checked(encoder: LiteFrameEncoder, video: Tensor) -> Tensor:
+def _checked(encoder: LiteFrameEncoder, video: Tensor, config: LiteFrameConfig) -> Tensor:
     if not video.is_floating_point() and video.dtype != torch.uint8:
         raise ValueError(f"expected frames in uint8, or normalized with the config's mean and std, got {video.dtype}")
-    return encoder.padded(video)
+    return encoder.padded(video, config.compression)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from liteframe.models.student.attention_mixers import SpaceTime, TemporalAttention, TemporalBlock
 from liteframe.models.student.mixer import BlockShape, Kept, Mixer, NoMixer, ResidualMixer
+from liteframe.models.student.strides import Stride
 
 
 class TemporalConv(Mixer):
@@ -121,17 +122,19 @@ class StridedConv(nn.Module):
     """Depthwise convolution with kernel = stride = (t,h,w) that shortens the token grid; starts as the mean.
 
     The cls token is one per frame and constant over space: it sees the kernel summed over the spatial taps.
+    In an elastic encoder the kernel is the largest of all modes, and a mode with a smaller stride has its block sums.
     """
 
-    def __init__(self, dim: int, stride: tuple[int, int, int]):
+    def __init__(self, dim: int, stride: Stride):
         super().__init__()
         self.weight = nn.Parameter(torch.full((dim, *stride), 1.0 / math.prod(stride)))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, x: Tensor, grid: tuple[int, int], stride: Stride) -> tuple[Tensor, tuple[int, int]]:
         """[B,T,1+H*W,C] on grid (H,W) -> [B,T/t,1+H/h*W/w,C] and the new grid; t, h, w must divide T, H, W."""
         patches = x[:, :, 1:].unflatten(2, grid)  # [B,T,H,W,C]
-        patches, cls = strided_conv(patches, self.weight, self.bias, cls=x[:, :, 0])  # [B,T/t,H/h,W/w,C], [B,T/t,C]
+        weight = self.weight if self.weight.shape[1:] == stride else block_sums(self.weight, stride)
+        patches, cls = strided_conv(patches, weight, self.bias, cls=x[:, :, 0])  # [B,T/t,H/h,W/w,C], [B,T/t,C]
         tokens = torch.cat([cls.unsqueeze(2), patches.flatten(2, 3)], dim=2)  # [B,T/t,1+H/h*W/w,C]
         return tokens, (patches.shape[2], patches.shape[3])
 
@@ -139,3 +142,14 @@ class StridedConv(nn.Module):
     def axes(kept: Kept) -> dict[str, tuple[Tensor, ...]]:
         """Which part of its parameters a smaller student takes: the kept residual channels of both, as `Mixer.axes`."""
         return {"weight": (kept.residual,), "bias": (kept.residual,)}
+
+
+def block_sums(kernel: Tensor, stride: Stride) -> Tensor:
+    """The kernel of a smaller stride out of a larger one, [C,T,H,W] -> [C,t,h,w]: a tap is the sum of those it covers.
+
+    On an input that is constant where a tap of the larger stride reaches, both convolve alike, and means stay means.
+    In float64, so that equal parts of a number add up to exactly that number.
+    """
+    t, h, w = stride
+    blocks = kernel.double().unflatten(3, (w, -1)).unflatten(2, (h, -1)).unflatten(1, (t, -1))  # [C,t,.,h,.,w,.]
+    return blocks.sum((2, 4, 6)).to(kernel.dtype)

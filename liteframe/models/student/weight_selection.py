@@ -116,7 +116,7 @@ def select_from_student(large: LiteFrameEncoder, config: LiteFrameConfig) -> Lit
     _check_sizes(vit, config, "encoder")
     kept = _kept(vit, config)
     weights = _cut(vit, config, blocks, kept, mixer=MIXERS[config.temporal_mixer].axes(kept))
-    for number, block in zip(config.downsample, large.config.downsample, strict=True):
+    for number, block in zip(config.kernels, large.config.kernels, strict=True):
         for name, indices in StridedConv.axes(kept).items():
             weights[f"downsample.{number}.{name}"] = _take(state[f"downsample.{block}.{name}"], indices)
     all_rows = torch.arange(config.teacher_dim)
