@@ -29,12 +29,14 @@ class Clip(NamedTuple):
         view: which clip it is.
         key: (epoch, index).
         target: what the student shall emit [T',h,w,C], where a cache holds it.
+        log_weights: of the target's tokens [T',h,w], where the cache has them (see Pooled).
     """
 
     frames: Tensor
     view: ClipView
     key: Key
     target: Tensor | None = None
+    log_weights: Tensor | None = None
 
 
 class RawBatch(NamedTuple):
@@ -49,6 +51,7 @@ class RawBatch(NamedTuple):
         failures: path, kind, reason and remedy of each clip that failed.
         keys: B keys (epoch, index).
         targets: [B,T',h,w,C] from a cache, or None.
+        log_weights: [B,T',h,w] of the targets, or None.
     """
 
     frames: Tensor
@@ -59,6 +62,7 @@ class RawBatch(NamedTuple):
     failures: list[dict[str, str]]
     keys: list[Key]
     targets: Tensor | None
+    log_weights: Tensor | None = None
 
 
 class ClipBatch(NamedTuple):
@@ -71,6 +75,7 @@ class ClipBatch(NamedTuple):
         failures: path, kind, reason and remedy of each clip that failed.
         keys: B keys (epoch, index).
         targets: [B,T',h,w,C] from a cache, or None.
+        log_weights: [B,T',h,w] of the targets, or None.
     """
 
     video: Tensor
@@ -79,6 +84,7 @@ class ClipBatch(NamedTuple):
     failures: list[dict[str, str]]
     keys: list[Key]
     targets: Tensor | None
+    log_weights: Tensor | None = None
 
 
 class ClipDataset(Dataset["Clip | VideoError"]):
@@ -187,6 +193,7 @@ def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
     """A batch of the clips that could be read; failures travel beside them."""
     clips = [item for item in items if isinstance(item, Clip)]
     targets = [clip.target for clip in clips if clip.target is not None]
+    log_weights = [clip.log_weights for clip in clips if clip.log_weights is not None]
     return RawBatch(
         torch.cat([clip.frames.flatten() for clip in clips]) if clips else torch.empty(0, dtype=torch.uint8),
         [tuple(clip.frames.shape) for clip in clips],
@@ -196,6 +203,7 @@ def collate_clips(items: Sequence[Clip | VideoError]) -> RawBatch:
         [item.to_dict() for item in items if isinstance(item, VideoError)],
         [clip.key for clip in clips],
         torch.stack(targets) if targets else None,
+        torch.stack(log_weights) if log_weights else None,
     )
 
 

@@ -18,7 +18,7 @@ from liteframe.distill.clips import ClipBatch
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.losses import LossName, batch_loss
 from liteframe.distill.metrics import HeldOutMetrics
-from liteframe.distill.objectives import objectives
+from liteframe.distill.objectives import make_objective
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
 from liteframe.distill.student_init import build_student, check_grids, head_is_raw, unfold_head, with_preprocessing
@@ -26,7 +26,7 @@ from liteframe.distill.targets import TargetSettings
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.teacher.load import TeacherSettings
-from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher
+from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher, coarser, factor_between
 from liteframe.reduce.wap import real_slots
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
@@ -79,14 +79,17 @@ class CTDModule(GuardedModule):
         # A Teacher hides its weights from state_dict, optimizer and checkpoints.
         self.teacher = teacher.load()
         self.student_config = with_preprocessing(student, self.teacher)
-        if objective not in objectives:
-            raise ValueError(f"model.objective is {objective!r}; choose one of {', '.join(objectives)}")
-        self.objective = objectives[objective](self.teacher.dim, target, loss, student.compression)
+        self.objective = make_objective(objective, self.teacher.dim, target, loss, student)
         self.pooled_teacher = PooledTeacher(self.teacher, self.objective.pooling, target.scope)
         for name, part in self.objective.modules().items():
             self.add_module(name, part)
-        self.metrics = HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
-        self.step_means = StepMeans("loss", "cosine", "clipped_fraction")
+        own, *others = self.objective.figure_names  # a cosine for each compression
+        self.metrics = self._held_out()
+        self.metrics_of_modes = nn.ModuleDict({name.removeprefix(own): self._held_out() for name in others})
+        self.step_means = StepMeans("loss", *self.objective.figure_names, "clipped_fraction")
+
+    def _held_out(self) -> HeldOutMetrics:
+        return HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
 
     @property
     def frame_format(self) -> FrameFormat:
@@ -103,6 +106,8 @@ class CTDModule(GuardedModule):
             "saliency": self.teacher.saliency,
             "dim": self.teacher.dim,
             "compression": self.objective.pooling,
+            "log_weights": self.objective.needs_log_weights,
+            "statistics_window": self.objective.statistics_window,
             "scope": self.target_settings.scope,
             "statistics_clips": self.target_settings.statistics_clips,
         }
@@ -131,6 +136,8 @@ class CTDModule(GuardedModule):
         shard(self.trainer, self.student, self.student.blocks)
         if is_sharded(self.student) and list(self.trained.parameters()) != list(self.student.parameters()):
             raise ValueError("--trainer.strategy fsdp2 divides a student and no decoder of rtd: use ddp")
+        if is_sharded(self.student) and self.student_config.modes:
+            raise ValueError("--trainer.strategy fsdp2 divides a student of one compression, not of modes: use ddp")
 
     @property
     def trained(self) -> nn.Module:
@@ -166,16 +173,16 @@ class CTDModule(GuardedModule):
         """Loss of a batch: each clip weighs 1 / micro_batch_size, whatever became of the others."""
         if not batch.paths:
             # Nothing to learn from; other ranks may wait for these gradients, though.
-            return self.objective.decoded(self.encode(self.blank_clip())).sum() * 0.0, {}
+            return self.objective.idle(self.encode(self.blank_clip())), {}
         pooled = self.pooled_target(batch)
-        target = self.objective.targets(pooled.tokens, pooled.slots)
+        target = self.objective.targets(pooled.tokens, pooled.slots, pooled.log_weights)
         with self.timed("student"):
             tokens = self.encode(batch.video)
         losses = self.objective.loss(tokens, target)
         with self.timed("metrics"):
             figures = {"loss": losses.per_clip.mean(), "clipped_fraction": losses.clipped}
             self.step_means.add(len(batch.paths), {**figures, **self.objective.figures(tokens, target)})
-        watched = {"frames": batch.video, "target": pooled.tokens, "prediction": tokens}
+        watched = {"frames": batch.video, "target": pooled.tokens, "prediction": self.objective.main(tokens)}
         return batch_loss(losses.per_clip, self.data().micro_batch_size), watched
 
     @override
@@ -194,32 +201,50 @@ class CTDModule(GuardedModule):
         if not batch.paths:
             self.predict_raw(self.blank_clip())  # other ranks may wait for this one's shards
             nothing = torch.empty(0, 1, 1, 1, self.teacher.dim, device=self.device)
-            self.metrics.update(nothing, nothing, torch.empty(0, 1, dtype=torch.bool, device=self.device))
+            for metrics in self.metrics_by_mode().values():
+                metrics.update(nothing, nothing, torch.empty(0, 1, dtype=torch.bool, device=self.device))
             return
-        pooled = self.pooled_target(batch)
-        self.metrics.update(self.predict_raw(batch.video), pooled.tokens, pooled.slots, self.teacher.projector)
+        by_mode = self.metrics_by_mode()
+        for mode, (raw, own) in self.objective.compared(self.encode(batch.video), self.pooled_target(batch)).items():
+            by_mode[mode].update(raw, own.tokens, own.slots, self.teacher.projector)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.metrics.compute().items():
-            self.log(f"val/{name}", value)
-        self.metrics.reset()
+        for mode, metrics in self.metrics_by_mode().items():
+            for name, value in metrics.compute().items():
+                self.log(f"val/{name}{mode}", value)
+            metrics.reset()
+
+    def metrics_by_mode(self) -> dict[str, HeldOutMetrics]:
+        """Under "" those of the student's own compression, and of an elastic student's others under "_MODE"."""
+        others: Any = self.metrics_of_modes.items()
+        return {"": self.metrics, **dict(others)}
 
     @torch.no_grad()
     def pooled_target(self, batch: ClipBatch, *, logits: bool = False) -> Pooled:
         """Raw WAP features out of the cache or the teacher; a cache has no logits."""
         if batch.targets is not None:
-            return Pooled(batch.targets.float(), real_slots(batch.frame_mask, self.pooled_teacher.window[0]), None)
+            return self._cached_target(batch)
         with self.timed("teacher"), whole_batches(len(batch.paths), self.data().micro_batch_size):
             features = self.teacher(batch.video)
         with self.timed("pooling"):
-            pooled = self.pooled_teacher.pool(features, batch.frame_mask)
+            pooled = self.pooled_teacher.pool(features, batch.frame_mask, log_weights=self.objective.needs_log_weights)
             return pooled._replace(logits=self.pooled_teacher.logits(features)) if logits else pooled
 
-    def encode(self, video: Tensor) -> Tensor:
-        """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss."""
+    def _cached_target(self, batch: ClipBatch) -> Pooled:
+        """Out of a cache, whose windows may be smaller than those of the objective."""
+        cache = self.data().target_cache
+        assert cache is not None
+        assert batch.targets is not None
+        window = cache.settings.compression
+        slots = real_slots(batch.frame_mask, window[0])
+        stored = Pooled(batch.targets.float(), slots, None, batch.log_weights)
+        return coarser(stored, factor_between(window, self.objective.pooling))
+
+    def encode(self, video: Tensor) -> Any:
+        """[B,T,3,H,W] -> student features [B,T/t,h,w,C] in the space of the loss, of an elastic student by mode."""
         with whole_batches(video.shape[0], self.data().micro_batch_size):
-            return self.student(video)
+            return self.objective.student_tokens(self.student, video)
 
     def predict_raw(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] -> what the student says of the teacher's pooled features, [B,T/t,h,w,C] in their raw space."""
@@ -248,7 +273,7 @@ class CTDModule(GuardedModule):
                 running.update(torch.empty(0, self.teacher.dim, device=self.device))
                 continue
             with self.trainer.precision_plugin.forward_context():
-                pooled = self.pooled_target(batch)
+                pooled = self.objective.own(self.pooled_target(batch))
             running.update(pooled.tokens[pooled.slots].flatten(0, -2))  # [tokens,C]
         return running.freeze()
 

@@ -69,7 +69,8 @@ class FeaturePanel(Callback):
         # One clip has a shape of its own, not worth compiling for.
         with torch.compiler.set_stance("eager_on_recompile"), trainer.precision_plugin.forward_context():
             # A cache holds no saliency, and then there is no teacher to ask.
-            target, _, saliency = module.pooled_target(clip, logits=True)
+            pooled = module.objective.own(module.pooled_target(clip, logits=True))
+            target, saliency = pooled.tokens, pooled.logits
             student = module.predict_raw(clip.video)
         weights = None if saliency is None else saliency[0]
         if not (target.isfinite().all() and student.isfinite().all()):
@@ -81,10 +82,11 @@ class FeaturePanel(Callback):
         write_atomically(RunFolder(trainer.default_root_dir).panel, encode_png(picture).numpy().tobytes())
 
     def _keep(self, batch: ClipBatch) -> None:
-        targets = None if batch.targets is None else batch.targets[:1].clone()
+        targets, log_weights = (None if x is None else x[:1].clone() for x in (batch.targets, batch.log_weights))
         self._clip = ClipBatch(
-            batch.video[:1].clone(), batch.frame_mask[:1].clone(), batch.paths[:1], [], batch.keys[:1], targets
-        )
+            batch.video[:1].clone(), batch.frame_mask[:1].clone(), batch.paths[:1], [], batch.keys[:1], targets,
+            log_weights,
+        )  # fmt: skip
 
     @staticmethod
     def _pixels(module: CTDModule, video: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def plan_ctd(arguments: list[str], views: int) -> dict[str, Any]:
     steps = steps_section(warm, len(data.train_entries))
     trained = sum(weight.numel() for weight in model.trained.parameters())
     averaged = weight_ema(warm.run.trainer).average is not None
-    own = cost(student.config, here, size)
+    own = cost(student.config, here, size, all_modes=True)
     passes = 4 if model.activation_checkpointing else 3
     taught = None if data.target_cache is not None else teacher_cost(teacher, here, size)
     return {
@@ -123,7 +123,7 @@ def _with_and_without_cache(warm: WarmUp, steps: int, views: int) -> dict[str, A
     clips = views * len(data.train_entries) + len(data.val_entries)
     making = teaching + waiting + step.get("transfer", 0.0)
     build = clips / data.batch_size * making / warm.processes
-    t, h, w = model.objective.pooling
+    (t, h, w), weighed = model.objective.pooling, model.objective.needs_log_weights
     patch = model.teacher.patch_size
     rows, columns = (pixels // patch for pixels in data.frame_format.size)
     shape = (-(-data.clip_frames // t), rows // h, columns // w, model.teacher.dim)
@@ -142,8 +142,8 @@ def _with_and_without_cache(warm: WarmUp, steps: int, views: int) -> dict[str, A
             "views": views,
             "clips": clips,
             "build_hours": build / 3600,
-            "targets_bf16_bytes": clips * clip_bytes("bf16", shape),
-            "targets_int8_bytes": clips * clip_bytes("int8", shape),
+            "targets_bf16_bytes": clips * clip_bytes("bf16", shape, weighed),
+            "targets_int8_bytes": clips * clip_bytes("int8", shape, weighed),
             "jpeg_bytes_per_frame": jpeg,
             "frames_jpeg_bytes": round(clips * data.clip_frames * jpeg),
         },

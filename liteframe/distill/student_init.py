@@ -10,6 +10,7 @@ from torch import nn
 from liteframe.distill.targets import Standardizer
 from liteframe.files import file_digest
 from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.elastic import upgrade
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.weight_selection import initialize_student, select_from_student, select_from_vit
 from liteframe.models.teacher.base import Teacher
@@ -64,7 +65,7 @@ def check_grids(config: LiteFrameConfig, teacher: Teacher, size: tuple[int, int]
             f"model.student.patch_size is {config.patch_size}, but teacher {teacher.name} has patches of "
             f"{teacher.patch_size} pixels: their tokens would not be the same places; set it to {teacher.patch_size}"
         )
-    _, h, w = config.compression
+    _, h, w = config.multiple
     fold = _fold(teacher)
     steps = (config.patch_size * h * fold, config.patch_size * w * fold)
     if size[0] % steps[0] or size[1] % steps[1]:
@@ -111,6 +112,14 @@ def head_is_raw(init: str, init_from: str | None) -> bool:
 def _from_saved(config: LiteFrameConfig, folder: str) -> tuple[LiteFrameEncoder, Start]:
     saved = LiteFrameEncoder.from_pretrained(folder).float()
     start = Start(folder, file_digest(Path(folder) / "model.safetensors"), None)
+    if config.modes and not saved.config.modes:
+        tell(f"--init_from {folder}: made elastic, with modes {', '.join(config.modes)}; its own output is unchanged")
+        saved = upgrade(saved, config.modes)
+    elif saved.config.modes and not config.modes:
+        raise ValueError(
+            f"it is elastic, with modes {', '.join(saved.config.modes)}, and model.student.modes names none: take one "
+            "out of it (liteframe extract) and start from that"
+        )
     ours, theirs = config.to_dict(), saved.config.to_dict()
     if ours == theirs:
         return saved.train(), start

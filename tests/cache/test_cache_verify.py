@@ -61,7 +61,7 @@ def test_settings_cannot_be_changed(copy):
     with pytest.raises(ValueError, match="does not have the digest"):
         TargetCache.open(copy)
     (copy / "settings.json").write_text(json.dumps({**settings, "format": 1, "licence": None}))
-    with pytest.raises(ValueError, match=r"format 1 and this version of LiteFrame reads 4.*build another"):
+    with pytest.raises(ValueError, match=r"format 1 and this version of LiteFrame reads 5.*build another"):
         TargetCache.open(copy)
     (copy / "settings.json").write_text(json.dumps({**settings, "codec": "fp8"}))
     with pytest.raises(ValueError, match="codec is 'fp8'; choose one of bf16, int8"):

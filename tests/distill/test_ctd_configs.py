@@ -12,8 +12,8 @@ from worlds.vlms import make_llava_onevision, make_qwen2_5_vl
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 
 FOLDER = ROOT / "configs" / "ctd"
-NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_small", "internvl3_8b_tiny", "llava_onevision_7b",
-         "qwen2_5_vl_7b", "toy"]  # fmt: skip
+NAMES = ["internvit300m_timm", "internvl3_8b", "internvl3_8b_elastic", "internvl3_8b_small", "internvl3_8b_tiny",
+         "llava_onevision_7b", "qwen2_5_vl_7b", "toy", "toy_elastic"]  # fmt: skip
 SMALL = ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.strategy", "auto",
          "--data.batch_size", 2, "--data.micro_batch_size", 1, "--data.workers", 0, "--data.max_failure_rate", 0,
          "--model.target.statistics_clips", 2, "--trainer.val_check_interval", 1]  # fmt: skip
@@ -35,13 +35,16 @@ def flat(values, prefix=""):
 
 
 def overrides(name, tmp_path):
-    if name == "toy":
+    if name.startswith("toy"):
         shape = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
         return ["--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
     if name.startswith("internvl3_8b"):
+        elastic = name.endswith("elastic")  # its coarsest windows are (8,2,2) and (4,4,4)
+        side = 112 if elastic else 56
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 64,
-                 "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
-        return [*STUDENT, "--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
+                 "image_size": [side, side], "patch_size": [14, 14]}  # fmt: skip
+        larger = ["--model.student.image_size", side, "--model.student.clip_frames", 8] if elastic else []
+        return [*STUDENT, *larger, "--model.teacher.name", make_vlm_folder(tmp_path / "vlm", **shape)]
     if name == "llava_onevision_7b":
         shape = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 8, "patch_size": 14}
         return [*STUDENT, "--model.teacher.name", make_llava_onevision(tmp_path / "vlm", **shape)]

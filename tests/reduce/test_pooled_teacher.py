@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from liteframe.models.teacher.base import Teacher, TeacherFeatures, Tower
-from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
+from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher, coarser, factor_between
 from liteframe.reduce.wap import real_slots
 
 
@@ -41,7 +41,7 @@ def test_filling_frames_weigh_nothing():
     generator = torch.Generator().manual_seed(0)
     patches, query = torch.randn(1, 8, 4, 4, 6, generator=generator), torch.randn(1, 8, 6, generator=generator)
     mask = torch.tensor([[True] * 3 + [False] * 5])
-    tokens, slots, unasked = pooled_teacher(patches, query)(video_of(patches), mask)
+    tokens, slots, unasked, _ = pooled_teacher(patches, query)(video_of(patches), mask)
     assert slots.tolist() == [[True, False]]
     assert unasked is None
     logits, values = [], []
@@ -60,7 +60,7 @@ def test_any_length_is_filled_with_frames_that_weigh_nothing(frames):
     patches, query = torch.randn(2, frames, 4, 4, 6), torch.randn(2, frames, 6)
     mask = torch.ones(2, frames, dtype=torch.bool)
     mask[0, 1:2] = False
-    tokens, slots, _ = pooled_teacher(patches, query)(video_of(patches), mask)
+    tokens, slots, *_ = pooled_teacher(patches, query)(video_of(patches), mask)
     # Filled by hand, with frames that would show if they counted.
     filler = -frames % 4
     long = torch.cat([patches, torch.full((2, filler, 4, 4, 6), 100.0)], 1)
@@ -79,7 +79,7 @@ def test_everything_behind_the_teacher_is_float32():
     exact = pooled_teacher(patches.float(), query.float())(video_of(patches)).tokens
     vision = pooled_teacher(patches, query)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tokens, _, logits = vision(video_of(patches), logits=True)
+        tokens, _, logits, _ = vision(video_of(patches), logits=True)
     assert tokens.dtype == logits.dtype == torch.float32
     assert torch.equal(tokens, exact)
     assert torch.equal(PooledEncoder(vision)(video_of(patches)), exact)
@@ -109,3 +109,46 @@ def test_slots_that_count():
     mask = torch.tensor([[True] * 5, [True] + [False] * 4])
     assert real_slots(mask, 4).tolist() == [[True, True], [True, False]]
     assert real_slots(mask, 1).equal(mask)
+
+
+@pytest.mark.parametrize("over", ["block", "frame"])
+@pytest.mark.parametrize("weighed_by", ["query", "logits", "nothing"])
+def test_larger_windows_follow_from_smaller_ones(over, weighed_by):
+    """Against WAP over the larger windows; 7 frames, of which some count nothing, fill no window of 4 or 8."""
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(3, 7, 4, 4, 6, generator=generator, dtype=torch.float64)
+    by = {"query": {"query": 3 * torch.randn(3, 7, 6, generator=generator, dtype=torch.float64)},
+          "logits": {"logits": 3 * torch.randn(3, 7, 4, 4, generator=generator)},
+          "nothing": {}}[weighed_by]  # fmt: skip
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[0, 1:5] = mask[1, 2:] = False
+
+    def pooled(window):
+        vision = pooled_teacher(patches, **by, window=window, softmax_over=over)
+        return vision(video_of(patches), mask, log_weights=True)
+
+    for small, large in [
+        ((1, 2, 2), (8, 2, 2)),
+        ((2, 2, 2), (4, 4, 4)),
+        ((1, 1, 1), (4, 2, 2)),
+        ((1, 2, 2), (2, 2, 2)),
+    ]:
+        made, direct = coarser(pooled(small), factor_between(small, large)), pooled(large)
+        assert made.slots.equal(direct.slots)
+        torch.testing.assert_close(made.tokens, direct.tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(made.log_weights, direct.log_weights, rtol=1e-5, atol=1e-5)
+        assert pooled_teacher(patches, **by)(video_of(patches)).log_weights is None
+    plain = pooled_teacher(patches, **by)(video_of(patches))
+    with pytest.raises(ValueError, match="without log_weights"):
+        coarser(plain, (2, 1, 1))
+    with pytest.raises(ValueError, match=r"windows of \(4, 2, 2\) are not made of windows of \(2, 4, 2\)"):
+        factor_between((2, 4, 2), (4, 2, 2))
+
+
+def test_the_weight_of_a_window_is_the_log_of_a_sum_of_exponentials():
+    logits = torch.tensor([[[[0.5, 1.0], [1.5, -1.0]], [[0.0, 2.0], [0.3, 9.9]]]])  # [1,2,2,2]
+    mask = torch.tensor([[True, False]])
+    made = pooled_teacher(torch.randn(1, 2, 2, 2, 6), logits=logits, window=(2, 2, 2))(
+        torch.zeros(1, 2, 3, 32, 32), mask, log_weights=True
+    )
+    assert made.log_weights.item() == pytest.approx(math.log(sum(map(math.exp, (0.5, 1.0, 1.5, -1.0)))))

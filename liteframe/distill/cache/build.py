@@ -117,7 +117,7 @@ def estimate(builder: CacheBuilder, missing: Sequence[ShardKey], folder: Path) -
     """
     settings, processes, workers = builder.settings, builder.fabric.world_size, builder.data.workers
     frame_bytes, decoding, making = measure(builder)
-    target_bytes = clip_bytes(settings.codec, settings.target_shape)
+    target_bytes = clip_bytes(settings.codec, settings.target_shape, settings.log_weights)
     clips, frames = sum(key.count for key in missing), settings.clip_frames
     needed = clips * (target_bytes + frame_bytes + OVERHEAD)
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
@@ -205,8 +205,8 @@ def measure_statistics(builder: CacheBuilder, advance: Advance) -> ChannelStatis
     total, done = settings.statistics_clips, 0
     for clips in builder.decode([("train", key) for key in batch] for batch in FirstClips(stream, total)):
         if clips.batch.paths:
-            made = builder.make(clips.batch)
-            real = [pooled[slots].flatten(0, -2) for pooled, slots in zip(made.pooled, made.slots, strict=True)]
+            made = builder.measured(builder.make(clips.batch))
+            real = [clip.tokens[clip.slots].flatten(0, -2) for clip in made]
             running.update(torch.cat(real))  # [tokens,C]
         done += len(clips.facts)
         advance("statistics", done, total)

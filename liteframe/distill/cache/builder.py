@@ -27,7 +27,7 @@ from liteframe.distill.clips import Clip, RawBatch, collate_clips, resize_clips
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
 from liteframe.distill.student_init import check_grids
-from liteframe.reduce.pooled_teacher import PooledTeacher
+from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher, coarser, factor_between
 from liteframe.training.command import Run, automatic_precision
 
 # Processes wait for each other twice, at the start and at the end, and one may have many more broken videos.
@@ -69,19 +69,22 @@ class LiveTargets(NamedTuple):
     """What a teacher makes of a batch, clip by clip.
 
     Attributes:
-        pooled: float32 [T',h,w,C], before clipping and standardization.
-        slots: bool [T'], False where no real frame lies.
+        pooled: of each clip alone (B is 1), before clipping and standardization.
         frames: uint8 [T,3,H,W], what the teacher saw before normalization.
     """
 
-    pooled: list[Tensor]
-    slots: list[Tensor]
+    pooled: list[Pooled]
     frames: list[Tensor]
 
 
 @torch.no_grad()
 def live_targets(
-    batch: RawBatch, teacher: PooledTeacher, transform: FrameTransform, fabric: Fabric, clips: int
+    batch: RawBatch,
+    teacher: PooledTeacher,
+    transform: FrameTransform,
+    fabric: Fabric,
+    clips: int,
+    log_weights: bool = False,
 ) -> LiveTargets:
     """Targets as a training run computes them: resize, teacher and pooling on the fabric's device, in its precision.
 
@@ -91,19 +94,22 @@ def live_targets(
         transform: resizes and normalizes frames.
         fabric: device and precision.
         clips: of a whole batch; others run without compiling for their size.
+        log_weights: whether tokens come with their weights.
 
     Raises:
         ValueError: the frames do not fit the teacher or its windows.
     """
     batch = fabric.to_device(batch)
     frames = resize_clips(batch, transform)  # B x [T,3,H,W]
-    made: dict[int, tuple[Tensor, Tensor]] = {}
+    made: dict[int, Pooled] = {}
     for members in members_of(batch.sizes):
         video = transform.normalized(torch.stack([frames[i] for i in members]))
         with fabric.autocast(), whole_batches(len(members), clips):
-            pooled, slots, _ = teacher(video, batch.frame_mask[members])
-        made |= dict(zip(members, zip(pooled, slots, strict=True), strict=True))
-    return LiveTargets([made[i][0] for i in range(len(frames))], [made[i][1] for i in range(len(frames))], frames)
+            pooled = teacher(video, batch.frame_mask[members], log_weights=log_weights)
+        for number, i in enumerate(members):
+            alone: Any = (None if part is None else part[number : number + 1] for part in pooled)
+            made[i] = Pooled(*alone)
+    return LiveTargets([made[i] for i in range(len(frames))], frames)
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,13 @@ class CacheBuilder:
 
     def make(self, batch: RawBatch) -> LiveTargets:
         """Targets of at least one clip."""
-        return live_targets(batch, self.teacher, self.transform, self.fabric, self.clips_at_once)
+        with_weights = self.settings.log_weights
+        return live_targets(batch, self.teacher, self.transform, self.fabric, self.clips_at_once, with_weights)
+
+    def measured(self, made: LiveTargets) -> list[Pooled]:
+        """Of each clip, what the channel statistics are of."""
+        factor = factor_between(self.settings.compression, self.settings.statistics_window)
+        return [coarser(pooled, factor) for pooled in made.pooled]
 
     def encode(self, clips: DecodedClips, codec: TargetCodec, threads: ThreadPoolExecutor) -> list[StoredClip]:
         """What is stored of a batch, in the order of its keys; the threads write JPEG files."""
@@ -167,7 +179,9 @@ class CacheBuilder:
                 stored.append(StoredClip(facts, {}))
                 continue
             pooled, files = next(good)
-            encoded = {name: tensor.cpu() for name, tensor in codec.encode(pooled).items()}
+            encoded = {name: tensor.cpu() for name, tensor in codec.encode(pooled.tokens[0]).items()}
+            if pooled.log_weights is not None:
+                encoded["log_weight"] = pooled.log_weights[0].cpu()
             stored.append(StoredClip(facts, encoded, files))
         return stored
 
@@ -188,7 +202,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     check_grids(config, teacher, data.frame_format.size)
     precision = str(fabric.strategy.precision.precision)
     identity = {**module.target_identity, **data.clip_identity()}
-    window = module.objective.pooling
+    window, weighed = module.objective.pooling, module.objective.needs_log_weights
     shape = target_shape(data.clip_frames, data.frame_format.size, teacher.patch_size, window, teacher.dim)
     fewest, most = SHARD_CLIPS
     settings = CacheSettings(
@@ -201,7 +215,8 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
         views=options.views,
         codec=options.codec,
         jpeg_quality=options.jpeg_quality,
-        shard_clips=options.shard_clips or min(most, max(fewest, SHARD_BYTES // clip_bytes(options.codec, shape))),
+        shard_clips=options.shard_clips
+        or min(most, max(fewest, SHARD_BYTES // clip_bytes(options.codec, shape, weighed))),
     )
     prepare_teacher(teacher, fabric.device, precision)
     teacher.to(fabric.device)

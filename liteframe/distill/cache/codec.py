@@ -92,6 +92,7 @@ class TargetCodec:
         return white.mul_(self.std.to(white.device)).add_(self.mean.to(white.device))
 
 
-def clip_bytes(codec: Codec, shape: tuple[int, int, int, int]) -> int:
-    """Bytes that a target of shape [T',h,w,C] takes in a shard, scales included."""
-    return math.prod(shape) * STORED[codec].itemsize + (4 * math.prod(shape[:3]) if codec == "int8" else 0)
+def clip_bytes(codec: Codec, shape: tuple[int, int, int, int], log_weights: bool = False) -> int:
+    """Bytes that a target of shape [T',h,w,C] takes in a shard, scales and weights of its tokens included."""
+    beside = (codec == "int8") + log_weights  # float32 a token
+    return math.prod(shape) * STORED[codec].itemsize + 4 * beside * math.prod(shape[:3])

@@ -14,6 +14,7 @@ from liteframe.data.video.errors import VideoError
 from liteframe.distill.cache.reader import TargetCache
 from liteframe.distill.cache.settings import Split
 from liteframe.distill.clips import Clip, ClipDataset
+from liteframe.reduce.pooled_teacher import factor_between
 
 
 class CachedClips(Dataset["Clip | VideoError"]):
@@ -50,7 +51,7 @@ class CachedClips(Dataset["Clip | VideoError"]):
             frames = self.clips.frames(view) if stored.frames is None else stored.frames
         except VideoError as error:
             return error
-        return Clip(torch.as_tensor(frames), view, key, stored.target)
+        return Clip(torch.as_tensor(frames), view, key, stored.target, stored.log_weights)
 
     @property
     def views(self) -> int:
@@ -61,7 +62,8 @@ class CachedClips(Dataset["Clip | VideoError"]):
 def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
     """Refuse a cache whose targets are not those that a run would compute.
 
-    The run may have another seed: the views are those that the cache drew, and the run's seed orders them.
+    The run may have another seed: the views are those that the cache drew, and the run's seed orders them. A cache of
+    small windows serves runs of larger ones, where it has the weights of its tokens.
 
     Args:
         cache: the cache.
@@ -70,7 +72,18 @@ def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they differ.
     """
-    here = dataclasses.replace(cache.settings, **{**run, "seed": cache.settings.seed})
+    known, wanted = cache.settings, run["compression"]
+    run = {**run, "seed": known.seed}
+    if known.log_weights:
+        try:
+            factor_between(known.compression, wanted)
+        except ValueError as error:
+            raise ValueError(
+                f"--data.cache {cache.folder} is too coarse: {error}. Leave finer modes out of model.student.modes, or "
+                "build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
+            ) from error
+        run |= {"log_weights": True, "compression": known.compression}
+    here = dataclasses.replace(known, **run)
     differences = cache.settings.differences(here)
     if differences:
         raise ValueError(

@@ -86,11 +86,13 @@ class CachedClip:
         target: raw pooled teacher features [T',h,w,C], before clipping and standardization; bf16, or float32 where the
             codec is int8.
         frames: uint8 [T,H,W,3] at the size that the teacher saw, or None where the cache holds none.
+        log_weights: float32 [T',h,w] of the target's tokens, or None where the cache holds none (see Pooled).
     """
 
     view: ClipView
     target: Tensor
     frames: np.ndarray | None
+    log_weights: Tensor | None = None
 
 
 class TargetCache:
@@ -174,7 +176,7 @@ class TargetCache:
         seen, frames = ClipView.from_dict(clip.facts["view"]), None
         if clip.jpeg:
             frames = np.stack([decode_jpeg(file, seen.size) for file in clip.jpeg])  # [T,H,W,3]
-        return CachedClip(seen, self.codec.decode(clip.encoded), frames)
+        return CachedClip(seen, self.codec.decode(clip.encoded), frames, clip.encoded.get("log_weight"))
 
     def stored(self, split: Split, view: int, index: int) -> StoredClip:
         """The clip as it is stored.

@@ -14,7 +14,7 @@ from liteframe.texts import parse_json
 
 Codec = Literal["bf16", "int8"]
 Split = Literal["train", "val"]
-FORMAT = 4
+FORMAT = 5
 
 # A teacher may have moved; its weights say who it is.
 NAMES = ("teacher", "teacher_options", "license")
@@ -36,6 +36,8 @@ class CacheSettings:
         saliency: what the teacher's patches are weighed by.
         precision: of the teacher's forward pass, "32-true" or "bf16-mixed".
         compression: (t,h,w) of a block of weighted average pooling.
+        log_weights: whether a token's log-sum-exp is stored beside it, from which larger blocks follow.
+        statistics_window: (t,h,w) of the blocks that the channel statistics are of.
         scope: of its softmax.
         statistics_clips: clips that the channel statistics were measured on.
         size: (height, width) of a frame in pixels; where resize is "aspect", their product is the budget.
@@ -69,6 +71,8 @@ class CacheSettings:
     saliency: Saliency
     precision: str
     compression: tuple[int, int, int]
+    log_weights: bool
+    statistics_window: tuple[int, int, int]
     scope: SoftmaxOver
     statistics_clips: int
     size: tuple[int, int]
@@ -99,12 +103,13 @@ class CacheSettings:
             raise ValueError(f"codec is {self.codec!r}; choose one of {', '.join(get_args(Codec))}")
         if self.jpeg_quality is not None and not (_whole(self.jpeg_quality) and 1 <= self.jpeg_quality <= 100):
             raise ValueError(f"jpeg_quality is {self.jpeg_quality!r}; it must lie in 1 to 100")
-        grid = (*self.compression, *self.size, *self.multiple, self.patch_size)
+        grid = (*self.compression, *self.statistics_window, *self.size, *self.multiple, self.patch_size)
         counts = (self.dim, self.clip_frames, self.train_videos, self.views, self.shard_clips)
         if not all(_whole(n) and n >= 1 for n in (*grid, *counts)) or not _whole(self.val_videos):
             raise ValueError("sizes and counts must be whole numbers from 1 (val_videos from 0)")
-        if len(self.compression) != 3 or len(self.size) != 2 or len(self.multiple) != 2 or self.val_videos < 0:
-            raise ValueError("compression has three numbers, size and multiple two, and val_videos is at least 0")
+        triples, pairs = (self.compression, self.statistics_window), (self.size, self.multiple)
+        if {*map(len, triples)} != {3} or {*map(len, pairs)} != {2} or self.val_videos < 0:
+            raise ValueError("windows have three numbers, size and multiple two, and val_videos is at least 0")
 
     @property
     def target_shape(self) -> tuple[int, int, int, int]:

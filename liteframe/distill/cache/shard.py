@@ -3,6 +3,7 @@
 Tensors of a shard of N clips, M of which could be read:
 
     target [tokens,C], scale [tokens]   of all clips, as the codec wants them; a clip's are T'*h*w, by its view's size
+    log_weight [tokens]   where the settings say so
     token_end int64 [M]
     row     int32 [N]      place of clip n among the M; -1 where the video failed
     text    uint8, text_end int64 [N]    JSON of each clip: its view, or its failure
@@ -199,7 +200,8 @@ class Shard:
 def _payload_kinds(settings: CacheSettings) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """What is stored of targets: what follows the number of tokens in its shape, and its type."""
     kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": ((settings.dim,), STORED[settings.codec])}
-    return {**kinds, "scale": ((), torch.float32)} if settings.codec == "int8" else kinds
+    beside = {"scale": settings.codec == "int8", "log_weight": settings.log_weights}
+    return {**kinds, **{name: ((), torch.float32) for name, there in beside.items() if there}}
 
 
 def _bytes(data: bytes) -> Tensor:

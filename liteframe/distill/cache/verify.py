@@ -155,7 +155,7 @@ def _check(
     except VideoError as error:
         return ClipCheck(place, f"the video cannot be read again: {error}")
     made = make(Clip(torch.from_numpy(frames), view, (view_number, index)))
-    difference = made.pooled[0].cpu() - cache.codec.decode(stored.encoded).float()  # [T',h,w,C]
+    difference = made.pooled[0].tokens[0].cpu() - cache.codec.decode(stored.encoded).float()  # [T',h,w,C]
     off = float((difference.square().mean((0, 1, 2)).sqrt() / cache.codec.std).median())
     psnr = _psnr(stored.jpeg, made.frames[0].permute(0, 2, 3, 1).cpu().numpy(), view.size)
     check = ClipCheck(place, error=off, psnr=psnr)

@@ -3,14 +3,19 @@
 Shapes: B clips, T' slots, (h,w) pooled grid, C teacher channels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from liteframe.distill.losses import LossName, clip_losses, drop_large_losses, token_losses
 from liteframe.distill.objectives.base import ClipLosses
 from liteframe.distill.statistics import ChannelStatistics
-from liteframe.distill.targets import Target, TargetNormalizer, TargetSettings
+from liteframe.distill.targets import TargetNormalizer, TargetSettings
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.reduce.base import Window
+from liteframe.reduce.pooled_teacher import Pooled
 
 
 class CompressedTokens:
@@ -22,6 +27,9 @@ class CompressedTokens:
         loss_name: between a token and its target.
         window: (t,kh,kw) of frames and patches that a token stands for.
     """
+
+    needs_log_weights = False
+    figure_names: Sequence[str] = ("cosine",)
 
     def __init__(self, channels: int, settings: TargetSettings, loss_name: LossName, window: Window = (4, 2, 2)):
         self.settings, self.loss_name, self.pooling = settings, loss_name, window
@@ -40,7 +48,16 @@ class CompressedTokens:
         """Freeze the statistics; raises ValueError if they are unusable."""
         self.normalizer.fit(statistics)
 
-    def targets(self, features: Tensor, mask: Tensor) -> Target:
+    @property
+    def statistics_window(self) -> Window:
+        """That of the features."""
+        return self.pooling
+
+    def student_tokens(self, student: LiteFrameEncoder, video: Tensor) -> Any:
+        """[B,T,3,H,W] -> [B,T',h,w,C]."""
+        return student(video)
+
+    def targets(self, features: Tensor, mask: Tensor, log_weights: Tensor | None = None) -> Any:
         """Raw WAP features [B,T',h,w,C] and bool [B,T'] of slots that count -> Target."""
         return self.normalizer(features, mask)
 
@@ -48,7 +65,7 @@ class CompressedTokens:
         """What is compared with targets: the tokens themselves, in the standardized space."""
         return tokens
 
-    def loss(self, tokens: Tensor, target: Target) -> ClipLosses:
+    def loss(self, tokens: Any, target: Any) -> ClipLosses:
         """Tokens [B,T',h,w,C] in the standardized space against a target."""
         losses = token_losses(self.decoded(tokens), target.values, self.loss_name)  # [B,T',h,w]
         weight, clipped = target.weight, target.clipped
@@ -58,11 +75,27 @@ class CompressedTokens:
         return ClipLosses(clip_losses(losses, weight), clipped)
 
     @torch.no_grad()
-    def figures(self, tokens: Tensor, target: Target) -> dict[str, Tensor]:
+    def figures(self, tokens: Any, target: Any) -> dict[str, Tensor]:
         """Cosine of the tokens that count, in the teacher's raw space, neither clipped nor standardized."""
         similar = torch.cosine_similarity(self.raw(tokens), target.raw, dim=-1)  # [B,T',h,w]
         return {"cosine": clip_losses(similar, target.weight).mean()}
 
-    def raw(self, tokens: Tensor) -> Tensor:
+    def idle(self, tokens: Any) -> Tensor:
+        """A zero with gradients for all that is trained."""
+        return self.decoded(tokens).sum() * 0.0
+
+    def main(self, tokens: Any) -> Tensor:
+        """The tokens themselves."""
+        return tokens
+
+    def own(self, pooled: Pooled) -> Pooled:
+        """The features themselves."""
+        return pooled
+
+    def raw(self, tokens: Any) -> Tensor:
         """What tokens say of the teacher's features, in their raw space, float32."""
-        return self.normalizer.standardizer.inverse(self.decoded(tokens))
+        return self.normalizer.standardizer.inverse(self.decoded(self.main(tokens)))
+
+    def compared(self, tokens: Any, pooled: Pooled) -> dict[str, tuple[Tensor, Pooled]]:
+        """Raw tokens and the features."""
+        return {"": (self.raw(tokens), pooled)}
