@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from liteframe.data.preprocess import FrameTransform
 from liteframe.files import write_json
 from liteframe.models.student.config import LiteFrameConfig
+from liteframe.models.student.elastic import load_one_mode
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import preprocessor_dict
 from liteframe.models.vlm.vision import LiteFrameVisionConfig, LiteFrameVisionModel
@@ -22,7 +23,9 @@ from liteframe_export.provenance import run_report
 MODEL, OWN_PROCESSORS = "liteframe.models.vlm.vision", "liteframe_export.video_processor"
 
 
-def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
+def export_encoder(
+    encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, mode: str | None = None
+) -> dict[str, Any]:
     """Write an encoder as a folder that `AutoModel.from_pretrained(out, trust_remote_code=True)` loads.
 
     The library is not needed there: its code travels in the folder, kernels too.
@@ -31,16 +34,17 @@ def export_encoder(encoder_dir: str | os.PathLike[str], out: str | os.PathLike[s
         encoder_dir: what LiteFrameEncoder.save_pretrained wrote (a run's `encoder/`). The run's report.json, if it
             is there, goes into the model card.
         out: the new folder.
+        mode: of an elastic encoder, which is exported in one alone.
 
     Returns:
         The parity report, also saved as parity.json.
 
     Raises:
-        FileNotFoundError, ValueError: `encoder_dir` is no encoder, `out` exists, or the reloaded export computes
-            something else than the encoder; then nothing is written.
+        FileNotFoundError, ValueError: `encoder_dir` is no encoder or an elastic one without a mode, `out` exists, or
+            the reloaded export computes something else than the encoder; then nothing is written.
     """
     with staged(out) as folder:
-        encoder = LiteFrameEncoder.from_pretrained(encoder_dir)
+        encoder = load_one_mode(encoder_dir, mode)
         save_encoder(encoder, folder)
         parity = check_encoder(encoder, folder)
         write_json(folder / "parity.json", parity)

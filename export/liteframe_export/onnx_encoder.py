@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.elastic import load_one_mode
 from liteframe_export.card import write_graph_folder
 from liteframe_export.graph import Sized, check_inputs, compare_graph, dynamic_shapes, example, traceable
 
@@ -36,7 +36,7 @@ print(features.shape)  # (1, T/{t}, H/{row}, W/{column}, {dim})
 
 
 def export_onnx(
-    encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "float32"
+    encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, dtype: str = "float32", mode: str | None = None
 ) -> dict[str, Any]:
     """Write an encoder folder as ONNX with any number of clips, frames (multiples of t) and pixels (of the stride).
 
@@ -44,6 +44,7 @@ def export_onnx(
         encoder_dir: what LiteFrameEncoder.save_pretrained wrote.
         out: the new folder: encoder.onnx, config.json, preprocessor_config.json, README.md, parity.json.
         dtype: "float32" or "float16", of weights, input and output.
+        mode: of an elastic encoder, which is exported in one alone.
 
     Returns:
         The parity report.
@@ -58,7 +59,7 @@ def export_onnx(
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
     except ImportError as error:
         raise ValueError(f"ONNX export needs {error.name}: pip install 'liteframe[onnx]'") from error
-    encoder = LiteFrameEncoder.from_pretrained(encoder_dir).float()
+    encoder = load_one_mode(encoder_dir, mode).float()
 
     def write(folder: Path) -> dict[str, Any]:
         program = torch.onnx.export(

@@ -8,6 +8,8 @@ from typing import Any
 from transformers.utils import cached_file
 
 from liteframe.models.checkpoints import checkpoint_source
+from liteframe.models.student.elastic import refuse_modes
+from liteframe.models.student.io import read_config
 from liteframe.models.teacher.licenses import license_of
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.load import load_video_llm
@@ -51,11 +53,13 @@ class Parts:
         vlm: folder or Hugging Face id of the InternVL.
         encoder: folder of the LiteFrame encoder.
         adapter: folder of the PEFT adapter that was trained on the two, or None.
+        mode: of an elastic encoder, the one that the Video LLM is left with.
     """
 
     vlm: str
     encoder: str
     adapter: str | None = None
+    mode: str | None = None
 
     @property
     def adapter_report(self) -> dict[str, Any]:
@@ -63,7 +67,9 @@ class Parts:
         return {} if self.adapter is None else run_report(Path(self.adapter).resolve().parent)
 
 
-def parts_of_run(run: str | os.PathLike[str], *, vlm: str | None = None, encoder: str | None = None) -> Parts:
+def parts_of_run(
+    run: str | os.PathLike[str], *, vlm: str | None = None, encoder: str | None = None, mode: str | None = None
+) -> Parts:
     """The parts of a run of LMA or TPO, by its report.json; `vlm` and `encoder` say where they are now if they moved.
 
     Raises:
@@ -75,16 +81,22 @@ def parts_of_run(run: str | os.PathLike[str], *, vlm: str | None = None, encoder
             f"{run} is not a finished LMA run: it has no report.json of kind {' or '.join(map(repr, ALIGNED))}; "
             "name the parts with --vlm, --encoder and --adapter"
         )
-    return Parts(vlm or report["vlm"], encoder or report["encoder"], str(Path(run) / "adapter"))
+    return Parts(vlm or report["vlm"], encoder or report["encoder"], str(Path(run) / "adapter"), mode)
 
 
 def load_parts(parts: Parts) -> tuple[Any, Any]:
     """Model (with the adapter on it, unmerged) and processor, in the dtype of the InternVL, on the CPU.
 
+    In a mode of an elastic encoder, the adapter is merged: it fits the whole encoder only.
+
     Raises:
-        ValueError: a part cannot be loaded, or the adapter was trained on other weights.
+        ValueError: a part cannot be loaded, the adapter was trained on other weights, or the encoder is elastic and no
+            mode of it is named.
     """
     try:
+        refuse_modes(read_config(Path(parts.encoder)), parts.mode)
+        if parts.mode is not None:
+            return load_video_llm(parts.vlm, encoder=parts.encoder, adapter=parts.adapter, mode=parts.mode)
         model, processor = load_video_llm(parts.vlm, encoder=parts.encoder)
     except OSError as error:
         raise ValueError(

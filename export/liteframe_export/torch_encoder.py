@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.elastic import load_one_mode
 from liteframe.models.student.inference import InferenceEncoder
 from liteframe_export.card import write_graph_folder
 from liteframe_export.graph import check_inputs, compare_graph, dynamic_shapes, example, traceable
@@ -123,7 +123,7 @@ class _Checked(nn.Module):
 
 
 def export_torch(
-    encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, compiled: bool = False
+    encoder_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, compiled: bool = False, mode: str | None = None
 ) -> dict[str, Any]:
     """Write an encoder folder as a float32 graph of torch.export, or compiled ahead of time for this machine's CPU.
 
@@ -131,6 +131,7 @@ def export_torch(
         encoder_dir: what LiteFrameEncoder.save_pretrained wrote.
         out: the new folder: the graph, config.json, preprocessor_config.json, README.md, parity.json.
         compiled: an AOTInductor package, which C++ can load too; takes a C++ compiler and a minute or more.
+        mode: of an elastic encoder, which is exported in one alone.
 
     Returns:
         The parity report.
@@ -139,7 +140,7 @@ def export_torch(
         ValueError: `out` exists, or the graph computes something else than the encoder.
         FileNotFoundError: `encoder_dir` is no encoder.
     """
-    encoder = LiteFrameEncoder.from_pretrained(encoder_dir).float()
+    encoder = load_one_mode(encoder_dir, mode).float()
 
     def write(folder: Path) -> dict[str, Any]:
         config = encoder.config

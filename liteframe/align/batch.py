@@ -40,6 +40,7 @@ class ChatBatch(NamedTuple):
         keys: B keys (epoch, index).
         failures: path, kind, reason and remedy of what could not be read.
         position_ids: [3,R,L], where the language model counts on three axes.
+        modes: of each video whose features are not cached, the mode of an elastic encoder; None of an ordinary one.
     """
 
     input_ids: Tensor
@@ -55,6 +56,7 @@ class ChatBatch(NamedTuple):
     keys: list[Key]
     failures: list[dict[str, str]]
     position_ids: Tensor | None = None
+    modes: list[str] | None = None
 
 
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, image_token_id: int) -> ChatBatch:
@@ -73,6 +75,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
     positions = [row.position_ids for row in rows if row.position_ids is not None]
     media = [medium for sample in samples for medium in sample.media]
     videos = [medium.pixels for medium in media if medium.pixels is not None]
+    modes = [s.mode for s in samples for medium in s.media if s.mode is not None and medium.pixels is not None]
     return ChatBatch(
         input_ids=ids,
         attention_mask=mask,
@@ -87,6 +90,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
         position_ids=padded_position_ids(positions, mask) if positions else None,
+        modes=modes or None,
     )
 
 

@@ -46,6 +46,7 @@ class LMACommand(TrainingCommand):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.link_arguments("model", "data.processor", compute_fn=processor_of, apply_on="instantiate")
+        parser.link_arguments("model", "data.mode_processors", compute_fn=mode_processors_of, apply_on="instantiate")
 
     @override
     def run_callbacks(self) -> list[Callback]:
@@ -73,6 +74,11 @@ class PreferCommand(LMACommand):
 def processor_of(module: LMAModule) -> LiteFrameProcessor:
     """What the data module reads conversations with."""
     return module.processor
+
+
+def mode_processors_of(module: LMAModule) -> dict[str, LiteFrameProcessor]:
+    """The same in each mode of an elastic encoder."""
+    return module.mode_processors
 
 
 def run_stages(arguments: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from liteframe.align.batch import ChatBatch, FeatureCache, collate_samples
 from liteframe.align.conversation_files import check_files, load_conversations
 from liteframe.align.conversation_rows import Conversation
 from liteframe.align.dataset import ConversationDataset
+from liteframe.align.elastic import ElasticConversations, budgets_of
 from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.process import serve_parent
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -41,6 +42,8 @@ class ChatDataModule(LightningDataModule):
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
             frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
         seed: seed of order and draws.
+        mode_processors: of an elastic encoder, the Video LLM's processor in each mode, one of which each sample draws,
+            with as many frames as have the same tokens.
 
     Attributes:
         setting: names the rows.
@@ -64,8 +67,14 @@ class ChatDataModule(LightningDataModule):
         group_by_length: bool = False,
         cache_features: bool = False,
         seed: int = 0,
+        mode_processors: dict[str, LiteFrameProcessor] | None = None,
     ):
         super().__init__()
+        if cache_features and mode_processors:
+            raise ValueError(
+                "data.cache_features: with an elastic encoder, features of the same frames differ by the mode that is "
+                "drawn; leave it out, or take a mode out of the encoder (liteframe extract) and align with that"
+            )
         if not frames or min(frames) < 1:
             raise ValueError(f"data.frames={frames} must name at least one budget of at least one frame")
         if not 0 < fps[0] <= fps[1]:
@@ -77,7 +86,7 @@ class ChatDataModule(LightningDataModule):
             )
         if cache_features and workers:
             raise ValueError(f"data.cache_features needs data.workers=0 (it is {workers}): the cache is in one process")
-        self.processor = processor
+        self.processor, self.mode_processors = processor, mode_processors or {}
         self.source, self.frames, self.fps = conversations, list(frames), (float(fps[0]), float(fps[1]))
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
@@ -146,14 +155,26 @@ class ChatDataModule(LightningDataModule):
             generator=torch.Generator(),
         )
 
-    def dataset(self) -> ConversationDataset:
+    def dataset(self) -> ConversationDataset | ElasticConversations:
         """The rows, each with frames drawn by (seed, epoch, index)."""
-        return ConversationDataset(
-            self.conversations, self.processor, budgets=self.frames, fps=self.fps, seed=self.seed,
-            deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
-        )  # fmt: skip
+        made = [
+            ConversationDataset(
+                self.conversations, processor, budgets=frames, fps=self.fps, seed=self.seed,
+                deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
+            )
+            for processor, frames in self.shown()
+        ]  # fmt: skip
+        if not self.mode_processors:
+            return made[0]
+        return ElasticConversations(dict(zip(self.mode_processors, made, strict=True)), self.seed)
 
-    def stream(self, dataset: ConversationDataset, *cut: int, **place: Any) -> ClipStream:
+    def shown(self) -> list[tuple[LiteFrameProcessor, list[int]]]:
+        """How videos may be shown, with the frame budgets of each: in every mode, or in the one way there is."""
+        if not self.mode_processors:
+            return [(self.processor, self.frames)]
+        return [(one, budgets_of(self.frames, self.processor, one)) for one in self.mode_processors.values()]
+
+    def stream(self, dataset: ConversationDataset | ElasticConversations, *cut: int, **place: Any) -> ClipStream:
         """Which of them comes when: arguments as of ClipStream, from the batch size on."""
         grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
         return (grouped if self.group_by_length else ClipStream)(len(dataset), *cut, seed=self.seed, **place)

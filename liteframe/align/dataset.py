@@ -56,6 +56,7 @@ class Sample(NamedTuple):
         key: (epoch, index).
         position_ids: [3,L], where the language model counts on three axes.
         rejected: of a preference pair, the same with the other answer.
+        mode: of an elastic encoder, in which the media are shown.
     """
 
     input_ids: list[int]
@@ -64,6 +65,7 @@ class Sample(NamedTuple):
     key: Key
     position_ids: Tensor | None = None
     rejected: Row | None = None
+    mode: str | None = None
 
 
 def draw(seed: int, key: Key, budgets: Sequence[int], fps: tuple[float, float]) -> tuple[int, float]:
@@ -119,8 +121,8 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         except VideoError as error:
             return error
         shown = [medium.shown for medium in media]
-        (ids, labels, positions), *rejected = (self._row(turns, shown) for turns in conversation.versions)
-        return Sample(ids, labels, media, key, positions, *rejected)
+        row, *others = (self._row(turns, shown) for turns in conversation.versions)
+        return Sample(row.input_ids, row.labels, media, key, row.position_ids, others[0] if others else None)
 
     def length(self, key: Key) -> float:
         """About how many tokens a sample has, without opening a file: its whole budgets, and its text."""

@@ -1,21 +1,16 @@
 """How many tokens conversations take, so that those too long for the language model are refused before a run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from liteframe.align.conversation_rows import Conversation
 from liteframe.models.vlm.chat import encode_conversation
+from liteframe.models.vlm.modes import text_tokens, video_tokens
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.training.failures import BadConversationsError
 
 # Around a turn: two marks, a role of at most two tokens, two line breaks.
 TOKENS_OF_A_TURN = 6
 EXAMPLES = 5
-
-
-def video_tokens(processor: LiteFrameProcessor, frames: int) -> int:
-    """Tokens of a video of so many frames in a prompt, the text around its features included."""
-    return _count(processor, _video_text(processor, frames))
 
 
 def check_lengths(
@@ -52,13 +47,13 @@ def check_lengths(
             "frames"
         )
     image = processor.image_text(processor.tokens_per_slot(*processor.frame_size))
-    image_tokens, videos_by_share, too_long = _count(processor, image), {}, []
+    image_tokens, videos_by_share, too_long = text_tokens(processor, image), {}, []
     for number, conversation in enumerate(conversations):
         videos = sum(medium.kind != "image" for medium in conversation.media)
         share = max(1, frames // max(1, videos))
         if share not in videos_by_share:
             text = _video_text(processor, share)
-            videos_by_share[share] = (text, _count(processor, text))
+            videos_by_share[share] = (text, text_tokens(processor, text))
         video, tokens = videos_by_share[share]
         most = videos * tokens + (len(conversation.media) - videos) * image_tokens
         most += max(sum(len(t.text.encode()) + TOKENS_OF_A_TURN for t in turns) for turns in conversation.versions)
@@ -80,7 +75,3 @@ def check_lengths(
 
 def _video_text(processor: LiteFrameProcessor, frames: int) -> str:
     return processor.video_text(processor.slots(frames, *processor.frame_size))
-
-
-def _count(processor: Any, text: str) -> int:
-    return len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -25,7 +25,7 @@ from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, fro
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.family import family_of
-from liteframe.models.vlm.load import load_processor, load_video_llm
+from liteframe.models.vlm.load import load_processors, load_video_llm
 from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, save_summary_tokens, summary_tokens_of
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
@@ -84,13 +84,20 @@ class LMAModule(GuardedModule):
         self.train_projector, self.train_encoder = train_projector, train_encoder
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings = optimizer
-        self.processor = load_processor(vlm, encoder)
+        processors = load_processors(vlm, encoder)
+        self.processor = processors[None]
+        self.mode_processors = {mode: own for mode, own in processors.items() if mode is not None}
         self.summary = summary
         self.objective: Objective
         if summary is None:
             self.objective = SupervisedFineTuning()
         elif train_projector or train_encoder:
             raise ValueError("model.summary: videos are encoded once, by a frozen encoder and projector")
+        elif self.mode_processors:
+            raise ValueError(
+                f"model.summary: segments are of one compression, and {encoder} is elastic, with modes "
+                f"{', '.join(self.mode_processors)}; take one out of it (liteframe extract)"
+            )
         else:
             self.objective = SummaryTuning(summary, self.processor)
         self.held_digest = ""  # of the frozen weights
@@ -115,18 +122,23 @@ class LMAModule(GuardedModule):
         room: tuple[Any, ...] = (limit,)
         if isinstance(self.objective, SummaryTuning):
             room = self.objective.limit(limit, max(data.frames), self.trainer.strategy.root_device)
-        longest = check_lengths(data.conversations, self.processor, data.frames, *room)
+        longest = max(check_lengths(data.conversations, processor, frames, *room) for processor, frames in data.shown())
         unread = describe_unread(data.unread)
         lines = [
             describe(self.model),
             self.objective.describe(self.model) if isinstance(self.objective, SummaryTuning) else None,
-            f"a video of {max(data.frames)} frames takes {longest:,} of the {limit:,} tokens that the language model "
-            "reads",
+            f"a video of {max(data.frames)} frames{self._or_modes(data)} takes {longest:,} of the {limit:,} tokens "
+            "that the language model reads",
             template_warning(self.processor),
             family_of(model.config.model_type).note,
             f"keys of rows that are not read, and rows that have them: {unread}" if unread else None,
         ]
         tell("\n".join(filter(None, lines)))
+
+    def _or_modes(self, data: ChatDataModule) -> str:
+        """How many frames it has in each mode of an elastic encoder."""
+        counts = [f"{mode} {max(f)}" for mode, (_, f) in zip(self.mode_processors, data.shown(), strict=False)]
+        return f" (drawn for each sample: {', '.join(counts)})" if counts else ""
 
     def _build_model(self) -> PreTrainedModel:
         """Make `self.model` on the default device; returns the Video LLM in it."""
@@ -237,12 +249,15 @@ class LMAModule(GuardedModule):
         """What the Video LLM reads of the batch's videos: features, or pixels where their encoding is learned."""
         if not batch.media_keys:
             return {}
-        if self.train_projector or self.train_encoder:
-            return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
         model, cache = self.model.get_base_model().model, self.data().feature_cache
-        with torch.no_grad():  # kept or not: with gradients on, the convolutions add in another order
+        learned = self.train_projector or self.train_encoder
+        if learned and batch.modes is None:
+            return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
+        with (
+            nullcontext() if learned else torch.no_grad()
+        ):  # kept or not: with gradients on, the convolutions add in another order
             if cache is None:
-                features = model.get_video_features(batch.pixels, batch.video_frames)
+                features = model.get_video_features(batch.pixels, batch.video_frames, modes=batch.modes)
             else:
                 features = cache.features(model, batch)
         return {"mm_encoder_outputs": {"video": features}}

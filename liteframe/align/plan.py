@@ -9,10 +9,10 @@ from torch import nn
 
 from liteframe.align.command import LMACommand
 from liteframe.align.conversation_files import describe_unread
-from liteframe.align.lengths import video_tokens
 from liteframe.align.lora import ENCODER
 from liteframe.models.student.cost import cost
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.vlm.modes import video_tokens
 from liteframe.training.plan import (
     WarmUp,
     checkpoint_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from liteframe.cli.eval import add_reduction
+from liteframe.cli.eval import add_mode, add_reduction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vlm", required=True, help="folder or id of an InternVL, or of an exported LiteFrame VLM")
     parser.add_argument("--encoder", help="folder of a LiteFrame encoder to put in place of the VLM's vision tower")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
+    add_mode(parser)
     add_reduction(parser)
     parser.add_argument("--frames", type=int, default=64, help="most frames, spread evenly (default 64)")
     parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
@@ -35,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.answer.positions import OF_REDUCED
     from liteframe.answer.reduced_encoder import check_reduction, encoder_with
     from liteframe.models.vlm.load import find_device, load_video_llm
+    from liteframe.models.vlm.modes import check_mode, find_mode
 
     if args.frames < 1 or args.max_new_tokens < 1 or (args.fps is not None and args.fps <= 0):
         raise ValueError("--frames and --max-new-tokens must be at least 1, --fps above 0")
     memory = parse_memory(args.memory) if args.memory else None
     check_reduction(args.reducer, args.ratio, bool(args.fit), args.positions, args.crops)
+    check_mode(args.mode, args.encoder)
     device = find_device(args.device)
     asked = VideoQuestion.prepare(  # before the weights are loaded, which takes long
         args.video,
@@ -52,7 +55,13 @@ def run(args: argparse.Namespace) -> int:
     )
     logging.disable_progress_bar()
     trained_for = memory.name if memory and memory.trained else None
-    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter, memory=trained_for)
+    mode = find_mode(
+        args.mode, args.vlm, args.encoder,
+        frames=len(asked.indices), words=len((args.question + (args.system or "")).encode()),
+        answer=args.max_new_tokens,
+    )  # fmt: skip
+    parts = {"encoder": args.encoder, "adapter": args.adapter, "memory": trained_for, "mode": mode}
+    model, processor = load_video_llm(args.vlm, **parts)
     model.to(device)
     encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit), args.crops)
     positions = OF_REDUCED[args.positions or "packed"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from liteframe.cli.eval import add_asking, add_benchmark, add_fit, add_model, read_options, report_missing
+from liteframe.cli.eval import add_asking, add_benchmark, add_fit, add_mode, add_model, read_options, report_missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; one that exists is continued")
     add_model(parser)
+    add_mode(parser, "; several with commas: liteframe is taken in each")
     parser.add_argument(
         "--systems",
         help="a list such as wap,fastvid@0.125,liteframe,liteframe+vidcom2@0.5: reducers by name, at --ratios or at "
@@ -36,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.benchmarks import find_benchmark
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import check_folder
-    from liteframe.evaluate.settings import asking_of, watching_of
+    from liteframe.evaluate.settings import asking_of, mode_for, watching_of
     from liteframe.evaluate.shares import this_rank
+    from liteframe.models.vlm.modes import check_mode
 
     if args.timing_runs < 1:
         raise ValueError(f"--timing-runs {args.timing_runs}: at least one pass is timed")
@@ -46,21 +49,37 @@ def run(args: argparse.Namespace) -> int:
     frames = sorted(_numbers("--frames", args.frames, int))
     ratios = _numbers("--ratios", args.ratios, float)
     names = None if args.systems is None else args.systems.split(",")
-    systems = parse_systems(names, ratios, student=args.encoder is not None)
+    modes = [] if args.mode is None else args.mode.split(",")
+    for mode in modes:
+        check_mode(mode, args.encoder)
+    systems = parse_systems(names, ratios, student=args.encoder is not None, modes=modes)
     rank = this_rank()
     if rank.ranks == 1:  # of several, the first may be writing there already
         check_folder(args.run, "--run")
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
-    given = {**vars(args), "frames": frames[0], "reducer": None, "ratio": None, "crops": None, "config": None}
+    given = {
+        **vars(args),
+        "frames": frames[0],
+        "mode": None,
+        "reducer": None,
+        "ratio": None,
+        "crops": None,
+        "config": None,
+    }
     options = read_options(argparse.Namespace(**given))
     asking = asking_of(benchmark, dataset, options)
     watching_of(benchmark, options)  # only a stream can be polled
     check_words(benchmark, dataset.questions, asking)
     console = Console(quiet=rank.number > 0)
     report_missing(console, dataset.questions)
-    comparison = Comparison(benchmark, dataset, asking, systems, frames, options, args.timing_runs)
+    found = {
+        (system.mode, count): mode_for(system.mode, options, replace(asking, frames=count), benchmark, dataset)
+        for system in systems
+        for count in frames
+    }
+    comparison = Comparison(benchmark, dataset, asking, systems, frames, options, args.timing_runs, found)
     points = compare(comparison, args.run, console)
     if rank.number:
         return 0

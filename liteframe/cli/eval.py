@@ -9,7 +9,7 @@ from typing import Any
 # Values of options that neither the command line nor --config gives.
 DEFAULTS = {"fit": False, "subtitles": False, "seed": 0, "deadline": 300.0}
 FRAMES = 32
-MODEL = ("vlm", "encoder", "adapter", "reducer", "ratio", "fit", "positions", "crops", "device", "dtype")
+MODEL = ("vlm", "encoder", "adapter", "mode", "reducer", "ratio", "fit", "positions", "crops", "device", "dtype")
 STREAM = ("online", "memory", "labels", "restart")
 OPTIONS = (*MODEL, *STREAM, "frames", "fps", "prompt", "prompts", "max_new_tokens", *DEFAULTS)
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run; one that exists is continued")
     parser.add_argument("--config", type=Path, help="YAML file with values for the options below; these win over it")
     add_model(parser)
+    add_mode(parser)
     add_reduction(parser)
     parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
     add_asking(parser)
@@ -44,6 +45,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", help="folder of a LoRA adapter (PEFT) to merge into the language model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's")
+
+
+def add_mode(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """The compression of an elastic encoder, for `liteframe ask` and `liteframe compare` too."""
+    parser.add_argument(
+        "--mode",
+        help="compression of an elastic encoder, such as 32x; auto: the finest that fits what the language model "
+        f"reads, auto:4096: and so many tokens of a video{more}",
+    )
 
 
 def add_reduction(parser: argparse.ArgumentParser) -> None:
@@ -113,13 +123,15 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.evaluate.benchmarks.records import check_questions
     from liteframe.evaluate.folder import EvalFolder, answer_row, check_folder, score_report, score_table, taker
     from liteframe.evaluate.online import replies, session_of
-    from liteframe.evaluate.settings import asking_of, determining, load_system, watching_of
+    from liteframe.evaluate.settings import asking_of, determining, load_system, mode_for, watching_of
     from liteframe.evaluate.shares import Shares, this_rank
     from liteframe.files import write_json
+    from liteframe.models.vlm.modes import check_mode
     from liteframe.training.report import environment
 
     options = read_options(args)
     check_reduction(options["reducer"], options["ratio"], options["fit"], options["positions"], options["crops"])
+    check_mode(options["mode"], options["encoder"])
     rank = this_rank()
     console = Console(quiet=rank.number > 0)
     if rank.ranks == 1:  # of several, the first may be writing there already
@@ -130,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
     asking, watching = asking_of(benchmark, dataset, options), watching_of(benchmark, options)
     check_words(benchmark, dataset.questions, asking)
     report_missing(console, dataset.questions)
+    options["mode"] = mode_for(options["mode"], options, asking, benchmark, dataset)
     system = load_system(options)
     settings = determining(benchmark, dataset, asking, options, system.model, watching)
     if watching is not None:

@@ -22,13 +22,10 @@ def run(args: argparse.Namespace) -> int:
     """
     from liteframe_export.files import check_new
 
-    from liteframe.models.student.encoder import LiteFrameEncoder
+    from liteframe.models.student.elastic import load_one_mode
 
     check_new(args.out)
-    try:
-        encoder = LiteFrameEncoder.from_pretrained(args.encoder).extract(args.mode)
-    except ValueError as error:
-        raise ValueError(f"{args.encoder}: {error}") from error
+    encoder = load_one_mode(args.encoder, args.mode)
     encoder.save_pretrained(args.out)
     t, h, w = encoder.config.compression
     print(f"{args.out}: an ordinary encoder, compression {(t, h, w)}, one token for {t * h * w} patches")

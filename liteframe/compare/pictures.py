@@ -32,10 +32,10 @@ def styles(points: Sequence[Point]) -> dict[SystemName, dict[str, Any]]:
     for system in dict.fromkeys(point.system for point in points):
         if system.base == BLIND:
             continue
-        kind = f"{system.base} {system.reducer}"
-        if system.reducer and kind not in others:
+        kind = f"{system.base} {system.mode} {system.reducer}"
+        if (system.reducer or system.mode) and kind not in others:
             others.append(kind)
-        number = others.index(kind) if system.reducer else 0
+        number = others.index(kind) if kind in others else 0
         if str(system) == NONE:
             style = {"color": "black", "marker": "o", "lw": 2.2, "ms": 6, "zorder": 5}
         elif str(system) == LITEFRAME:

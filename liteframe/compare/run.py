@@ -6,12 +6,13 @@ times.jsonl, a line for each round of timing; compare.json, results.md and the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -22,15 +23,17 @@ from liteframe.compare.tables import markdown
 from liteframe.compare.times import Timed, reason, time_points, warmups
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.evaluate.asking import Asking, System, VideoFrames, ask_all, question_text, read_video
+from liteframe.evaluate.asking import Asking, System, ask_all, question_text, read_video
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, Question
 from liteframe.evaluate.folder import EvalFolder, answer_row, joined_settings, score_report, taker
 from liteframe.evaluate.settings import determining, load_system, reduction_of
 from liteframe.evaluate.shares import Shares, this_rank
 from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
-from liteframe.models.vlm.attach import processor_for, with_encoder
+from liteframe.models.vlm.attach import processor_for, take_mode, with_encoder
 from liteframe.training.report import environment
+
+Model: TypeAlias = tuple[bool, str | None]  # with the LiteFrame encoder or without, and the encoder's mode
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Comparison:
         frames: numbers of frames, ascending.
         options: of `liteframe eval`: vlm, encoder, adapter, device, dtype, seed, deadline.
         timing_runs: passes of each system that are counted.
+        modes: of an elastic encoder, the mode that a system's `mode` means at a number of frames.
     """
 
     benchmark: Benchmark
@@ -54,6 +58,7 @@ class Comparison:
     frames: Sequence[int]
     options: dict[str, Any]
     timing_runs: int
+    modes: Mapping[tuple[str | None, int], str | None] = field(default_factory=dict)
 
     def points(self) -> list[tuple[SystemName, int]]:
         """Systems with their numbers of frames; without video there is one."""
@@ -63,9 +68,17 @@ class Comparison:
         """How every reducer's tokens are counted and placed, see build_systems."""
         return {"fit": bool(self.options["fit"]), "positions": self.options["positions"] or "packed"}
 
-    def place(self, frames: int, student: bool) -> int:
+    def model_of(self, system: SystemName, frames: int) -> Model:
+        """Whether a system has the LiteFrame encoder, and in which mode."""
+        return system.student, self.modes.get((system.mode, frames)) if system.student else None
+
+    def models(self) -> list[Model]:
+        """Those of all points; the dense one first."""
+        return list(dict.fromkeys([(False, None), *(self.model_of(*point) for point in self.points())]))
+
+    def place(self, frames: int, model: Model) -> int:
         """Which of the rounds over all videos this is: each can be shared out by itself."""
-        return self.frames.index(frames) + len(self.frames) * student
+        return self.frames.index(frames) + len(self.frames) * self.models().index(model)
 
 
 def compare(comparison: Comparison, folder: Path, console: Console) -> list[Point]:
@@ -93,7 +106,7 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
             (str(system), frames): stack.enter_context(
                 EvalFolder(
                     folder / "answers" / f"{system}-{frames}",
-                    _settings(whole, system, frames, comparison.options),
+                    _settings(whole, system, frames, comparison),
                     session,
                     rank.number,
                 )
@@ -106,12 +119,13 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
                 shares.wait_for_all()
                 for answers in folders.values():
                     answers.refresh()
-            for student in (False, True):
-                of_kind = [system for system in comparison.systems if system.student == student]
+            for model in comparison.models():
                 if any(_todo(comparison, folders, system, frames) for system, frames in comparison.points()
-                       if system.student == student and (str(system), frames) not in failures):  # fmt: skip
-                    loaded = load_system(comparison.options) if student else plain
-                    failures |= _ask(comparison, of_kind, loaded, folders, shares, console)
+                       if comparison.model_of(system, frames) == model
+                       and (str(system), frames) not in failures):  # fmt: skip
+                    student, mode = model
+                    loaded = load_system({**comparison.options, "mode": mode}) if student else plain
+                    failures |= _ask(comparison, model, loaded, folders, shares, console)
             if rank.number:
                 return []
         times, untimed = _time(comparison, plain, folder, failures, console)
@@ -126,9 +140,11 @@ def compare(comparison: Comparison, folder: Path, console: Console) -> list[Poin
     return points
 
 
-def _settings(whole: dict[str, Any], system: SystemName, frames: int, options: dict[str, Any]) -> dict[str, Any]:
+def _settings(whole: dict[str, Any], system: SystemName, frames: int, comparison: Comparison) -> dict[str, Any]:
     """What determines the answers of one point, as `liteframe eval` writes it."""
-    of_model = whole["model"]
+    of_model, options = whole["model"], comparison.options
+    if (mode := comparison.model_of(system, frames)[1]) is not None:
+        of_model = {**of_model, "mode": mode}
     if not system.student:
         of_model = {**of_model, "sha256": {**of_model["sha256"], "encoder": None, "adapter": None}}
     reduction = reduction_of(system.reducer, system.ratio, options["fit"], options["positions"])
@@ -146,7 +162,7 @@ def _todo(comparison: Comparison, folders: Folders, system: SystemName, frames: 
 
 def _ask(
     comparison: Comparison,
-    names: Sequence[SystemName],
+    model: Model,
     loaded: System,
     folders: Folders,
     shares: Shares,
@@ -154,21 +170,23 @@ def _ask(
 ) -> dict[tuple[str, int], str]:
     """Ask the systems of one model what has no reply yet, frames by frames; reasons of those that failed."""
     how = comparison.reduction()
+    points = [point for point in comparison.points() if comparison.model_of(*point) == model]
+    names = list(dict.fromkeys(system for system, _ in points))
     systems, unbuilt = build_systems(names, loaded.model, loaded.processor, remember=True, **how)
-    failed = {(name, frames): reason(error) for name, error in unbuilt.items() for frames in comparison.frames}
+    failed = {(str(s), frames): reason(unbuilt[str(s)]) for s, frames in points if str(s) in unbuilt}
     benchmark, seed, questions = comparison.benchmark, comparison.options["seed"], comparison.dataset.questions
     with _progress(console) as bar:
         for frames in comparison.frames:
             todo = {
                 str(system): asked
-                for system, count in comparison.points()
+                for system, count in points
                 if count == frames and str(system) in systems and (asked := _todo(comparison, folders, system, frames))
             }
             errors = dict[str, Exception]()
             task = bar.add_task(f"{frames} frames, {len(todo)} systems", total=sum(map(len, todo.values())))
             asking = replace(comparison.asking, frames=frames)
             of_frames = {name: folders[name, frames] for name in todo}
-            take = taker(shares, of_frames, questions, len(questions) * comparison.place(frames, names[0].student))
+            take = taker(shares, of_frames, questions, len(questions) * comparison.place(frames, model))
             for reply in ask_all(systems, benchmark, todo, asking, errors, take):
                 folders[reply.system, frames].append(answer_row(benchmark, reply, seed))
                 bar.advance(task)
@@ -187,7 +205,7 @@ def _time(
     some have none.
     """
     points = {
-        f"{system}-{frames}": (str(system), frames)
+        f"{system}-{frames}": (system, frames)
         for system, frames in comparison.points()
         if (str(system), frames) not in failures
     }
@@ -199,8 +217,8 @@ def _time(
             built = _built(comparison, plain)
             samples = {frames: _sample(comparison, plain, frames) for frames in comparison.frames}
             passes = {
-                key: Timed(built[name], samples[frames][0].frames, samples[frames][1])
-                for key, (name, frames) in points.items()
+                key: Timed(built[comparison.model_of(system, frames)][str(system)], *samples[frames])
+                for key, (system, frames) in points.items()
             }
             with console.status(f"timing {len(points)} points in turns, {comparison.timing_runs} passes of each"):
                 times, errors = time_points(passes, comparison.timing_runs)
@@ -210,24 +228,28 @@ def _time(
             journal.sync()
     found: dict[int, dict[str, Any]] = {frames: {} for frames in comparison.frames}
     for key, times_of_point in row["times"].items():
-        name, frames = points[key]
-        found[frames][name] = times_of_point
-    return found, {points[key]: f"not timed: {why}" for key, why in row["failed"].items()}
+        system, frames = points[key]
+        found[frames][str(system)] = times_of_point
+    why_not = {key: f"not timed: {why}" for key, why in row["failed"].items()}
+    return found, {(str(points[key][0]), points[key][1]): why for key, why in why_not.items()}
 
 
-def _built(comparison: Comparison, plain: System) -> dict[str, System]:
+def _built(comparison: Comparison, plain: System) -> dict[Model, dict[str, System]]:
     """All systems around one language model; the adapter, which changes values and no shapes, is left out."""
-    plains = [system for system in comparison.systems if not system.student]
-    how = comparison.reduction()
-    systems, _ = build_systems(plains, plain.model, plain.processor, remember=False, **how)
-    if students := [system for system in comparison.systems if system.student]:
-        model = with_encoder(plain.model, comparison.options["encoder"])
-        processor = processor_for(plain.processor, model.config)
-        systems |= build_systems(students, model, processor, remember=False, **how)[0]
-    return systems
+    how, built = comparison.reduction(), dict[Model, dict[str, System]]()
+    for student, mode in comparison.models():
+        names = [system for system in comparison.systems if system.student == student]
+        model, processor = plain.model, plain.processor
+        if student:
+            model = with_encoder(plain.model, comparison.options["encoder"])
+            if mode is not None:
+                take_mode(model, mode)
+            processor = processor_for(plain.processor, model.config)
+        built[student, mode] = build_systems(names, model, processor, remember=False, **how)[0]
+    return built
 
 
-def _sample(comparison: Comparison, plain: System, frames: int) -> tuple[VideoFrames, str]:
+def _sample(comparison: Comparison, plain: System, frames: int) -> tuple[np.ndarray, str]:
     """Frames of the first video that can be read, and the first question about it.
 
     Raises:
@@ -240,7 +262,7 @@ def _sample(comparison: Comparison, plain: System, frames: int) -> tuple[VideoFr
                 video = read_video(plain.encoder, decoder, question, asking)
             except VideoError:
                 continue
-            return video, question_text(comparison.benchmark, question, video, asking)
+            return video.frames, question_text(comparison.benchmark, question, video, asking)
     raise ValueError("none of the videos can be read: there is nothing to time; see `liteframe scan`")
 
 
@@ -290,7 +312,17 @@ def _facts(comparison: Comparison, settings: dict[str, Any]) -> list[str]:
         f"Times: {comparison.timing_runs} passes of each system after {warmups(comparison.timing_runs)} warm-ups, in "
         "turns, about one video.",
         "`none` is the dense Video LLM, `blind` the same without the video.",
+        *_modes_found(comparison),
     ]
+
+
+def _modes_found(comparison: Comparison) -> list[str]:
+    """Which modes of an elastic encoder were found for those that follow from the number of frames."""
+    found: dict[str, list[str]] = {}
+    for (mode, frames), name in comparison.modes.items():
+        if mode is not None and name != mode:
+            found.setdefault(mode, []).append(f"{name} at {frames} frames")
+    return [f"Mode {mode}: {', '.join(names)}." for mode, names in found.items()]
 
 
 @contextmanager

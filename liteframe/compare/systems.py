@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -28,11 +28,13 @@ class SystemName:
         base: "none", "blind" or "liteframe"; a reducer alone acts on "none".
         reducer: of the table, or None.
         ratio: share of the base's tokens that the reducer leaves.
+        mode: of an elastic LiteFrame encoder: `liteframe@32x`, `liteframe@auto:4096`.
     """
 
     base: str
     reducer: str | None = None
     ratio: float | None = None
+    mode: str | None = None
 
     @property
     def student(self) -> bool:
@@ -40,21 +42,25 @@ class SystemName:
         return self.base == LITEFRAME
 
     def __str__(self) -> str:
+        base = self.base if self.mode is None else f"{self.base}@{self.mode}"
         if self.reducer is None:
-            return self.base
-        return f"{'liteframe+' if self.student else ''}{self.reducer}@{self.ratio:g}"
+            return base
+        return f"{f'{base}+' if self.student else ''}{self.reducer}@{self.ratio:g}"
 
     @property
     def label(self) -> str:
         """For people: ratios as fractions, `fastvid 1/16`."""
+        base = self.base if self.mode is None else f"{self.base} {self.mode}"
         if self.reducer is None or self.ratio is None:
-            return self.base
+            return base
         share = Fraction(self.ratio).limit_denominator(1024)
         exact = abs(share - self.ratio) < 1e-6 and share.numerator == 1
-        return f"{'liteframe + ' if self.student else ''}{self.reducer} {share if exact else f'{self.ratio:g}'}"
+        return f"{f'{base} + ' if self.student else ''}{self.reducer} {share if exact else f'{self.ratio:g}'}"
 
 
-def parse_systems(names: Sequence[str] | None, ratios: Sequence[float], *, student: bool) -> list[SystemName]:
+def parse_systems(
+    names: Sequence[str] | None, ratios: Sequence[float], *, student: bool, modes: Sequence[str] = ()
+) -> list[SystemName]:
     """Systems of a comparison, `none` and `blind` first, each once.
 
     Args:
@@ -62,6 +68,7 @@ def parse_systems(names: Sequence[str] | None, ratios: Sequence[float], *, stude
             `liteframe` where there is one.
         ratios: shares of tokens.
         student: whether there is a LiteFrame encoder.
+        modes: of an elastic encoder, each of which `liteframe` is taken in; none: its own.
 
     Raises:
         ValueError: an unknown name, a ratio that is none, or no LiteFrame encoder for a system that needs it.
@@ -75,7 +82,10 @@ def parse_systems(names: Sequence[str] | None, ratios: Sequence[float], *, stude
         systems += _parse(name.strip(), ratios)
     if not student and (lacking := [str(system) for system in systems if system.student]):
         raise ValueError(f"--systems {lacking[0]}: needs the LiteFrame encoder that --encoder names")
-    return list(dict.fromkeys(systems))
+    in_modes = [
+        replace(system, mode=mode) for system in systems for mode in (modes if system.student and modes else [None])
+    ]
+    return list(dict.fromkeys(in_modes))
 
 
 def _parse(name: str, ratios: Sequence[float]) -> list[SystemName]:

@@ -19,12 +19,13 @@ from liteframe.answer.labels import LABELS
 from liteframe.answer.memory import parse_memory
 from liteframe.answer.reduced_encoder import encoder_with
 from liteframe.evaluate.asking import Asking, System
-from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, check_prompt
+from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, ask_text, check_prompt
 from liteframe.evaluate.online import Watching
 from liteframe.evaluate.shares import this_rank
 from liteframe.files import file_digest
 from liteframe.models.checkpoints import checkpoint_source
 from liteframe.models.vlm.load import find_device, load_video_llm
+from liteframe.models.vlm.modes import find_mode
 
 # Packages whose version can change a reply.
 PACKAGES = ("liteframe", "torch", "torchvision", "transformers", "peft", "av", "numpy")
@@ -114,12 +115,31 @@ def load_system(options: dict[str, Any]) -> System:
         torch.cuda.set_device(device)
     logging.disable_progress_bar()
     model, processor = load_video_llm(
-        options["vlm"], encoder=options["encoder"], adapter=options["adapter"], dtype=options["dtype"] or "auto"
+        options["vlm"],
+        encoder=options["encoder"],
+        adapter=options["adapter"],
+        dtype=options["dtype"] or "auto",
+        mode=options["mode"],
     )
     model.to(device)
     reduction = (options["reducer"], options["ratio"], bool(options["fit"]), options["crops"])
     encoder = encoder_with(model, processor, *reduction)
     return System(model, processor, encoder, positions=options["positions"] or "packed")
+
+
+def mode_for(
+    mode: str | None, options: dict[str, Any], asking: Asking, benchmark: Benchmark, dataset: Dataset
+) -> str | None:
+    """The mode of an elastic encoder that --mode means for all questions; errors as of find_mode."""
+    asked = (ask_text(asking.prompt, question, benchmark.option_format) for question in dataset.questions)
+    return find_mode(
+        mode,
+        options["vlm"],
+        options["encoder"],
+        frames=asking.frames,
+        words=max((len(text.encode()) for text in asked), default=0),
+        answer=asking.max_new_tokens,
+    )
 
 
 def determining(
@@ -146,6 +166,7 @@ def determining(
         "model": {
             "sha256": {name: None if source is None else model_digest(source) for name, source in parts.items()},
             "dtype": str(model.dtype).removeprefix("torch."),
+            **({} if options["mode"] is None else {"mode": options["mode"]}),
         },
         "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"], options["positions"]),
         **({} if options["crops"] is None else {"crops": options["crops"]}),

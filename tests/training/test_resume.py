@@ -62,8 +62,8 @@ def all_three():
 
 def options(parser):
     """Every option that a value can be given to: argparse's own list."""
-    # The last is made of the model, and no option of the command line.
-    groups = {"config", "help", "print_config", "processor"}
+    # The last two are made of the model, and no options of the command line.
+    groups = {"config", "help", "print_config", "processor", "mode_processors"}
     names = {action.dest for action in parser._actions if action.option_strings and not is_group(action)}
     return {name for name in names if name.split(".")[-1] not in groups}
 

@@ -9,6 +9,7 @@ This file travels inside exported models.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder, Pending, summed
 from liteframe.models.student.mixers import block_sums
 from liteframe.models.student.strides import Stride
@@ -135,25 +137,28 @@ def standard_modes(downsample: Mapping[int, Stride]) -> dict[str, dict[int, Stri
     }
 
 
-def of_one_mode(encoder: LiteFrameEncoder, mode: str | None, option: str = "--mode") -> LiteFrameEncoder:
-    """An ordinary student: the encoder itself where it is one, or what is extracted of an elastic one.
-
-    Args:
-        encoder: of either kind.
-        mode: of an elastic one.
-        option: how a user names it.
+def load_one_mode(folder: str | os.PathLike[str], mode: str | None) -> LiteFrameEncoder:
+    """An ordinary student from an encoder folder: what is there, or one mode of an elastic one.
 
     Raises:
+        FileNotFoundError: there is no encoder.
         ValueError: an elastic encoder and no mode of it, or a mode of an ordinary one.
     """
-    if mode is not None:
-        return encoder.extract(mode)
-    if encoder.config.modes:
+    encoder = LiteFrameEncoder.from_pretrained(folder)
+    try:
+        refuse_modes(encoder.config, mode)
+        return encoder if mode is None else encoder.extract(mode)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def refuse_modes(config: LiteFrameConfig, mode: str | None) -> None:
+    """Refuse an elastic encoder where one compression is needed and none is named; raises ValueError."""
+    if config.modes and mode is None:
         raise ValueError(
-            f"the encoder is elastic, with modes {', '.join(encoder.config.modes)}: name one with {option}, or take it "
-            "out of it (liteframe extract)"
+            f"the encoder is elastic, with modes {', '.join(config.modes)}: name one with --mode, or take it out of it "
+            "(liteframe extract)"
         )
-    return encoder
 
 
 def _in_parts(kernel: Tensor, largest: Stride) -> Tensor:

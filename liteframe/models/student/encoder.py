@@ -207,9 +207,7 @@ class LiteFrameEncoder(nn.Module):
         Raises:
             ValueError: there is no such mode.
         """
-        from liteframe.models.student.elastic import extract  # builds on this file
-
-        return extract(self, mode)
+        return _extracted(self, mode)
 
     def for_inference(self) -> nn.Module:
         """The same function in the form that encodes fastest; it takes bytes too (see inference.py).
@@ -295,6 +293,12 @@ class LiteFrameEncoder(nn.Module):
             encoder = cls(config)
         encoder.load_state_dict(read_weights(folder, encoder.state_dict()), assign=True)
         return encoder.eval()
+
+
+def _extracted(encoder: LiteFrameEncoder, mode: str) -> LiteFrameEncoder:
+    from liteframe.models.student.elastic import extract  # builds on this file
+
+    return extract(encoder, mode)
 
 
 def _inference_form(encoder: LiteFrameEncoder) -> nn.Module:

@@ -99,6 +99,31 @@ def _tokens_per_slot(config: LiteFrameConfig, merge_factor: int) -> int:
     return (side // h // merge_factor) * (side // w // merge_factor)
 
 
+def take_mode(model: Any, mode: str) -> None:
+    """Leave a Video LLM with one compression of its elastic encoder, in place; its processor then has to fit anew.
+
+    Raises:
+        ValueError: the encoder has no such mode.
+    """
+    tower = model.model.vision_tower
+    encoder = tower.encoder.extract(mode)
+    narrow_config(model.config, mode)
+    with torch.device("meta"):
+        model.model.vision_tower = LiteFrameVisionModel(model.config.vision_config)
+    model.model.vision_tower.encoder = encoder
+    model.model.vision_tower.train(tower.training)
+
+
+def narrow_config(config: Any, mode: str) -> None:
+    """Change a Video LLM's config to one compression of its elastic encoder; errors as of take_mode."""
+    family, vision = family_of(config.model_type), config.vision_config
+    encoder = vision.encoder_config.of_mode(mode)
+    kept = {name: getattr(vision, name) for name in family.vision_fields}
+    config.vision_config = LiteFrameVisionConfig(**encoder.to_dict(), **kept)
+    if hasattr(config, "image_seq_length"):
+        config.image_seq_length = _tokens_per_slot(encoder, family.merge_factor(config))
+
+
 def with_encoder(vlm: PreTrainedModel, encoder: str | os.PathLike[str] | LiteFrameEncoder) -> PreTrainedModel:
     """attach_encoder with an encoder folder or a LiteFrameEncoder, in the dtype and on the device of `vlm`."""
     if isinstance(encoder, nn.Module):

@@ -70,6 +70,7 @@ class VlmBackbone:
         pixel_values_videos: Tensor | list[Tensor],
         video_frames: Tensor | list[int] | None = None,
         final: bool = True,
+        modes: list[str] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode videos into the language model's space.
@@ -79,6 +80,7 @@ class VlmBackbone:
                 list of V tensors [T,3,H,W] where videos have sizes of their own.
             video_frames: [V], frames of each video; None: all belong to one video (of a list: each is one).
             final: False for clips of a video that are encoded one by one: leaves out what ends it.
+            modes: of each video, the compression of an elastic encoder; None is its own.
             **kwargs: ignored; transformers' generate adds some.
 
         Returns:
@@ -90,7 +92,7 @@ class VlmBackbone:
             frames if frames.dtype == torch.uint8 else frames.to(dtype)  # bytes the tower normalizes itself
             for frames in videos_of(pixel_values_videos, video_frames)
         ]
-        grids = self._encode(videos)  # V x [T',h,w,C]
+        grids = self._encode(videos, modes)  # V x [T',h,w,C]
         dtype = computing_dtype(projector, tower)
         tokens = [self.merge_patches(grid.to(dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
         features = projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
@@ -99,20 +101,25 @@ class VlmBackbone:
             features = [torch.cat([video, end.to(video)]) for video in features]  # V x [N+1,D]
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
-    def _encode(self, videos: list[Tensor]) -> list[Tensor]:
+    def _encode(self, videos: list[Tensor], modes: list[str] | None) -> list[Tensor]:
         """V x [T,3,H,W] -> V x [T',h,w,C]. A clip never holds frames of two videos."""
         clip_frames = self.config.vision_config.encoder_config.clip_frames
         clips_of_video = [video.split(clip_frames) for video in videos]
         clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
-        by_shape = defaultdict(list)
-        for i, clip in enumerate(clips):
-            by_shape[clip.shape].append(i)
+        of_clips = [
+            {} if modes is None else {"mode": modes[number]}
+            for number, parts in enumerate(clips_of_video)
+            for _ in parts
+        ]
+        alike = defaultdict(list)
+        for i, (clip, how) in enumerate(zip(clips, of_clips, strict=True)):
+            alike[clip.shape, *how.values()].append(i)
         encoded: dict[int, Tensor] = {}
-        for members in by_shape.values():
+        for members in alike.values():
             for start in range(0, len(members), CLIPS_PER_FORWARD):
                 part = members[start : start + CLIPS_PER_FORWARD]
                 batch = torch.stack([clips[i] for i in part])  # [n,t,3,H,W]
-                features = self.vision_tower(batch).last_hidden_state  # [n,t',h,w,C]
+                features = self.vision_tower(batch, **of_clips[part[0]]).last_hidden_state  # [n,t',h,w,C]
                 encoded.update(zip(part, features, strict=True))
         ends = list(accumulate(len(video) for video in clips_of_video))
         return [torch.cat([encoded[i] for i in range(a, b)]) for a, b in pairwise([0, *ends])]  # V x [T',h,w,C]
@@ -201,12 +208,18 @@ class VlmForGeneration:
         """As in transformers.
 
         Raises:
-            ValueError: the vision tower is not a LiteFrame encoder (see attach_encoder) and could not be loaded.
+            ValueError: the vision tower is not a LiteFrame encoder (see attach_encoder) and could not be loaded, or it
+                is an elastic one, whose modes other software does not know.
         """
         if not isinstance(self.model.vision_tower, LiteFrameVisionModel):
             raise ValueError(
                 f"cannot save: the vision tower is a {type(self.model.vision_tower).__name__}, which from_pretrained "
                 "could not rebuild; attach a LiteFrameEncoder to save the model"
+            )
+        if modes := self.config.vision_config.encoder_config.modes:
+            raise ValueError(
+                f"cannot save: the encoder is elastic, with modes {', '.join(modes)}; load the model in one of them "
+                "(load_video_llm(..., mode=)), or take one out of the encoder (liteframe extract)"
             )
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
 

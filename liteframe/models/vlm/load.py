@@ -13,7 +13,7 @@ from liteframe.models.checkpoints import check_weight_index, checkpoint_source
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import read_config
 from liteframe.models.vlm.adapter import check_trained_for, load_adapter, merge_adapter
-from liteframe.models.vlm.attach import attach_encoder, processor_for, with_encoder
+from liteframe.models.vlm.attach import attach_encoder, narrow_config, processor_for, take_mode, with_encoder
 from liteframe.models.vlm.chat import answer_ends
 from liteframe.models.vlm.family import OURS, family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -27,6 +27,7 @@ def load_video_llm(
     adapter: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str = "auto",
     memory: str | None = None,
+    mode: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a Video LLM in eval mode, on the CPU, with the processor that fits it.
 
@@ -37,14 +38,17 @@ def load_video_llm(
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
         memory: "summary" for an adapter that was trained for that memory of a session; None for all others.
+        mode: compression of an elastic encoder, which is left with it alone; None keeps all and encodes in its own.
 
     Returns:
         The model and its processor: with an encoder ours, else transformers' own classes.
 
     Raises:
-        ValueError: source is of another family, lacks weights, already has an encoder, does not fit the encoder, or the
-            adapter has no safetensors weights or was trained for another memory.
+        ValueError: source is of another family, lacks weights, already has an encoder, does not fit the encoder, the
+            adapter has no safetensors weights or was trained for another memory, or the encoder has no such mode.
     """
+    if mode is not None and encoder is None:
+        raise ValueError(f"mode {mode!r} is one of an elastic encoder: name the encoder, too")
     if adapter is not None:
         check_trained_for(adapter, memory)
     elif memory is not None:
@@ -66,16 +70,19 @@ def load_video_llm(
             f"{source} lacks {len(missing)} weights of its model (first: {missing[0]}), which would be random; "
             "copy or download it again"
         )
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    processor = base = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     if encoder is not None:
         model = with_encoder(model, encoder)
-        processor = processor_for(processor, model.config)
+        processor = processor_for(base, model.config)
         end_with_turn(model, processor.tokenizer)
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter, memory))
         if memory is not None:
             tokens = add_summary_tokens(model, processor.tokenizer, saved_settings(adapter))
             load_summary_tokens(tokens.requires_grad_(False), adapter)
+    if mode is not None:  # after the adapter, which knows the model with the whole encoder
+        take_mode(model, mode)
+        processor = processor_for(base, model.config)
     return model.eval(), processor
 
 
@@ -101,8 +108,13 @@ def model_class(source: str | os.PathLike[str], model_type: str) -> Any:
     return family.generation_class if model_type.startswith(OURS) else family.hf_class
 
 
-def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[str]) -> LiteFrameProcessor:
-    """The processor that `load_video_llm(source, encoder=encoder)` gives, without reading any weights.
+def load_processors(
+    source: str | os.PathLike[str], encoder: str | os.PathLike[str]
+) -> dict[str | None, LiteFrameProcessor]:
+    """The processors that `load_video_llm(source, encoder=encoder, mode=)` gives, without reading any weights.
+
+    Returns:
+        By mode, from the finest to the coarsest; before them under None that of the encoder's own compression.
 
     Raises:
         ValueError: source is of another family or has an encoder already, or does not fit the encoder.
@@ -112,10 +124,22 @@ def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[st
     cls = model_class(source, config.model_type)
     if config.model_type.startswith(OURS):
         raise ValueError(f"{source} already has a LiteFrame encoder; give the Video LLM it was made from")
+    shape = read_config(Path(encoder))
     with torch.device("meta"):
         vlm = cls(config)
-        model = attach_encoder(vlm, LiteFrameEncoder(read_config(Path(encoder))))
-    return processor_for(AutoProcessor.from_pretrained(source, trust_remote_code=False), model.config)
+        whole = attach_encoder(vlm, LiteFrameEncoder(shape)).config
+    base = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    found: dict[str | None, LiteFrameProcessor] = {None: processor_for(base, whole)}
+    for mode in shape.modes:
+        config = copy.copy(whole)
+        narrow_config(config, mode)
+        found[mode] = processor_for(base, config)
+    return found
+
+
+def load_processor(source: str | os.PathLike[str], encoder: str | os.PathLike[str]) -> LiteFrameProcessor:
+    """The processor that `load_video_llm(source, encoder=encoder)` gives; errors as of load_processors."""
+    return load_processors(source, encoder)[None]
 
 
 def find_device(name: str | None) -> torch.device:

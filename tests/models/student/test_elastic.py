@@ -10,7 +10,7 @@ from worlds.students import TINY, make_student, student_config
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder, cost
 from liteframe.cli.main import main
-from liteframe.models.student.elastic import all_modes, of_one_mode, standard_modes, upgrade
+from liteframe.models.student.elastic import all_modes, load_one_mode, standard_modes, upgrade
 from liteframe.models.student.mixers import block_sums
 
 MODES = standard_modes(TINY["downsample"])
@@ -192,9 +192,6 @@ def test_what_has_no_such_mode_says_what_it_has(plain, elastic):
             refused()
     with pytest.raises(ValueError, match=r"elastic already, with modes 4x, .*liteframe extract"):
         upgrade(elastic, MODES)
-    with pytest.raises(ValueError, match=r"elastic, with modes 4x, .* name one with --mode"):
-        of_one_mode(elastic, None)
-    assert of_one_mode(plain, None) is plain
     with pytest.raises(ValueError, match=r"a clip of 6 frames .* 64x .4 frames"):
         all_modes(elastic, VIDEO[:, :6])
     assert elastic(VIDEO[:, :6], "4x").shape[1] == 6
@@ -210,6 +207,10 @@ def test_commands_upgrade_and_extract(plain, tmp_path, capsys):
     assert "modes 4x, 8x, 16x, 32x, 64x; 16x is" in said
     assert "mode 64x" in said
     expected = upgrade(plain, MODES)(VIDEO, "64x")
+    assert torch.equal(load_one_mode(grown, "64x")(VIDEO), expected)
+    assert load_one_mode(source, None).config == plain.config
+    with pytest.raises(ValueError, match=r"grown: the encoder is elastic, with modes 4x, .* name one with --mode"):
+        load_one_mode(grown, None)
     assert torch.equal(LiteFrameEncoder.from_pretrained(out)(VIDEO), expected)
     (tmp_path / "modes.yaml").write_text("8x: {1: [2, 2, 2]}\n")
     assert main(["upgrade", str(source), str(tmp_path / "two"), "--modes", str(tmp_path / "modes.yaml")]) == 0
