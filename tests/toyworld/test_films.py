@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from worlds.students import make_student
 from worlds.vlms import stir
 
 from liteframe.answer.prefill import whole_prompt
 from liteframe.answer.session import StreamSession
 from liteframe.models.vlm.attach import attach_encoder, processor_for
+from liteframe.models.vlm.load import load_video_llm
+from liteframe.toyworld import film_pretrain
 from liteframe.toyworld.film_files import ANNOTATIONS, CHOICES, QUESTIONS, VIDEOS, write_films
 from liteframe.toyworld.film_pretrain import FilmPacker, film_loss
 from liteframe.toyworld.films import (
@@ -142,8 +145,31 @@ def test_packed_questions_are_read_as_a_session_reads_them(film):
             logits = model.lm_head(model.model.language_model(inputs_embeds=embedded).last_hidden_state[0])
             spoken = logits[-len(answer) - 1 : -1]
             losses.append(torch.nn.functional.cross_entropy(spoken, answer, reduction="none"))
-    assert right.shape == (1, 10)
+    assert right.shape == (1, 24)
     assert float(loss) == pytest.approx(float(torch.cat(losses).mean()), rel=0.02)  # bfloat16 in training
+
+
+def test_the_command_writes_a_model_that_sessions_ask(tmp_path, monkeypatch, film):
+    """One step; the teacher with WAP behind it encodes as the features that were trained on."""
+    monkeypatch.setattr(film_pretrain, "HELD_OUT", 4)
+    accuracy = film_pretrain.held_out_accuracy
+    shorter = {1: 1, 2: 1, 4: 1}  # scenes: what is tried here takes seconds
+    monkeypatch.setattr(film_pretrain, "held_out_accuracy", lambda *given: accuracy(*given[:3], shorter[given[3]], 4))
+    assert film_pretrain.main([str(tmp_path / "out"), "--scenes", "8", "--steps", "1"]) == 0
+    record = json.loads((tmp_path / "out/pretraining.json").read_text())
+    assert set(record["held-out accuracy by scenes and task"]) == {"1", "2", "4"}
+    model, processor = film_pretrain.load_film_model(tmp_path / "out")
+    session = StreamSession(model, processor, fps=FPS, labels="seconds")
+    frames = film.frames()[:FRAMES]
+    session.add(frames)
+    assert session.size().tokens == 64
+    features = film_pretrain.pooled_features(str(tmp_path / "out"), frames[None], Progress(disable=True))  # [1,S,h,w,C]
+    with torch.inference_mode():
+        shuffled = load_video_llm(tmp_path / "out")[0].model.pixel_shuffle(features[0].float())  # [S,2,2,4C]
+        tokens = model.model.multi_modal_projector(shuffled.flatten(0, 2))  # [64,D]
+    torch.testing.assert_close(session.memory.context("").tokens, tokens, atol=0.02, rtol=0.02)  # stored in float16
+    scores = session.score("What colour is the circle now?", tuple(COLOURS))
+    assert torch.isfinite(scores).all()
 
 
 def test_files_are_those_of_ovo_bench(tmp_path):
