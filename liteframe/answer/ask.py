@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -100,14 +100,15 @@ class VideoQuestion:
         end: float | None = None,
         system: str | None = None,
         deadline: float = 120.0,
+        sampling: str = "even",
     ) -> VideoQuestion:
-        """Check all that can be checked without a model; arguments and errors as of ask."""
+        """Check all that can be checked without a model; arguments and errors as of ask and choose_frames."""
         check_text(question)
         check_text(system or "", "system message")
         decoder = DecodeProcess(deadline)
         try:
             timeline = decoder.probe(path).timeline
-            indices = choose_frames(timeline, frames=frames, target_fps=fps, start=start, end=end)
+            indices = choose_frames(timeline, frames=frames, target_fps=fps, start=start, end=end, sampling=sampling)
         except BaseException:
             decoder.close()
             raise
@@ -124,17 +125,24 @@ class VideoQuestion:
         memory: StreamMemory | None = None,
         encoder: FrameEncoder | None = None,
         positions: Positions = Keep(),  # noqa: B008  # a frozen one
+        labels: str = "frames",
+        seen: Callable[[StreamSession], object] = lambda session: None,
     ) -> Iterator[str]:
-        """Read the frames and stream the answer; arguments and errors as of ask, the last two as of StreamSession."""
+        """Read the frames and stream the answer.
+
+        Arguments and errors as of ask; `encoder`, `positions` and `labels` as of StreamSession; `seen` is given the
+        session when it has seen all frames.
+        """
         encoder = frame_encoder(model, processor) if encoder is None else encoder
         how: dict[str, Any] = {"system": self.system, "encoder": encoder, "positions": positions, "prefill": overlap}
-        session = StreamSession(model, processor, memory, **how)
+        session = StreamSession(model, processor, memory, labels=labels, **how)
         with self.decoder as decoder:
             most = session.clip_frames if session.prefill else PART
             parts = read_resized(encoder, decoder, self.path, self.indices, most)
             with closing(read_ahead(parts, AHEAD) if session.prefill else parts) as ready:
                 for frames in ready:
                     session.add(frames, self.times[session.frames : session.frames + len(frames)], every=True)
+        seen(session)
         yield from session.stream(self.question, max_new_tokens=max_new_tokens)
 
 

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from liteframe.answer.positions import RESERVE, Compact, Positions, rotate
 from liteframe.answer.prefill import cache_name, fork_cache
 from liteframe.models.vlm.attention import FULL, causal_in_parts
+from liteframe.models.vlm.mrope import Mrope, Reached
 
 # Kinds of entries: before the video, around a slot, of a slot, merged ones or summaries of several.
 TEXT, LABEL, VIDEO, PROTOTYPE = range(4)
@@ -26,24 +27,27 @@ FIELDS = ("positions", "kind", "slot", "place", "made_at")
 
 
 class KeyValues:
-    """Entries of a KV cache in the order of their positions, and what each is.
+    """Entries of a KV cache in the order in which they were read, and what each is.
 
     Args:
         model: a Video LLM.
         policy: what becomes of positions.
+        mrope: how its language model numbers vision tokens, where it does not count them like words.
 
     Attributes:
         cache: keys and values [1,H,n,d] of each layer, as transformers reads them.
-        positions: int64 [L,n], ascending.
+        positions: int64 [L,n], ascending; where positions have three axes, numbers in the order of reading.
+        axes: int64 [3,L,n], positions on these axes, where they have three.
         kind: int64 [L,n], of TEXT, LABEL, VIDEO, PROTOTYPE.
         slot: int64 [L,n], number of the slot in the stream, -1 for text before the video.
         place: int64 [L,n], of a token in its slot, -1 for all else.
-        next: position of what is read next.
+        next: position of what is read next, as `positions` counts.
+        reached: where on three axes that is.
         made, made_at: keys float [1,H,n,d] of each layer as they were made, and int64 [L,n] where.
     """
 
-    def __init__(self, model: Any, policy: Positions) -> None:
-        self.model, self.policy = model, policy
+    def __init__(self, model: Any, policy: Positions, mrope: Mrope | None = None) -> None:
+        self.model, self.policy, self.mrope = model, policy, mrope
         self.language_model = model.model.language_model
         text = model.config.text_config
         self.limit: int = text.max_position_embeddings
@@ -51,7 +55,12 @@ class KeyValues:
         empty = torch.empty(text.num_hidden_layers, 0, dtype=torch.long, device=model.device)
         self.positions = self.kind = self.slot = self.place = self.made_at = empty
         self.made: list[Tensor] | None = None  # None: what the cache holds
-        self.next = 0
+        self.next, self.reached = 0, Reached()
+        self.axes: Tensor | None = None
+        if mrope is not None:
+            self.axes = empty.expand(3, -1, -1)
+            sections = text.rope_parameters.get("mrope_section") or self.language_model.rotary_emb.mrope_section
+            self._axis_of_channel = mrope.axes(sections).to(model.device)  # [d/2]
 
     def __len__(self) -> int:
         return self.positions.shape[1]
@@ -60,7 +69,17 @@ class KeyValues:
     def bytes(self) -> int:
         """Memory that keys, values and what is known of them take."""
         held = [tensor for layer in self.cache.layers if len(self) for tensor in (layer.keys, layer.values)]
-        return sum(tensor.nbytes for tensor in [*held, *(self.made or []), *(getattr(self, name) for name in FIELDS)])
+        held += [*(self.made or []), *(getattr(self, name) for name in FIELDS)]
+        return sum(tensor.nbytes for tensor in (held if self.axes is None else [*held, self.axes]))
+
+    @property
+    def free(self) -> int:
+        """Position of text that is read next."""
+        return self.next if self.mrope is None else self.reached.free
+
+    def at(self, layer: int) -> Tensor:
+        """Positions of a layer's entries, [n], or [n,d/2] where pairs of channels follow different axes."""
+        return self.positions[layer] if self.axes is None else self.axes[self._axis_of_channel, layer].T
 
     def count(self, *kinds: int) -> int:
         """Entries of some kinds."""
@@ -73,6 +92,7 @@ class KeyValues:
         slot: int | Tensor = -1,
         reserve: int = RESERVE,
         sees: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> None:
         """Let the language model read on.
 
@@ -82,13 +102,22 @@ class KeyValues:
             slot: number of the slot that they belong to, or of each, int64 [n].
             reserve: positions that must be left behind them.
             sees: bool [n,n], which of each other they see, besides all that was read before; None: what is before them.
+            places: of the vision tokens among them, see Mrope.places.
 
         Raises:
             ValueError: they do not fit the language model's range.
         """
-        count = embeddings.shape[1]
-        self.make_room(count, reserve)
-        ids = torch.arange(self.next, self.next + count, device=self.positions.device)
+        count, device = embeddings.shape[1], self.positions.device
+        is_video = kind.to(device) == VIDEO
+        told, reached = None, self.reached
+        if self.mrope is None:
+            self.make_room(count, reserve)
+        else:
+            none = torch.empty(4, 0, dtype=torch.long)
+            told, reached = self.mrope.go_on(is_video.cpu(), none if places is None else places, self.reached)
+            self._check_range(reached.end)
+            told = told.to(device)  # [3,n]
+        ids = torch.arange(self.next, self.next + count, device=device)
         masks = causal_in_parts(self.language_model, count, len(self)) if sees is None else nullcontext(
             {FULL: torch.cat([sees.new_ones(count, len(self)), sees], 1)[None, None]}
         )  # fmt: skip
@@ -96,28 +125,32 @@ class KeyValues:
             self.language_model(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
-                position_ids=ids[None],
+                position_ids=ids[None] if told is None else told[:, None],
                 use_cache=True,
                 **{cache_name(self.language_model): self.cache},
             )
         if self.made is not None:
             new = [layer.keys[:, :, -count:] for layer in self.cache.layers]
             self.made = [torch.cat(pair, 2) for pair in zip(self.made, new, strict=True)]
-        is_video = kind.to(ids) == VIDEO
         place = torch.where(is_video, is_video.cumsum(0) - 1, -1)
         slots = slot.to(ids) if isinstance(slot, Tensor) else torch.full_like(ids, slot)
         new_fields = (ids, kind.to(ids), slots, place, ids)
         layers = len(self.positions)
         for name, values in zip(FIELDS, new_fields, strict=True):
             setattr(self, name, torch.cat([getattr(self, name), values.expand(layers, -1)], 1))
-        self.next += count
+        if self.axes is not None and told is not None:
+            self.axes = torch.cat([self.axes, told[:, None].expand(-1, layers, -1)], 2)
+        self.next, self.reached = self.next + count, reached
 
     def make_room(self, count: int, reserve: int) -> None:
-        """Number entries anew if so many more would pass the policy's limit.
+        """Number entries anew if so much more text would pass the policy's limit.
 
         Raises:
             ValueError: there is no room.
         """
+        if self.mrope is not None:
+            self._check_range(max(self.reached.end, self.reached.free + count))
+            return
         compact = isinstance(self.policy, Compact)
         if isinstance(self.policy, Compact):
             at = self.limit - reserve if self.policy.at is None else self.policy.at
@@ -128,6 +161,13 @@ class KeyValues:
             raise ValueError(
                 f"the stream has come to position {self.next}, and {count} more pass the {self.limit} that the "
                 f"language model reads; use {remedy} or start anew"
+            )
+
+    def _check_range(self, end: int) -> None:
+        if end > self.limit:
+            raise ValueError(
+                f"the stream would come to position {end} of the {self.limit} that the language model reads; take a "
+                "memory of tokens, such as 'window', or start anew"
             )
 
     def compact(self) -> None:
@@ -154,8 +194,10 @@ class KeyValues:
             self.made = [made.index_select(2, index[number]) for number, made in enumerate(self.made)]
         for name in FIELDS:
             setattr(self, name, getattr(self, name).gather(1, index))
+        if self.axes is not None:
+            self.axes = self.axes.gather(2, index.expand(3, -1, -1))
 
-    def insert(self, keys: Tensor, values: Tensor, positions: Tensor, slot: Tensor) -> None:
+    def insert(self, keys: Tensor, values: Tensor, positions: Tensor, slot: Tensor, axes: Tensor | None = None) -> None:
         """Add entries that were merged from others, each before what stands at its position.
 
         Args:
@@ -163,6 +205,7 @@ class KeyValues:
             values: [L,H,m,d].
             positions: int64 [L,m].
             slot: int64 [L,m].
+            axes: int64 [3,L,m], where positions have three.
         """
         for number, layer in enumerate(self.cache.layers):
             layer.keys = torch.cat([layer.keys, keys[number, None]], 2)
@@ -172,6 +215,8 @@ class KeyValues:
         new_fields = (positions, torch.full_like(slot, PROTOTYPE), slot, torch.full_like(slot, -1), positions)
         for name, new in zip(FIELDS, new_fields, strict=True):
             setattr(self, name, torch.cat([getattr(self, name), new], 1))
+        if self.axes is not None and axes is not None:
+            self.axes = torch.cat([self.axes, axes], 2)
         self.keep((2 * self.positions + (self.kind != PROTOTYPE)).sort(dim=1, stable=True).indices)
 
     def fork(self) -> KeyValues:
@@ -188,10 +233,10 @@ class KeyValues:
 
     def keys(self, layer: int) -> Tensor:
         """Keys of a layer before their rotation, float32 [H,n,d]."""
-        rotated, at = (self.cache.layers[layer].keys, self.positions) if self.made is None else (
-            self.made[layer], self.made_at
+        rotated, at = (self.cache.layers[layer].keys, self.at(layer)) if self.made is None else (
+            self.made[layer], self.made_at[layer]
         )  # fmt: skip
-        return rotate(rotated[0], -at[layer], self.frequencies)
+        return rotate(rotated[0], -at, self.frequencies)
 
     def state(self) -> dict[str, Tensor]:
         """All of it, as tensors by name."""
@@ -202,6 +247,9 @@ class KeyValues:
             "next": torch.tensor(self.next),
             **{name: getattr(self, name).contiguous() for name in FIELDS},
         }
+        if self.axes is not None:
+            told = (self.reached.free, self.reached.end, *(self.reached.block or (-1, -1)))
+            state |= {"axes": self.axes.contiguous(), "reached": torch.tensor(told)}
         return state if self.made is None else {**state, "made": torch.cat(self.made)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -213,3 +261,7 @@ class KeyValues:
             setattr(self, name, state[name].to(device))
         self.made = [made[None] for made in state["made"].to(device)] if "made" in state else None
         self.next = int(state["next"])
+        if "axes" in state:
+            free, end, start, time = state["reached"].tolist()
+            self.axes = state["axes"].to(device)
+            self.reached = Reached(free, end, None if start < 0 else (start, time))

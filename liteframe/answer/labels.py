@@ -43,7 +43,8 @@ class VideoLines:
             raise ValueError(f"labels={labels!r}: expected one of {', '.join(LABELS)}")
         self.encoder, self.labels, self.tokenizer = encoder, labels, tokenizer
         self.mrope = mrope or encoder.mrope
-        self.end = "" if encoder.end_embedding() is None else tokenizer.convert_ids_to_tokens(encoder.placeholder_id)
+        self._placeholder: str = tokenizer.convert_ids_to_tokens(encoder.placeholder_id)
+        self.end = "" if encoder.end_embedding() is None else self._placeholder
 
     def text(self, shown: Tokens) -> str:
         """The whole video, and the placeholder of what ends it."""
@@ -51,9 +52,10 @@ class VideoLines:
             return self.encoder.video_text(shown.slots, shown.times)
         return "".join(self.line(shown, number, number == 0) for number in range(len(shown.slots))) + self.end
 
-    def closing(self, shown: Tokens) -> str:
-        """What of `text` would come later, were there more slots."""
-        return self.end or (self.encoder.closing if self._in_one(shown) else "")
+    def closing(self, shown: Tokens | None = None) -> str:
+        """What of `text` would come later, were there more slots; None: of slots that do not overlap."""
+        in_one = self.labels == "frames" if shown is None else self._in_one(shown)
+        return self.end or (self.encoder.closing if in_one else "")
 
     def position_ids(self, ids: Sequence[int], shown: Tokens | None) -> Tensor | None:
         """Positions [3,1,L] of a prompt, or of its beginning up to where a slot ends; None: they are counted.
@@ -65,16 +67,39 @@ class VideoLines:
         Raises:
             ValueError: the tokens' grid is not known.
         """
-        if self.mrope is None or shown is None:
+        places = None if shown is None else self.places(shown)
+        if self.mrope is None or places is None:
+            return None
+        vision = torch.tensor(list(ids)) == self.encoder.placeholder_id
+        return self.mrope.position_ids(vision, places)[:, None]
+
+    def places(self, shown: Tokens) -> Tensor | None:
+        """Where the tokens lie on three axes, see Mrope.places; None where positions have one.
+
+        Raises:
+            ValueError: the tokens' grid is not known.
+        """
+        if self.mrope is None:
             return None
         if shown.shape is None:
             raise ValueError("positions on three axes need the grid of the tokens, which nobody tells")
-        vision = torch.tensor(list(ids)) == self.encoder.placeholder_id
-        places = self.mrope.places(shown.slots, shown.shape, shown.times, shown.place.cpu())
-        return self.mrope.position_ids(vision, places)[:, None]
+        return self.mrope.places(shown.slots, shown.shape, shown.times, shown.place.cpu())
 
     def _in_one(self, shown: Tokens) -> bool:
         return self.labels == "frames" and not _overlap(shown)
+
+    def alone(self, slot: Tokens, first: bool) -> tuple[str, str]:
+        """What opens a video, ahead of its first slot, and the line of a slot: joined, and closed, they are `text`."""
+        if self.labels != "frames":
+            return "", self.line(slot, 0, first)
+        own = self.encoder.video_text(slot.slots, slot.times)
+        if closing := self.encoder.closing:
+            opening = own.partition(self._placeholder)[0]
+            return opening if first else "", own.removeprefix(opening).removesuffix(closing)
+        own = own.removesuffix(self.end)
+        times = None if slot.times is None else [*slot.times] * 2
+        twice = self.encoder.video_text([*slot.slots] * 2, times).removesuffix(self.end)
+        return "", ("" if first else twice[len(own) : -len(own)]) + own
 
     def line(self, shown: Tokens, number: int, first: bool) -> str:
         """That of one slot of those that are shown, with what parts it from the line before unless it is the first."""

@@ -83,10 +83,10 @@ def check_positions(positions: Positions, mrope: Mrope | None, model_type: str, 
             f"{positions} numbers entries of a KV cache anew, and memory {memory!r} keeps none; leave it out, or take "
             "a memory such as 'sink_window'"
         )
-    if mrope is not None and of_cache:
+    if isinstance(positions, Compact) and mrope is not None:
         raise ValueError(
-            f"memory {memory!r} keeps entries of a KV cache, whose positions it numbers on one axis; those of a "
-            f"{model_type} have three; take a memory of tokens, such as 'window'"
+            f"{positions} numbers entries on one axis, and those of a {model_type} have three; leave it out: a slot "
+            "takes few positions there, or take a memory of tokens, such as 'window'"
         )
     if isinstance(positions, Original) and mrope is not None:
         raise ValueError(
@@ -146,13 +146,14 @@ def rotate(vectors: Tensor, by: Tensor, frequencies: Tensor) -> Tensor:
 
     Args:
         vectors: [...,n,d], channels c and c + d/2 in pairs.
-        by: [n], may be negative.
+        by: [n], may be negative; or [n,d/2], where pairs of channels follow different axes.
         frequencies: [d/2], angle a position.
 
     Returns:
         float32 [...,n,d].
     """
-    angles = by.double()[:, None] * frequencies.to(by.device).double()  # [n,d/2]
+    by = by if by.dim() == 2 else by[:, None]
+    angles = by.double() * frequencies.to(by.device).double()  # [n,d/2]
     cos, sin = angles.cos().float(), angles.sin().float()
     one, other = vectors.float().chunk(2, -1)  # [...,n,d/2]
     return torch.cat([one * cos - other * sin, other * cos + one * sin], -1)

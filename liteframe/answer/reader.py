@@ -13,6 +13,7 @@ from liteframe.answer.key_values import LABEL, TEXT, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.positions import Positions
 from liteframe.answer.prefill import cache_name, embed
+from liteframe.models.vlm.attention import FULL
 from liteframe.reduce.base import Tokens
 
 
@@ -62,25 +63,44 @@ class Reader:
     def __init__(self, model: Any, tokenizer: Any, lines: VideoLines, head: str, policy: Positions) -> None:
         self.model, self.tokenizer, self.lines, self.head, self.policy = model, tokenizer, lines, head, policy
 
+    def check_entries(self, who: str, remedy: str) -> None:
+        """Make sure that all layers keep keys and values of all that they have read.
+
+        Raises:
+            ValueError: some do not; `who` needs them, and `remedy` does not.
+        """
+        config = self.model.config
+        if others := set(getattr(config.text_config, "layer_types", None) or ()) - {FULL}:
+            raise ValueError(
+                f"{who} needs keys and values of all that was read, which {', '.join(sorted(others))} of a "
+                f"{config.model_type} does not keep; take {remedy}"
+            )
+
     def begin(self) -> KeyValues:
         """What is read before the first slot."""
-        empty = KeyValues(self.model, self.policy)
+        empty = self.nothing()
         self.read_text(empty, self.head, TEXT)
         return empty
 
+    def nothing(self) -> KeyValues:
+        """What has read nothing yet."""
+        return KeyValues(self.model, self.policy, self.lines.mrope)
+
     def read_slot(self, past: KeyValues, slot: Tokens, number: int) -> None:
         """Read one slot, of this number in the stream, with its label."""
-        text = self.lines.line(slot, 0, number == 0)
-        self.read_text(past, text, LABEL, slot.tokens, number)
+        opening, text = self.lines.alone(slot, number == 0)
+        if opening:
+            self.read_text(past, opening, TEXT)
+        self.read_text(past, text, LABEL, slot, number)
 
-    def read_text(
-        self, past: KeyValues, text: str, kind: int, features: Tensor | None = None, number: int = -1
-    ) -> None:
-        """Read text, in which features take the places of the placeholders."""
+    def read_text(self, past: KeyValues, text: str, kind: int, slot: Tokens | None = None, number: int = -1) -> None:
+        """Read text, in which the tokens of a slot take the places of the placeholders."""
         ids = self.ids(text)
         kinds = torch.full((len(ids),), kind)
         kinds[torch.tensor(ids) == self.lines.encoder.placeholder_id] = VIDEO
-        past.read(self.embed(ids, features), kinds, number)
+        features = None if slot is None else slot.tokens
+        places = None if slot is None else self.lines.places(slot)
+        past.read(self.embed(ids, features), kinds, number, places=places)
 
     def question(self, past: KeyValues, text: str, max_new_tokens: int) -> dict[str, Any]:
         """Arguments of `generate` for an answer to a text behind the video; reads all of it but the last token.
@@ -93,18 +113,18 @@ class Reader:
         Raises:
             ValueError: text and answer do not fit the language model's range.
         """
-        ids = self.ids(self.lines.end + text)
+        ids = self.ids(self.lines.closing() + text)
         past.make_room(len(ids) + max_new_tokens, 0)
         past.read(
             self.embed(ids[:-1], self.lines.encoder.end_embedding()), torch.full((len(ids) - 1,), TEXT), reserve=0
         )
         device = self.model.device
         shape = (1, len(past) + 1)  # only the last is read: what is in the cache is passed as numbers of equal count
-        positions = torch.full(shape, past.next, device=device)
+        positions = torch.full(shape, past.free, device=device)
         return {
             "input_ids": torch.full(shape, ids[-1], device=device),
             "attention_mask": torch.ones(shape, dtype=torch.long, device=device),
-            "position_ids": positions,
+            "position_ids": positions if past.mrope is None else positions.expand(3, *shape),
             cache_name(past.language_model): past.cache,
             "max_new_tokens": max_new_tokens,
         }

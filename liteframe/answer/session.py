@@ -24,7 +24,7 @@ from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
 from liteframe.answer.memory.base import split_slots
 from liteframe.answer.positions import Keep, Original, Positions, Stretch, Time, check_positions, stretched
-from liteframe.answer.prefill import Prefill, cache_name, whole_prompt
+from liteframe.answer.prefill import Prefill, Prompt, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
@@ -73,6 +73,7 @@ class StreamSession:
         frames: how many were taken so far.
         last_time: seconds of the last of them; None before the first.
         clip_frames: how many are encoded together.
+        tokens_per_frame: that the encoder has made of the frames of this video; None before the first.
 
     Raises:
         ValueError: fps is not positive, the system message holds a control token, the memory does not only append, its
@@ -131,6 +132,7 @@ class StreamSession:
         self.last_time: float | None = None
         self._next_time: float | None = None  # seconds at which the next frame is taken
         self._partial: Tokens | None = None  # of the waiting frames, for questions
+        self.tokens_per_frame: float | None = None
         self._prefilled: Prefill | None = None
 
     @torch.inference_mode()
@@ -192,6 +194,24 @@ class StreamSession:
         """As ask, piece by piece as the words are found; `"".join(...)` is the whole."""
         request, _ = self._request(question, max_new_tokens)
         return stream_text(self.model, self.tokenizer, request)
+
+    @torch.inference_mode()
+    def prompt(self, question: str) -> Prompt:
+        """What the language model would read for a question, for a server that takes embeddings.
+
+        Raises:
+            ValueError: the question holds a control token, the memory keeps entries of a KV cache, or positions are not
+                counted like those of words: none of these can be sent.
+        """
+        check_text(question)
+        shown = self._shown(question)
+        if isinstance(shown, KeyValues):
+            raise ValueError(f"memory {self.memory.name!r} keeps entries of a KV cache, and no prompt holds them")
+        whole = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
+        if whole.position_ids is not None or isinstance(self.positions, Original):
+            kind = f"{self.positions} of a {self.model.config.model_type}"
+            raise ValueError(f"{kind}: its positions are not counted one by one, and embeddings do not tell them")
+        return whole
 
     @torch.inference_mode()
     def score(self, question: str, candidates: Sequence[str]) -> Tensor:
@@ -338,6 +358,8 @@ class StreamSession:
     def _encode(self, frames: Tensor, first_frame: int, seconds: Sequence[float]) -> Tokens:
         encoded = self._encoded(frames, first_frame)
         self._shape = encoded.shape
+        if self.tokens_per_frame is None or len(frames) % self.clip_frames == 0:
+            self.tokens_per_frame = len(encoded.tokens) / len(frames)
         times = [(seconds[first - first_frame], seconds[last - first_frame]) for first, last, _ in encoded.slots]
         return replace(encoded, times=times)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, Any
 
-from liteframe.cli.eval import add_mode, add_reduction
+from liteframe.cli.eval import add_mode, add_reduction, add_sampling
+
+if TYPE_CHECKING:
+    from liteframe.answer.session import StreamSession
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reduction(parser)
     parser.add_argument("--frames", type=int, default=64, help="most frames, spread evenly (default 64)")
     parser.add_argument("--fps", type=float, help="frames a second, as many as --frames allows; default: any rate")
+    add_sampling(parser)
     parser.add_argument("--start", type=float, help="start of the part to look at, in seconds")
     parser.add_argument("--end", type=float, help="end of the part to look at, in seconds")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer in tokens (default 512)")
@@ -35,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from liteframe.answer.memory import parse_memory
     from liteframe.answer.positions import OF_REDUCED
     from liteframe.answer.reduced_encoder import check_reduction, encoder_with
+    from liteframe.data.video.sampling import rate_of
     from liteframe.models.vlm.load import find_device, load_video_llm
     from liteframe.models.vlm.modes import check_mode, find_mode
 
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         start=args.start,
         end=args.end,
         system=args.system,
+        sampling=args.sampling or "even",
     )
     logging.disable_progress_bar()
     trained_for = memory.name if memory and memory.trained else None
@@ -65,8 +72,20 @@ def run(args: argparse.Namespace) -> int:
     model.to(device)
     encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit), args.crops)
     positions = OF_REDUCED[args.positions or "packed"]
-    settings = {"memory": memory, "encoder": encoder, "max_new_tokens": args.max_new_tokens, "positions": positions}
-    for piece in asked.answer(model, processor, **settings):
+
+    def seen(session: StreamSession) -> None:
+        rate = rate_of(asked.times)
+        if rate is not None and session.tokens_per_frame is not None:
+            per_second = f"{rate:.3g} a second, {rate * session.tokens_per_frame:.3g} tokens a second"
+            print(f"liteframe ask: {session.frames} frames, {per_second}", file=sys.stderr, flush=True)
+
+    how: dict[str, Any] = {
+        "memory": memory,
+        "encoder": encoder,
+        "positions": positions,
+        "labels": args.labels or "frames",
+    }
+    for piece in asked.answer(model, processor, max_new_tokens=args.max_new_tokens, seen=seen, **how):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -59,15 +59,8 @@ def run(args: argparse.Namespace) -> int:
     benchmark, source = find_benchmark(args.benchmark, args.folder)
     dataset = benchmark.load(source)
     check_questions(dataset.questions, benchmark.layout)
-    given = {
-        **vars(args),
-        "frames": frames[0],
-        "mode": None,
-        "reducer": None,
-        "ratio": None,
-        "crops": None,
-        "config": None,
-    }
+    given = {**vars(args), "frames": frames[0]}
+    given |= dict.fromkeys(("mode", "reducer", "ratio", "crops", "sampling", "labels", "config"))
     options = read_options(argparse.Namespace(**given))
     asking = asking_of(benchmark, dataset, options)
     watching_of(benchmark, options)  # only a stream can be polled

@@ -11,7 +11,7 @@ DEFAULTS = {"fit": False, "subtitles": False, "seed": 0, "deadline": 300.0}
 FRAMES = 32
 MODEL = ("vlm", "encoder", "adapter", "mode", "reducer", "ratio", "fit", "positions", "crops", "device", "dtype")
 STREAM = ("online", "memory", "labels", "restart")
-OPTIONS = (*MODEL, *STREAM, "frames", "fps", "prompt", "prompts", "max_new_tokens", *DEFAULTS)
+OPTIONS = (*MODEL, *STREAM, "frames", "sampling", "fps", "prompt", "prompts", "max_new_tokens", *DEFAULTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_mode(parser)
     add_reduction(parser)
     parser.add_argument("--frames", type=int, help="frames of each video, spread evenly (default 32)")
+    add_sampling(parser)
     add_asking(parser)
     add_stream(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Which frames, and what is written before them, for `liteframe ask` too."""
+    parser.add_argument(
+        "--sampling",
+        choices=("even", "clips"),
+        help="frames spread evenly (default), or clips of 4 frames at --fps (then 2 by default), as many as --frames "
+        "allows, with gaps between them where a video is longer",
+    )
+    parser.add_argument("--labels", help="before each slot: frames (default), seconds or none")
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +116,6 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
         "are looked at (default 1)",
     )  # fmt: skip
     parser.add_argument("--memory", help="with --online: NAME:BUDGET in tokens, such as window:4096, or all (default)")
-    parser.add_argument("--labels", help="with --online, before each slot: frames (default), seconds or none")
     parser.add_argument(
         "--restart", action="store_true", default=None,
         help="with --online: a session of its own for each question; the same replies, but later",
@@ -173,7 +184,9 @@ def run(args: argparse.Namespace) -> int:
             todo = folder.todo(dataset.questions)  # of processes that died
         report = score_report(benchmark, dataset.questions, folder.rows, options["seed"])
         write_json(folder.scores, {**report, "settings": settings, "session": session})
+    rate = report["tokens_per_second"]
     how = f"{asking.frames} frames" if watching is None else f"online, {watching.memory}, {watching.fps:g} fps"
+    how += "" if rate is None else f", {rate:.3g} tokens a second"
     console.print(score_table(report, f"{benchmark.title}, {how}"))
     _report_failures(console, report, folder.answers)
     return 0

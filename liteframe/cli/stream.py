@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         if state is not None:
             session.save(state)
     size = session.size()
-    _say(f"the stream has ended after {session.frames} frames; {session.memory.name} holds {size.tokens} tokens")
+    rate = "" if session.tokens_per_frame is None else f", {args.fps * session.tokens_per_frame:.3g} tokens a second"
+    _say(f"the stream has ended after {session.frames} frames{rate}; {session.memory.name} holds {size.tokens} tokens")
     return 0
 
 

@@ -22,7 +22,7 @@ from liteframe.answer.positions import OF_REDUCED
 from liteframe.answer.session import StreamSession
 from liteframe.data.video.errors import VideoError
 from liteframe.data.video.process import DecodeProcess
-from liteframe.data.video.sampling import choose_frames
+from liteframe.data.video.sampling import choose_frames, rate_of
 from liteframe.evaluate.benchmarks.base import Benchmark, Question
 from liteframe.evaluate.benchmarks.subtitles import read_subtitles, shown_lines, shown_lines_widened
 
@@ -46,6 +46,7 @@ class Asking:
         subtitles: whether the lines on which frames fall are shown.
         max_new_tokens: longest answer.
         deadline: seconds that one reading of frames may take.
+        sampling: of frames, see choose_frames.
     """
 
     frames: int | None
@@ -54,6 +55,7 @@ class Asking:
     subtitles: bool
     max_new_tokens: int
     deadline: float
+    sampling: str = "even"
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -72,6 +74,7 @@ class System:
         encoder: from frames to tokens, such as `frame_encoder(model, processor)`.
         blind: whether it is asked without the video, whose frames are read all the same.
         positions: of what a reducer leaves, "packed" or "original".
+        labels: before each slot, see StreamSession.
     """
 
     model: Any
@@ -79,6 +82,7 @@ class System:
     encoder: FrameEncoder
     blind: bool = False
     positions: str = "packed"
+    labels: str = "frames"
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> System:
@@ -87,7 +91,8 @@ class System:
 
     def look(self, frames: np.ndarray, times: Sequence[float] | None = None) -> StreamSession:
         """A session that has seen frames uint8 [T,h,w,3], shown at these seconds or one a second, and nothing else."""
-        session = StreamSession(self.model, self.processor, encoder=self.encoder, positions=OF_REDUCED[self.positions])
+        how: dict[str, Any] = {"positions": OF_REDUCED[self.positions], "labels": self.labels}
+        session = StreamSession(self.model, self.processor, encoder=self.encoder, **how)
         if not self.blind:
             session.add(frames, times, every=True)
         return session
@@ -109,6 +114,7 @@ class Reply:
     Attributes:
         system: whose reply it is.
         tokens: of the video, that the language model read.
+        fps: frames a second that were looked at; None of a single one.
         seen_until: seconds of the last frame that a stream had shown.
         seconds: that a stream's answer took.
     """
@@ -118,6 +124,7 @@ class Reply:
     text: str | None
     frames: int = 0
     tokens: int = 0
+    fps: float | None = None
     error: VideoError | None = None
     seen_until: float | None = None
     seconds: float | None = None
@@ -187,7 +194,12 @@ def read_video(encoder: FrameEncoder, decoder: DecodeProcess, question: Question
     timeline = decoder.probe(path).timeline
     try:
         indices = choose_frames(
-            timeline, frames=asking.frames, target_fps=asking.fps, start=question.start, end=question.end
+            timeline,
+            frames=asking.frames,
+            target_fps=asking.fps,
+            start=question.start,
+            end=question.end,
+            sampling=asking.sampling,
         )
     except ValueError as error:
         raise VideoError(path, "index", str(error), "correct the question's start and end") from error
@@ -248,7 +260,7 @@ def _answers(
             answer = session.ask(text, max_new_tokens=asking.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"question {question.id}: {error}") from error
-        yield Reply(name, question, answer.text, answer.frames, answer.tokens)
+        yield Reply(name, question, answer.text, answer.frames, answer.tokens, rate_of(video.times))
 
 
 def _subtitles(question: Question, asking: Asking) -> Path | None:

@@ -34,7 +34,7 @@ def answer_row(benchmark: Benchmark, reply: Reply, seed: int) -> dict[str, Any]:
     choice = benchmark.choice(question, reply.text, seed)
     right = benchmark.right(question, choice)
     row |= {"reply": reply.text, "choice": choice, "right": right}
-    row |= {"frames": reply.frames, "tokens": reply.tokens}
+    row |= {"frames": reply.frames, "tokens": reply.tokens, "fps": reply.fps}
     watched = {"seen_until": reply.seen_until, "seconds": reply.seconds}
     return row | {name: value for name, value in watched.items() if value is not None}
 
@@ -54,8 +54,9 @@ def score_report(
         JSON-ready: accuracy with interval and count (a video that could not be read is a wrong answer), `of_read` (the
         same over readable videos; None if there are none), `failed` (questions without a readable video, by kind),
         `unanswered` (replies in which the rule finds nothing), `metrics`, `groups`, `read` (frames and tokens of a
-        question, mean and most), `constants` (what replies that never look reach, where the benchmark has such), and
-        how the figures were made.
+        question, mean and most), `tokens_per_second` (of the video that was looked at, mean over replies; None where no
+        rate is known), `constants` (what replies that never look reach, where the benchmark has such), and how the
+        figures were made.
     """
     results = [Result(question, rows[question.id].get("reply")) for question in questions]
     read = [result for result in results if result.reply is not None]
@@ -65,6 +66,7 @@ def score_report(
 
     names = dict.fromkeys(name for question in questions for name in question.groups)
     kinds = Counter(rows[r.question.id]["error"]["kind"] for r in results if r.reply is None)
+    rates = [row["tokens"] / row["frames"] * row["fps"] for row in rows.values() if row.get("fps") and row["frames"]]
     metrics = benchmark.metrics(results, seed)
     return {
         "benchmark": benchmark.name,
@@ -73,6 +75,7 @@ def score_report(
         "of_read": asdict(share_of(read, right)) if read else None,
         "failed": {"questions": len(results) - len(read), "kinds": dict(kinds)},
         "unanswered": sum(benchmark.choice(r.question, r.reply or "", seed) == "" for r in read),
+        "tokens_per_second": sum(rates) / len(rates) if rates else None,
         "metrics": {name: {"meaning": metric.meaning, **asdict(metric.share)} for name, metric in metrics.items()},
         "groups": {
             name: {part: asdict(share_of(some, right)) for part, some in by_group(results, name).items()}

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from liteframe.answer.labels import LABELS
 from liteframe.answer.memory import parse_memory
 from liteframe.answer.reduced_encoder import encoder_with
+from liteframe.data.video.sampling import SAMPLINGS
 from liteframe.evaluate.asking import Asking, System
 from liteframe.evaluate.benchmarks.base import Benchmark, Dataset, ask_text, check_prompt
 from liteframe.evaluate.online import Watching
@@ -49,6 +50,9 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
         wrong = isinstance(value, bool) or not isinstance(value, int | float | None)
         if wrong or (value is not None and not (math.isfinite(value) and value > 0)):
             raise ValueError(f"--{name} {value!r}: a positive number is needed")
+    for name, kinds in (("sampling", SAMPLINGS), ("labels", LABELS)):
+        if options.get(name) not in (None, *kinds):
+            raise ValueError(f"--{name} {options[name]}: expected one of {', '.join(kinds)}")
     subtitles = bool(options["subtitles"])
     prompt = benchmark.prompt
     if subtitles:
@@ -68,6 +72,7 @@ def asking_of(benchmark: Benchmark, dataset: Dataset, options: dict[str, Any]) -
         max_new_tokens=options["max_new_tokens"] or benchmark.max_new_tokens,
         deadline=options["deadline"],
         prompts=prompts,
+        sampling=options.get("sampling") or SAMPLINGS[0],
     )
 
 
@@ -90,20 +95,19 @@ def watching_of(benchmark: Benchmark, options: dict[str, Any]) -> Watching | Non
     Raises:
         ValueError: an option that has no effect is given, or there is no such memory or label.
     """
-    given = {name: options.get(name) for name in ("memory", "labels", "restart")}
+    given = {name: options.get(name) for name in ("memory", "restart")}
     if not options.get("online"):
         if benchmark.polls:
             raise ValueError(f"{benchmark.title} polls a stream: add --online")
         if idle := [f"--{name}" for name, value in given.items() if value]:
             raise ValueError(f"{idle[0]} is about a stream: add --online")
         return None
-    for name in ("frames", "subtitles", "reducer"):
-        if options[name]:
+    for name in ("frames", "sampling", "subtitles", "reducer"):
+        if options.get(name):
             raise ValueError(f"--{name} is about videos that are read as a whole: leave it out, or leave out --online")
-    memory, labels = given["memory"] or "all", given["labels"] or "frames"
+    memory = given["memory"] or "all"
     parse_memory(memory)
-    if labels not in LABELS:
-        raise ValueError(f"--labels {labels}: expected one of {', '.join(LABELS)}")
+    labels = options.get("labels") or LABELS[0]
     return Watching(memory, float(options["fps"] or 1.0), labels, bool(given["restart"]))
 
 
@@ -124,7 +128,9 @@ def load_system(options: dict[str, Any]) -> System:
     model.to(device)
     reduction = (options["reducer"], options["ratio"], bool(options["fit"]), options["crops"])
     encoder = encoder_with(model, processor, *reduction)
-    return System(model, processor, encoder, positions=options["positions"] or "packed")
+    return System(
+        model, processor, encoder, positions=options["positions"] or "packed", labels=options.get("labels") or LABELS[0]
+    )
 
 
 def mode_for(
@@ -157,6 +163,9 @@ def determining(
     if not asking.prompts:
         del asked["prompts"]
     del asked["deadline"]  # changes no reply: a run whose videos were too slow may be continued with another
+    if asked["sampling"] == SAMPLINGS[0]:
+        del asked["sampling"]
+    system_labels = options.get("labels") or LABELS[0]
     subtitles = {Path(q.subtitles) for q in dataset.questions if q.subtitles and Path(q.subtitles).is_file()}
     return {
         "benchmark": benchmark.name,
@@ -170,6 +179,7 @@ def determining(
         },
         "reduction": reduction_of(options["reducer"], options["ratio"], options["fit"], options["positions"]),
         **({} if options["crops"] is None else {"crops": options["crops"]}),
+        **({} if watching is not None or system_labels == LABELS[0] else {"labels": system_labels}),
         "asking": {**asked, "option_format": benchmark.option_format},
         **({} if watching is None else {"online": asdict(watching)}),
         "decoding": {"kind": "greedy", "batch": 1},

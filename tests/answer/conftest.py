@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 from worlds.students import make_student, student_config
-from worlds.vlms import make_internvl, make_llava_onevision, with_summary_tokens
+from worlds.vlms import make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_vl, with_summary_tokens
 
 from liteframe.models.vlm.load import load_video_llm
 
 FAMILIES = ("internvl", "llava_onevision")
+CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 KINDS = ("liteframe_internvl", "liteframe_llava_onevision", *FAMILIES)
 
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory):
-    """kind -> model and processor; a student takes 8 frames to a clip and 4 to a slot."""
+    """kind -> model and processor; a student takes 8 frames to a clip and 4 to a slot. Two count on three axes."""
     folder = tmp_path_factory.mktemp("vlms")
     half = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
     encoders = {
@@ -25,13 +26,17 @@ def loaded(tmp_path_factory):
         source = make(folder / family)
         pairs[family] = load_video_llm(source)
         pairs[f"liteframe_{family}"] = load_video_llm(source, encoder=encoders[family])
+    for family, make, looks in (("qwen2_5_vl", make_qwen2_5_vl, CLIP), ("qwen3_vl", make_qwen3_vl, half)):
+        small = student_config(image_size=64, teacher_dim=32, depth=2, downsample={1: (2, 2, 2), 2: (2, 1, 1)}, **looks)
+        source = make(folder / family, **({"deepstack": ()} if family == "qwen3_vl" else {}))
+        pairs[f"liteframe_{family}"] = load_video_llm(source, encoder=make_student(small, std=0.5))
     return pairs
 
 
 @pytest.fixture(scope="session")
 def trained(loaded):
     """As loaded, with the summary tokens that memory `summary` reads with."""
-    return {kind: with_summary_tokens(pair) for kind, pair in loaded.items()}
+    return {kind: with_summary_tokens(pair) for kind, pair in loaded.items() if "qwen" not in kind}
 
 
 @pytest.fixture(params=KINDS)

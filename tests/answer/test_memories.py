@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from worlds.vlms import with_summary_tokens
 
 from liteframe import StreamSession, memories
 from liteframe.answer.key_values import KeyValues
@@ -91,10 +92,17 @@ def test_a_budget_below_one_slot_is_refused(name, pairs):
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("llava_onevision", torch.float32), ("internvl", torch.bfloat16), ("llava_onevision", torch.bfloat16)],
+    [
+        *((family, torch.float32) for family in ("llava_onevision", "qwen2_5_vl", "qwen3_vl")),
+        *((family, torch.bfloat16) for family in ("internvl", "llava_onevision", "qwen2_5_vl", "qwen3_vl")),
+    ],
 )
 def test_other_families_and_bfloat16(name, pairs, loaded, video, tmp_path, family, dtype):
     """In short: bounded, read-only, causal, saved and forked without a trace, exact where all fits."""
+    if family not in "".join(pairs):
+        with pytest.raises(ValueError, match=r"positions of a liteframe_qwen\w+ have three|need a language model of"):
+            StreamSession(*with_summary_tokens(loaded[f"liteframe_{family}"]), memories[name](**SMALL[name]))
+        return
     (model, processor), (plain, _) = pairs[f"liteframe_{family}"], loaded[f"liteframe_{family}"]
     model, plain = (copy.deepcopy(one).to(dtype) for one in (model, plain))
     slot = processor.tokens_per_slot(*processor.frame_size)

@@ -55,7 +55,7 @@ def test_prototypes_by_hand(liteframe_vlm):
     past.positions = past.made_at = rows + 10
     past.slot, past.kind, past.place = rows // 2, torch.full_like(rows, VIDEO), rows % 2
     attention = torch.tensor([0.1425, 0.0982, 0.1991, 0.2890, 0.1548, 0.1165]).expand(layers, -1)
-    keys, means, positions, slot = memories["saliency"](4)._prototypes(past, attention, range(3))
+    keys, means, positions, slot, _ = memories["saliency"](4)._prototypes(past, attention, range(3))
     near(keys[0, 0], [[0.5921, 0.4079], [1.5921, 0.4079], [0.2147, 1.3559]])
     near(means[0, 0], [[0.8158, 1.8158], [5.1842, 6.1842], [8.8588, 9.8588]])
     assert positions[0].tolist() == [10, 12, 14]

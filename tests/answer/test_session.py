@@ -97,7 +97,7 @@ def test_size_is_that_of_what_is_held(liteframe_vlm, video):
     width = model.config.text_config.hidden_size
     assert session.size().tokens == 6 * 4  # six whole slots of 2x2 tokens
     waiting = 3 * 3 * 64 * 64
-    assert session.size().bytes == 24 * (4 * width + 8 + 8 + 4) + 6 * 3 * 8 + 6 * 2 * 8 + waiting
+    assert session.size().bytes == 24 * (4 * width + 8 + 8 + 4) + 6 * 3 * 8 + 6 * 2 * 8 + 2 * 8 + waiting
     session.reset()
     assert (session.frames, session.size().tokens, session.size().bytes) == (0, 0, 0)
 

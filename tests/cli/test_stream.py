@@ -57,7 +57,7 @@ def test_answers_come_at_their_times(stream, video):
     assert answers[2]["text"] == session.ask(QUESTIONS[2], max_new_tokens=64).text
     assert [row["tokens"] for row in answers] == [48, 64, 64]
     assert "7 frames until 3.0 s; window holds 64 tokens" in said.out
-    assert "the stream has ended after 10 frames; window holds 64 tokens" in said.err
+    assert "the stream has ended after 10 frames, 32 tokens a second; window holds 64 tokens" in said.err
 
 
 def test_stopped_and_continued_is_as_without(stream, tmp_path, monkeypatch):

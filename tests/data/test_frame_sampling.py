@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liteframe.data.video.sampling import at_fps, choose_frames, dense_clip, uniform
+from liteframe.data.video.sampling import at_fps, choose_frames, dense_clip, fps_clips, uniform
 from liteframe.data.video.timeline import Timeline
 
 steady = Timeline.constant_rate
@@ -64,6 +64,51 @@ def test_dense_clip_has_the_widest_spacing_that_rate_and_length_allow(frames, fp
         assert step == 1 or fps / step >= min_fps * (1 - 1e-5)
         wider = step + 1
         assert fps / wider < min_fps * (1 + 1e-5) or (n - 1) * wider + 1 > frames
+
+
+APOLLO = {  # frames, rate, tokens of a clip, tokens of the prompt -> first frame of each clip, spacing
+    (240, 30, 128, 32768): ([0, 60, 120, 180], 15),
+    (3000, 30, 128, 1000): (list(range(220, 3000, 500)), 15),
+    (70, 30, 128, 32768): ([0, 10], 15),
+    (20, 30, 128, 32768): ([0], 15),
+    (48, 24, 16, 32768): ([0], 12),
+}
+
+
+@pytest.mark.parametrize("case", APOLLO)
+def test_clips_are_apollos(case):
+    frames, fps, tokens, room = case
+    firsts, step = APOLLO[case]
+    clips = math.ceil(min(frames / fps / 2, 0.65 * room / tokens))
+    assert clips * tokens <= 0.65 * room + tokens
+    expected = [min(frames - 1, first + k * step) for first in firsts for k in range(4)]
+    assert fps_clips(steady(frames, fps), clips=clips, target_fps=2) == expected
+
+
+@given(lengths, rates, st.sampled_from([0.5, 2.0, 4.0]), st.integers(4, 300))
+def test_chosen_clips_follow_each_other_at_one_rate(frames, fps, target, budget):
+    timeline = steady(frames, fps)
+    chosen = choose_frames(timeline, frames=budget, target_fps=target, sampling="clips")
+    assert 4 <= len(chosen) <= budget
+    assert len(chosen) % 4 == 0
+    assert chosen == sorted(chosen)
+    assert chosen[0] >= 0
+    assert chosen[-1] < frames
+    for first in range(0, len(chosen) - 4, 4):
+        assert chosen[first + 3] <= chosen[first + 4]
+        if fps > target:
+            steps = {b - a for a, b in itertools.pairwise(chosen[first : first + 4])}
+            assert steps == {math.floor(fps / target + 1e-6)}
+
+
+def test_clips_of_a_rate_that_varies():
+    """Two seconds of 10 frames a second, two of 40: half a second apart all the same, wherever a clip lies."""
+    timeline = Timeline(100, 25.0, ((0, 0.0), (20, 2.0), (100, 4.0)))
+    chosen = choose_frames(timeline, frames=8, sampling="clips")
+    assert [timeline.time(index) for index in chosen] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
+    assert choose_frames(steady(4, 1), sampling="clips") == [0, 0, 1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="a clip has 4 frames"):
+        choose_frames(timeline, frames=3, sampling="clips")
 
 
 @given(lengths, rates, st.floats(0.1, 60), st.integers(1, 512))

@@ -147,7 +147,7 @@ def copied(tokens: Tokens) -> Tokens:
 
 
 def tokens_state(tokens: Tokens) -> dict[str, Tensor]:
-    """Tokens as tensors by name; their slots are [S,3], their times [S,2]."""
+    """Tokens as tensors by name; their slots are [S,3], their times [S,2], their shape [2]."""
     slots = torch.tensor([list(slot) for slot in tokens.slots], dtype=torch.long).view(-1, 3)  # [S,3]
     state = {
         "tokens": tokens.tokens,
@@ -158,6 +158,8 @@ def tokens_state(tokens: Tokens) -> dict[str, Tensor]:
     }
     if tokens.times is not None:
         state["times"] = torch.tensor([list(time) for time in tokens.times], dtype=torch.float64).view(-1, 2)
+    if tokens.shape is not None:
+        state["shape"] = torch.tensor(tokens.shape)
     return state
 
 
@@ -165,4 +167,6 @@ def tokens_of_state(state: dict[str, Tensor]) -> Tokens:
     """Tokens that `tokens_state` gave as tensors by name."""
     slots = [(first, last, count) for first, last, count in state["slots"].tolist()]
     times = [(begin, end) for begin, end in state["times"].tolist()] if "times" in state else None
-    return Tokens(state["tokens"], state["frame"], state["place"], state["size"], slots, times)
+    rows, columns = state["shape"].tolist() if "shape" in state else (0, 0)
+    shape = (rows, columns) if rows else None
+    return Tokens(state["tokens"], state["frame"], state["place"], state["size"], slots, times, shape)

@@ -67,15 +67,15 @@ class BiLevelCache(SlotCache):
             groups += own.tensor_split(max(1, len(own) // self.pool))
         layers = range(len(past.positions))
         firsts = torch.stack([group[0] for group in groups])
-        at = past.positions[:, firsts]  # [L,m]
         keys, values = [], []
         for layer in layers:
             bare, full = past.keys(layer), past.cache.layers[layer].values[0]
             mean = torch.stack([bare[:, group].mean(1) for group in groups], 1)  # [H,m,d]
-            keys.append(rotate(mean, at[layer], past.frequencies).to(full.dtype))
+            keys.append(rotate(mean, past.at(layer)[firsts], past.frequencies).to(full.dtype))
             values.append(torch.stack([full[:, group].float().mean(1) for group in groups], 1).to(full.dtype))
         gone = torch.cat(groups)
         everything = torch.arange(len(past), device=gone.device)
         view.keep(everything[~torch.isin(everything, gone)])
-        view.insert(torch.stack(keys), torch.stack(values), at, past.slot[:, firsts])
+        axes = None if past.axes is None else past.axes[:, :, firsts]
+        view.insert(torch.stack(keys), torch.stack(values), past.positions[:, firsts], past.slot[:, firsts], axes)
         return view

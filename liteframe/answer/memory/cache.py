@@ -41,6 +41,7 @@ class CacheMemory(StreamMemory):
             raise ValueError(
                 f"memory {self.name!r} has read its video behind one system message; start a new session for another"
             )
+        reader.check_entries(f"memory {self.name!r}", "a memory of tokens, such as 'window'")
         super().start(reader)
 
     @override
@@ -73,7 +74,7 @@ class CacheMemory(StreamMemory):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self._past, self._seen = None, 0
         if state:
-            past = KeyValues(self.reader.model, self.reader.policy)
+            past = self.reader.nothing()
             past.load_state(state)
             self._past, self._seen = past, int(state["seen"])
 

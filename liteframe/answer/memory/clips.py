@@ -16,6 +16,7 @@ from liteframe.answer.key_values import VIDEO
 from liteframe.answer.memory.base import StreamMemory, copied, split_slots, tokens_of_state, tokens_state
 from liteframe.answer.memory.segments import mean_slot
 from liteframe.answer.memory.select import by_attention, by_meaning, choose, mean_keys
+from liteframe.answer.reader import Reader
 from liteframe.reduce.base import Tokens, join_tokens
 from liteframe.reduce.scenes import StreamCutter
 
@@ -90,6 +91,12 @@ class ClipMemories(StreamMemory):
                 f"memory {self.name!r}: a budget of {self.budget} tokens is below {most} slots, which it holds before "
                 f"a clip ends, and one slot of this model, which has {slot_tokens}; give at least {most * slot_tokens}"
             )
+
+    @override
+    def start(self, reader: Reader) -> None:
+        if self.selector == "attention":
+            reader.check_entries(f"memory {self.name!r} with selector='attention'", "selector='embed'")
+        super().start(reader)
 
     @override
     def add(self, clip: Tokens) -> None:

@@ -5,7 +5,7 @@ Shapes: L layers, H key-value heads, n entries, d channels a head.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from liteframe.reduce.selection import top
 
 SCORES = ("attention", "tar+van", "mix")
 MERGES = ("weighted", "mean", "none")
+Prototypes: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 LABELED_SLOTS = 4  # the newest, whose labels stay where entries were forgotten
 
 
@@ -169,11 +170,11 @@ class SaliencyCache(CacheMemory):
         places = candidates.nonzero()[:, 0]
         return places[best(scores[candidates], count)]
 
-    def _prototypes(self, past: KeyValues, attention: Tensor, numbers: range) -> tuple[Tensor, ...] | None:
-        """Keys, values [L,H,m,d], positions and slots int64 [L,m] of one entry for each new slot."""
+    def _prototypes(self, past: KeyValues, attention: Tensor, numbers: range) -> Prototypes | None:
+        """Keys, values [L,H,m,d], positions, slots int64 [L,m] and axes [3,L,m] of one entry for each new slot."""
         if self.merge == "none":
             return None
-        keys, values, positions = [], [], []
+        keys, values, firsts = [], [], []
         for number in numbers:
             own = ((past.slot == number) & (past.kind == VIDEO)).nonzero()[:, 1].view(len(attention), -1)  # [L,N]
             weights = attention.gather(1, own)
@@ -182,9 +183,11 @@ class SaliencyCache(CacheMemory):
             weights = uniform if self.merge == "mean" else torch.where(total > 0, weights / total, uniform)
             keys.append(_weighted(past, "keys", own, weights))
             values.append(_weighted(past, "values", own, weights))
-            positions.append(past.positions.gather(1, own[:, :1]))
+            firsts.append(own[:, :1])
+        first = torch.cat(firsts, 1)  # [L,m]
         slots = torch.tensor(numbers, device=past.slot.device).expand(len(attention), -1)
-        return torch.stack(keys, 2), torch.stack(values, 2), torch.cat(positions, 1), slots
+        axes = None if past.axes is None else past.axes.gather(2, first.expand(3, -1, -1))
+        return torch.stack(keys, 2), torch.stack(values, 2), past.positions.gather(1, first), slots, axes
 
 
 def _weighted(past: KeyValues, name: str, own: Tensor, weights: Tensor) -> Tensor:

@@ -53,4 +53,4 @@ def mean_slot(slots: Sequence[Tokens]) -> Tokens:
         times = [(first.times[0][0], last.times[-1][1])]
     line = (first.slots[0][0], last.slots[-1][1], len(first.tokens))
     mean = (tokens * weights).sum(0).to(first.tokens.dtype)
-    return Tokens(mean, first.frame, first.place, size, [line], times)
+    return Tokens(mean, first.frame, first.place, size, [line], times, first.shape)

@@ -60,6 +60,11 @@ class SummaryCache(CacheMemory):
 
     @override
     def start(self, reader: Reader) -> None:
+        if reader.lines.mrope is not None:
+            raise ValueError(
+                f"memory {self.name!r} numbers what it reads on one axis, and positions of a "
+                f"{reader.model.config.model_type} have three; take another memory"
+            )
         super().start(reader)
         trained = self._summary_tokens.settings
         if self.segments is None:

@@ -8,10 +8,14 @@ in time, and each time gives the frame that is on the screen then.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from liteframe.data.video.timeline import EPS, Span, Timeline
+
+SAMPLINGS = ("even", "clips")
+CLIP, CLIP_FPS = 4, 2.0  # frames of Apollo's clips, and how many of them a second
 
 
 def dense_clip(
@@ -132,6 +136,52 @@ def at_fps(
     return chosen.tolist() if len(chosen) <= max_frames else _evenly(timeline, span, max_frames)
 
 
+def fps_clips(
+    timeline: Timeline, *, clips: int, target_fps: float, start: float | None = None, end: float | None = None
+) -> list[int]:
+    """Indices of clips of 4 frames at one rate, whatever lies between clips (Apollo, arXiv 2412.10360).
+
+    Each clip is in the middle of its part of the span. Where clips are longer than their parts, they begin at even
+    distances and overlap. A span shorter than a clip gives its last frame again, and so does a video of no more than
+    half the rate with each of its frames.
+
+    Args:
+        timeline: when the video's frames are shown.
+        clips: how many.
+        target_fps: frames per second inside a clip.
+        start: start of the span in seconds; None is the video's.
+        end: its end in seconds; None is the end of the video.
+
+    Raises:
+        ValueError: an argument is out of range or the span is empty.
+    """
+    if clips < 1:
+        raise ValueError(f"clips is {clips}; ask for at least one")
+    if not target_fps > 0:
+        raise ValueError(f"target_fps is {target_fps}; it must be positive")
+    span, inside = timeline.span(start, end), np.arange(CLIP)
+    if timeline.is_constant and timeline.fps > target_fps / 2:
+        total, step = span.stop - span.first, max(1, math.floor(timeline.fps / target_fps + EPS))
+        firsts = [int(begin) for begin in _begins(total, clips, CLIP * step, whole=True)]
+        return [min(span.stop - 1, span.first + first + int(k) * step) for first in firsts for k in inside]
+    begins = _begins(span.end - span.begin, clips, CLIP / target_fps, whole=False)
+    times = np.array([span.begin + begin + inside / target_fps for begin in begins]).ravel()
+    return _shown(timeline, span, times)
+
+
+def _begins(total: float, clips: int, length: float, *, whole: bool) -> list[float]:
+    """Where clips of a length begin in a span, all in frames (rounded down, if whole) or seconds."""
+
+    def divided(value: float, by: int) -> float:
+        return value // by if whole else value / by
+
+    part = divided(total, clips)
+    if part > length:
+        return [number * part + divided(part - length, 2) for number in range(clips)]
+    apart = divided(max(0, total - length), max(1, clips - 1))
+    return [number * apart for number in range(clips)]
+
+
 def choose_frames(
     timeline: Timeline,
     *,
@@ -139,6 +189,7 @@ def choose_frames(
     target_fps: float | None = None,
     start: float | None = None,
     end: float | None = None,
+    sampling: str = "even",
 ) -> list[int]:
     """Indices of the frames that a user asks for: at most `frames`, at most `target_fps` a second.
 
@@ -149,10 +200,25 @@ def choose_frames(
             neither, 1 frame a second, the lowest rate that encoders are trained at.
         start: start of the span in seconds; None is the video's.
         end: its end in seconds; None is the video's.
+        sampling: "even", or "clips": as many clips of 4 frames at `target_fps`, by default 2, as `frames` allows and
+            have room beside each other (Apollo's overlap where they have not, and time would fall back).
 
     Raises:
         ValueError: an argument is out of range or the span is empty.
     """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling={sampling!r}: expected one of {', '.join(SAMPLINGS)}")
+    if sampling == "clips":
+        rate = CLIP_FPS if target_fps is None else target_fps
+        if not rate > 0 or (frames is not None and frames < CLIP):
+            raise ValueError(f"frames={frames}, fps={rate}: a clip has {CLIP} frames, at a rate above 0")
+        span = timeline.span(start, end)
+        spacing = 1 / rate
+        if timeline.is_constant and timeline.fps > rate / 2:
+            spacing = max(1, math.floor(timeline.fps / rate + EPS)) / timeline.fps
+        room = max(1, math.floor((span.end - span.begin) / (CLIP * spacing) + EPS))
+        clips = room if frames is None else min(room, frames // CLIP)
+        return fps_clips(timeline, clips=clips, target_fps=rate, start=start, end=end)
     if target_fps is not None or frames is None:
         rate = 1.0 if target_fps is None else target_fps
         budget = timeline.frames if frames is None else frames
@@ -190,6 +256,12 @@ def as_they_come(timeline: Timeline, fps: float, *, start: float | None = None, 
             while due <= time + EPS:
                 due += 1 / fps
     return chosen
+
+
+def rate_of(times: Sequence[float]) -> float | None:
+    """Frames a second of frames shown at these seconds, by the median distance; None of fewer than two moments."""
+    apart = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / apart if apart > 0 else None
 
 
 def _evenly(timeline: Timeline, span: Span, n: int) -> list[int]:

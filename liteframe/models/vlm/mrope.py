@@ -16,6 +16,21 @@ EARLY = 1e-6  # positions by which a time may miss the one that it means
 
 
 @dataclass(frozen=True)
+class Reached:
+    """Where the beginning of a prompt leads.
+
+    Attributes:
+        free: position of text that goes on behind it.
+        end: above all positions so far; times of vision tokens may be higher than text that follows them.
+        block: start and time of the vision tokens that it ends with; None: it ends with text.
+    """
+
+    free: int = 0
+    end: int = 0
+    block: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Mrope:
     """How a language model numbers vision tokens.
 
@@ -65,22 +80,50 @@ class Mrope:
         Raises:
             ValueError: there are more or fewer of them.
         """
+        return self.go_on(vision, places, Reached())[0]
+
+    def go_on(self, vision: Tensor, places: Tensor, reached: Reached) -> tuple[Tensor, Reached]:
+        """Positions of what follows a beginning, and where that leads; arguments and errors as of position_ids.
+
+        Vision tokens that follow vision tokens belong to their block.
+        """
         if int(vision.sum()) != places.shape[1]:
             raise ValueError(f"the prompt holds {int(vision.sum())} vision tokens, but places of {places.shape[1]}")
         values, counts = torch.unique_consecutive(vision, return_counts=True)
-        parts, free, seen = [], 0, 0
+        parts, seen = [], 0
+        free, end, begun = reached.free, reached.end, reached.block
         for is_vision, count in zip(values.tolist(), counts.tolist(), strict=True):
             if not is_vision:
                 parts.append((torch.arange(count) + free).expand(3, -1))
-                free += count
+                free, begun = free + count, None
+                end = max(end, free)
                 continue
             block = places[:, seen : seen + count]
             seen += count
-            positions = block[:3] + free
-            positions[0] -= block[0, 0]
+            start, time = begun = begun or (free, int(block[0, 0]))
+            positions = block[:3] + start
+            positions[0] -= time
             parts.append(positions)
-            free += int(block[3].max())
-        return torch.cat(parts, 1) if parts else torch.empty(3, 0, dtype=torch.long)
+            free = max(free, start + int(block[3].max()))
+            end = max(end, free, int(positions.max()) + 1)
+        positions = torch.cat(parts, 1) if parts else torch.empty(3, 0, dtype=torch.long)
+        return positions, Reached(free, end, begun)
+
+    def axes(self, sections: Sequence[int]) -> Tensor:
+        """Which axis each pair of a head's channels follows, int64 [d/2].
+
+        Where time counts seconds (Qwen2.5-VL), those of an axis stand together; where it does not (Qwen3-VL), axes take
+        turns.
+
+        Args:
+            sections: pairs that follow time, rows and columns.
+        """
+        if self.tokens_per_second is not None:
+            return torch.arange(3).repeat_interleave(torch.tensor(sections))
+        axes = torch.zeros(sum(sections), dtype=torch.long)
+        for axis in (1, 2):
+            axes[axis : 3 * sections[axis] : 3] = axis
+        return axes
 
 
 def padded_position_ids(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from transformers.video_utils import VideoMetadata
 from worlds.students import make_student, student_config
 from worlds.vlms import make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 
+from liteframe.answer.key_values import PROTOTYPE
 from liteframe.answer.memory import memories
-from liteframe.answer.positions import Keep, Time
+from liteframe.answer.positions import Compact, Keep, Time
 from liteframe.answer.session import StreamSession
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.teacher.load import load_teacher
@@ -191,10 +192,19 @@ def test_another_rate_on_the_time_axis(world, swapped):
     assert (scores[0] - scores[1]).abs() > 1e-3
 
 
-def test_what_counts_on_three_axes_is_told_or_refused(swapped):
+def test_what_counts_on_three_axes_is_told_or_refused(world, swapped):
+    kind, *_ = world
     model, processor = swapped
-    with pytest.raises(ValueError, match=r"'sink_window' keeps entries of a KV cache.*three; take a memory of tokens"):
-        StreamSession(model, processor, memories["sink_window"](64))
+    if kind == "qwen3_5":
+        with pytest.raises(
+            ValueError, match=r"'sink_window' needs .* which linear_attention of .* take a memory of to"
+        ):
+            StreamSession(model, processor, memories["sink_window"](64))
+        with pytest.raises(ValueError, match=r"'clips' with selector='attention' .* take selector='embed'"):
+            StreamSession(model, processor, memories["clips"](64))
+    else:
+        with pytest.raises(ValueError, match=r"Compact.* on one axis, and those of a liteframe_qwen.* have three"):
+            StreamSession(model, processor, memories["sink_window"](64), positions=Compact())
     inputs = processor(text="<video>Which?", videos=[FRAMES])
     del inputs["position_ids"]
     for call in (model, model.generate):
@@ -217,6 +227,58 @@ def test_a_video_fits_its_window_of_tokens(swapped):
     else:  # 2 positions a second, slots at 2 s and 4 s
         assert positions[0, 0].tolist() == [0, *[1] * 4, *[5] * 4, 3]
     assert torch.isfinite(session.score("Why?", ["a"])).all()
+
+
+def test_entries_that_are_kept_stand_where_they_were_read(world, swapped):
+    """The last two slots behind the text: one pass of the prompt with a mask, at the processor's own positions."""
+    if world[0] == "qwen3_5":
+        return  # refused
+    model, processor = swapped
+    session = StreamSession(model, processor, memories["sink_window"](8), fps=2.0)
+    session.add(FRAMES, [i / 2 for i in range(10)])
+    told = [VideoMetadata(total_num_frames=10, fps=2.0, frames_indices=list(range(10)))]
+    inputs = processor(text=question_prompt(QUESTION), videos=[FRAMES], video_metadata=told)
+    ids, start = inputs["input_ids"][0], processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    pads = (ids == processor.image_token_id).nonzero()[:, 0]
+    first, last = int(pads[0]), int(pads[-1])
+    if world[0] == "qwen3_vl":  # what stands around the oldest slot goes with it
+        first, gone = int((ids == processor.tokenizer("<")["input_ids"][0]).nonzero()[0]), int(pads[3]) + 2
+        last += 1  # the mark behind the newest was read with it
+    else:
+        gone = int(pads[3]) + 1
+        assert int(ids[first - 1]) == start
+    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    seen[last + 1 :, first:gone] = False
+    with torch.inference_mode():
+        embeddings = model.get_input_embeddings()(ids[None])
+        embeddings[0, pads] = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output[0]
+        blocked = torch.full(seen.shape, torch.finfo(torch.float32).min).masked_fill(seen, 0.0)[None, None]
+        given = {"inputs_embeds": embeddings, "attention_mask": blocked, "position_ids": inputs["position_ids"]}
+        logits = model.lm_head(model.model.language_model(**given).last_hidden_state)[0, -1].log_softmax(-1)
+    expected = logits[[processor.tokenizer(word)["input_ids"][0] for word in ("left", "right")]]
+    torch.testing.assert_close(session.score(QUESTION, ["left", "right"]), expected, rtol=1e-4, atol=1e-4)
+    assert session.ask(QUESTION, max_new_tokens=3).tokens == 8
+
+
+def test_rotation_on_three_axes_is_undone(world, swapped):
+    """Keys before rotation are what the first layer's projection makes; a mean of some is rotated to their first."""
+    if world[0] == "qwen3_5":
+        return
+    model, processor = swapped
+    layer, made = model.model.language_model.layers[0].self_attn, []
+    last = getattr(layer, "k_norm", layer.k_proj)
+    hook = last.register_forward_hook(lambda *call: made.append(call[-1][0].reshape(-1, 32)))
+    session = StreamSession(model, processor, memories["bilevel"](64, pool=2, chosen=1, slots_per_block=1), fps=2.0)
+    session.add(np.concatenate([FRAMES[:8]] * 2), [i / 2 for i in range(16)])
+    hook.remove()
+    past = session.memory._past
+    torch.testing.assert_close(past.keys(0)[0], torch.cat(made), rtol=1e-4, atol=1e-5)
+    view = session.memory.context(QUESTION)
+    merged = view.kind[0] == PROTOTYPE
+    groups = (past.slot[0] == view.slot[0, merged][0]) & (past.place[0] >= 0)
+    means = past.keys(0)[0, groups].view(2, 2, -1).mean(1)
+    torch.testing.assert_close(view.keys(0)[0, merged], means, rtol=1e-4, atol=1e-5)
+    assert torch.equal(view.axes[:, 0, merged], past.axes[:, 0, groups][:, ::2])
 
 
 def test_deepstack_is_named(tmp_path):
