@@ -1,8 +1,10 @@
 """What tests of several rooms use."""
 
 import os
+from contextlib import ExitStack
 
 import pytest
+from worlds.forked import PLACE, forking
 
 # Read when torch is imported, here and in what tests start. What is compiled here is compiled once: a pool of processes
 # for it, a memory of what was traced before, and a well optimized wrapper cost more than they save.
@@ -22,9 +24,25 @@ LONGEST = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One process that forks serves all processes of pytest."""
+    if PLACE not in os.environ:
+        stack = ExitStack()
+        stack.enter_context(forking())
+        config.add_cleanup(stack.close)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order of LONGEST, then all others as they are."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def reload_in_forks():
+    from worlds.exports import reloading_in_forks  # torch, for which the lines above are
+
+    with reloading_in_forks():
+        yield
 
 
 @pytest.fixture

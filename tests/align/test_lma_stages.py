@@ -56,6 +56,7 @@ def test_an_encoder_learns_at_a_fifth_and_text_alone_keeps_it_in_the_step(lma_wo
     assert found == {"vision_tower": {0.002}, "projector": {0.01}, "lora": {0.01}}
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_going_on_from_an_adapter(lma_world, run, tmp_path):
     run("fit", "--config", lma_world / "lma.yaml", "--run", tmp_path / "a", "--model.train_projector", "true")
     first = adapter(tmp_path / "a")
@@ -134,6 +135,7 @@ def test_an_adapter_of_another_depth_is_refused(lma_world, trained, tmp_path, la
         load_adapter(model, tmp_path / "adapter")
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_stages_chain_and_finished_ones_are_not_repeated(lma_world, run, tmp_path, capsys):
     stages = [
         {"name": "projector", "model": {"train_projector": True}, "trainer": {"max_steps": 1}},

@@ -96,6 +96,7 @@ def test_the_device_holds_one_layer_at_a_time_that_is_not_rounded(model, monkeyp
     assert max(layers) <= device.peak < 1.1 * max(layers) + sum(layers) / 64
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_a_run_in_four_bits_fits_the_original_weights(lma_world, run, tmp_path, monkeypatch):
     """Where Lightning makes a device the default one that holds no weights, what is rounded is loaded all the same."""
     reports, origins = {}, {}

@@ -2,8 +2,9 @@
 
     torchrun --nproc_per_node 2 tests/distributed/many_runs.py PLAN.json
 
-PLAN is a list of {"program": "ctd" or "lma", "arguments": [...], "stop": [rank, step], "raise": [rank, step]}: `stop`
-sends a rank SIGTERM in that step, `raise` lets it fail. What run i ended with on rank r goes to PLAN.<i>.<r>.json.
+PLAN is a list of {"program": "ctd", "lma" or "liteframe", "arguments": [...], "stop": [rank, step], "raise": [rank,
+step]}: `stop` sends a rank SIGTERM in that step, `raise` lets it fail. What run i ended with on rank r goes to
+PLAN.<i>.<r>.json.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import liteframe.distill.command
 from liteframe.align.command import LMACommand
+from liteframe.cli.main import main as liteframe_main
 from liteframe.distill.command import CTDCommand
 from liteframe.distill.module import CTDModule
 from liteframe.training.exit_codes import exit_codes
@@ -41,7 +43,10 @@ def main():
         code = 0
         try:
             with exit_codes("train"):
-                {"ctd": CTDCommand, "lma": LMACommand}[run["program"]](["fit", *run["arguments"]])
+                if run["program"] == "liteframe":
+                    code = liteframe_main(run["arguments"])
+                else:
+                    {"ctd": CTDCommand, "lma": LMACommand}[run["program"]](["fit", *run["arguments"]])
         except SystemExit as error:
             code = error.code
         rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))

@@ -1,6 +1,6 @@
 """The job of docs/many_gpus.md, its two tasks started as SLURM does."""
 
-from worlds.processes import documented, finish, free_port, report, start
+from worlds.processes import documented, finish, fork, free_port, report
 
 
 def slurm(rank, port):
@@ -15,7 +15,7 @@ def slurm(rank, port):
 def test_slurm(config, tmp_path):
     port = free_port()
     task = documented("srun", {"8": 2, "2": 1}, config, tmp_path / "run", "--trainer.max_steps", 1)
-    tasks = [start(*task, **slurm(rank, port)) for rank in range(2)]
+    tasks = [fork(*task, **slurm(rank, port)) for rank in range(2)]
     errors = [finish(process) for process in tasks]
     assert [process.returncode for process in tasks] == [0, 0], errors
     # Two processes share a batch of four clips, six for the statistics, and three held out (with the average and not).

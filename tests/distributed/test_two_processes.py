@@ -5,18 +5,22 @@ import signal
 
 import pytest
 from safetensors.torch import load_file
+from worlds.cache import contents
+from worlds.forked import python
 from worlds.processes import (
     MANY_RUNS,
     assert_same_training,
     curve,
     documented,
     finish,
+    fork,
     free_port,
     report,
     start,
 )
 
 from liteframe.align.command import LMACommand
+from liteframe.cli.main import main
 from liteframe.distill.command import CTDCommand
 
 MUON = ["--model.optimizer.kind", "muon", "--model.student.resize", "aspect"]  # and steps of one frame size each
@@ -41,7 +45,12 @@ def alone(config, chat, one_rank_broken, tmp_path_factory):
     CTDCommand(["fit", *words("--config", config, "--run", folder / "muon"), *MUON])
     CTDCommand(["fit", *words("--config", config, "--run", folder / "broken"), *one_rank_broken])
     LMACommand(["fit", *words(*chat, "--run", folder / "lma", "--data.micro_batch_size", 4)])
+    assert main(cache_build(config, folder)) == 0
     return folder
+
+
+def cache_build(config, folder):
+    return words("cache", "build", "--config", config, "-o", folder / "cache", "--views", 3)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +71,7 @@ def together(config, chat, videos, one_rank_broken, tmp_path_factory):
         ctd("broken_fsdp2", "fsdp2", *one_rank_broken),
         {"program": "lma", "arguments": words(*chat, "--run", folder / "lma", "--data.micro_batch_size", 1)},
         ctd("too_many", "ddp", *one_rank_broken, "--data.max_failure_rate", 0.05),
+        {"program": "liteframe", "arguments": cache_build(config, folder)},
     ]
     (folder / "plan.json").write_text(json.dumps(plan))
     torchrun = documented("torchrun --standalone", {"8": 2}, config, folder)
@@ -70,14 +80,15 @@ def together(config, chat, videos, one_rank_broken, tmp_path_factory):
     assert process.returncode == 0, errors
     codes = [[json.loads((folder / f"plan.{number}.{rank}.json").read_text()) for rank in range(2)]
              for number in range(len(plan))]  # fmt: skip
-    return folder, codes
+    return folder, codes, errors
 
 
 def test_two_nodes_with_accumulation(alone, config, tmp_path):
     """The lines of the documentation, with a process on each node; micro-batches of one clip, two to a step."""
     changes = {"8": 1, "10.0.0.1": "127.0.0.1", "29500": free_port()}
-    nodes = [start(*documented(f"torchrun --nnodes 2 --node_rank {rank}", changes, config, tmp_path / "run",
-                               "--data.micro_batch_size", 1)) for rank in range(2)]  # fmt: skip
+    lines = [documented(f"torchrun --nnodes 2 --node_rank {rank}", changes, config, tmp_path / "run",
+                        "--data.micro_batch_size", 1) for rank in range(2)]  # fmt: skip
+    nodes = [fork(*line, PYTHON_EXEC=python()) for line in lines]
     errors = [finish(node) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert "step 6/6" in errors[0]
@@ -103,7 +114,7 @@ def test_stopped_on_one_rank_and_resumed_under_the_other_strategy(together, alon
 
     The first sees frames in their own aspect ratio: of three sizes, which both ranks have in the same steps.
     """
-    folder, codes = together
+    folder, codes, _ = together
     assert codes[first] == 2 * [128 + signal.SIGTERM]
     assert codes[first + 1] == [0, 0]
     assert_same_training(folder / run, alone / expected, stopped)
@@ -116,7 +127,7 @@ def test_stopped_on_one_rank_and_resumed_under_the_other_strategy(together, alon
 
 @pytest.mark.parametrize(("run", "number"), [("broken_ddp", 4), ("broken_fsdp2", 5)])
 def test_a_rank_without_a_readable_video_takes_part(together, alone, run, number):
-    folder, codes = together
+    folder, codes, _ = together
     assert codes[number] == [0, 0]
     assert_same_training(folder / run, alone / "broken")
     assert report(folder / run)["data"] == report(alone / "broken")["data"]
@@ -135,7 +146,7 @@ def test_too_many_failures_on_one_rank_end_both(together):
 
 
 def test_lma(together, alone):
-    folder, codes = together
+    folder, codes, _ = together
     assert codes[6] == [0, 0]
     for name in ("train/loss", "train/gradient_norm", "train/answer_accuracy"):
         expected = curve(alone / "lma", name)
@@ -146,6 +157,15 @@ def test_lma(together, alone):
         assert (ours[name] - tensor).abs().max() < 1e-3, name
     assert report(folder / "lma")["data"] == report(alone / "lma")["data"]
     assert report(alone / "lma")["data"]["clips_failed"] >= 1
+
+
+def test_they_build_the_cache_that_one_builds(together, alone):
+    folder, codes, errors = together
+    assert codes[8] == [0, 0]
+    assert "on 2 processes" in errors
+    built = contents(folder / "cache")
+    assert len([name for name in built if name.startswith("train")]) > 1
+    assert built == contents(alone / "cache")
 
 
 @pytest.mark.parametrize("command", [CTDCommand, LMACommand])

@@ -3,7 +3,6 @@
 One process without liteframe reads both exports; the whole road of Qwen3.5 is in test_two_families.py.
 """
 
-import subprocess
 import sys
 
 import torch
@@ -11,6 +10,7 @@ from liteframe_export import reload_child
 from liteframe_export.hf_vlm import save_vlm
 from liteframe_export.verify import noise_videos
 from safetensors.torch import load_file, save_file
+from worlds import forked
 from worlds.exports import FAMILIES
 from worlds.students import make_student, student_config
 
@@ -56,7 +56,8 @@ def test_aligned_models_compute_the_same_without_liteframe(tmp_path):
         save_vlm(model, processor, tmp_path / kind / "exported")
     save_file({f"{number}": video for number, video in enumerate(videos)}, tmp_path / "videos.safetensors")
     code = [sys.executable, "-P", "-c", STRANGER, str(reload_child.__file__.rpartition("/")[0])]
-    subprocess.run([*code, str(tmp_path), "|".join(QUESTIONS), *KINDS], check=True)
+    done = forked.run([*code, tmp_path, "|".join(QUESTIONS), *KINDS], level="libraries", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for kind in KINDS:
         found = load_file(tmp_path / f"{kind}.safetensors")
         for name in ("input_ids", "position_ids", "video_frames", "answers"):

@@ -193,6 +193,7 @@ def test_only_finished_exports_are_left(world, exported_encoder, exported_vlm):
     assert "preprocessor_config.json" in {path.name for path in exported_encoder.iterdir()}
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_a_model_in_bfloat16_is_merged_in_float32_and_rounded_once(world, tmp_path):
     vlm, adapter = tmp_path / "vlm", tmp_path / "adapter"
     load_video_llm(world.vlm, dtype=torch.bfloat16)[0].save_pretrained(vlm)

@@ -40,6 +40,7 @@ trainer: {{max_steps: 2, accelerator: cpu}}
 QUESTION = "Which way does the red circle move?"
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_distil_align_merge_export_reload_ask(family, tmp_path, monkeypatch, capsys):
     make, size, dim, per_slot, per_video, shapes = FAMILIES[family]

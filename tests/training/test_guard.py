@@ -4,13 +4,13 @@ import json
 import math
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from worlds.forked import Program
 
 from liteframe.training.guard import SKIPPED_STEPS, GradientGuard, GuardSettings
 
@@ -83,11 +83,9 @@ def two_ranks(tmp_path_factory):
     }  # fmt: skip
     script = Path(__file__).with_name("guard_ranks.py")
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder), *STRATEGIES],
+        Program(
+            [sys.executable, script, folder, *STRATEGIES],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]

@@ -2,9 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from worlds import forked
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -22,11 +23,8 @@ print(json.dumps([kill_saves(Path(sys.argv[1]) / s.__name__, 10, 1, s, (1, 16)) 
 
 def run(script, folder):
     head = f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from pathlib import Path\n"
-    done = subprocess.run(
-        [sys.executable, "-c", head + script, str(folder)],
-        capture_output=True, text=True, timeout=800, cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command = [sys.executable, "-c", head + script, folder]
+    done = forked.run(command, timeout=800, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,11 +1,16 @@
-"""Small random exports of each family, for checks of runtimes that serve them."""
+"""Small random exports of each family, for checks of runtimes that serve them, and a quick way to load exports anew."""
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
+from liteframe_export import verify
 from liteframe_export.hf_vlm import save_vlm
 
 from liteframe.models.vlm.load import load_video_llm
+from worlds import forked
 from worlds.students import make_student, student_config
 from worlds.vlms import make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 
@@ -33,3 +38,18 @@ def make_export(family: str, place: Path) -> Path:
     folder.mkdir()
     save_vlm(model, processor, folder)
     return folder
+
+
+@contextlib.contextmanager
+def reloading_in_forks():
+    """Within, an export proves itself in a fork of a process that has imported transformers, and never liteframe.
+
+    It does so in a new Python in tests/export/test_exports.py and tests/cli/test_readme.py.
+    """
+
+    def run(command, *, cwd, env, **_):
+        return forked.run(command, level="libraries", cwd=cwd, env=env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "subprocess", SimpleNamespace(run=run))
+        yield

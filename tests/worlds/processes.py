@@ -12,13 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worlds import ROOT
+from worlds.forked import SOURCES, Program
 
 MANY_RUNS = ROOT / "tests" / "distributed" / "many_runs.py"
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("", "kernels", "export")),
-}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES}
 
 
 def start(*command, **environment):
@@ -27,6 +24,11 @@ def start(*command, **environment):
         [sys.executable, *map(str, command)], cwd=ROOT, env={**ENVIRONMENT, **environment}, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def fork(*command, **environment):
+    """As start, by a process that has imported everything."""
+    return Program([sys.executable, *command], cwd=ROOT, env={**ENVIRONMENT, **environment})
 
 
 def documented(line, changes, config, run, *more):
