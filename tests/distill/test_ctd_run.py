@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import yaml
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from worlds import ROOT
+from worlds.forked import Program
 
 from liteframe.distill.module import CTDModule
 from liteframe.models.student.encoder import LiteFrameEncoder
@@ -251,7 +251,7 @@ def test_kill_and_ctrl_c_leave_a_checkpoint(tiny_config, tmp_path, send, number)
     """A real process with a decoding worker; Ctrl-C in a terminal reaches the workers too."""
     command = [sys.executable, str(ROOT / "train_ctd.py"), "fit", "--config", str(tiny_config),
                "--run", str(tmp_path / "run"), "--trainer.max_steps", "100000", "--data.workers", "1"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Program(command, cwd=ROOT)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 400  # a loaded machine imports slowly
     while not last.exists() and time.monotonic() < deadline and process.poll() is None:

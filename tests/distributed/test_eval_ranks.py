@@ -5,7 +5,7 @@ import time
 
 import pytest
 from worlds import ROOT
-from worlds.processes import finish, start
+from worlds.processes import finish, fork
 
 from liteframe.cli.main import main
 from liteframe.evaluate.shares import Rank, Shares, this_rank
@@ -45,7 +45,7 @@ def test_three_processes_give_the_answers_of_one_though_one_dies(questions, tmp_
         assert dying.take(3)
         dying.begin()
         others = [
-            start("-m", "liteframe", *words(questions, run), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3")
+            fork("-m", "liteframe", *words(questions, run), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3")
             for rank in range(2)
         ]
         until = time.monotonic() + 300

@@ -4,7 +4,7 @@ import json
 import os
 import time
 
-from worlds.processes import MANY_RUNS, finish, start
+from worlds.processes import MANY_RUNS, finish, fork
 
 # Lightning looks after its children every five seconds; a loaded machine takes long to import.
 SECONDS = 90
@@ -18,7 +18,7 @@ def test_error_on_either_rank_ends_both(config, tmp_path):
                      "--trainer.strategy", "ddp"]  # fmt: skip
         plan = [{"program": "ctd", "arguments": [str(word) for word in arguments], "raise": [rank, 2]}]
         (tmp_path / f"plan{rank}.json").write_text(json.dumps(plan))
-        processes.append(start(MANY_RUNS, tmp_path / f"plan{rank}.json"))
+        processes.append(fork(MANY_RUNS, tmp_path / f"plan{rank}.json"))
     begun = [wait_for(tmp_path / f"run{rank}" / "checkpoints" / "last.ckpt") for rank in range(2)]
     for rank, process in enumerate(processes):
         errors = finish(process)
