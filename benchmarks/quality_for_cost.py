@@ -33,8 +33,7 @@ from quality_for_cost_report import name_of, write, write_page
 
 from liteframe.cli.main import main as liteframe
 from liteframe.distill.cache import TargetCache
-from liteframe.distill.cache.build import SETTINGS, STATISTICS, write_index
-from liteframe.distill.cache.settings import all_shards
+from liteframe.distill.cache.settings import STATISTICS
 from liteframe.distill.command import CTDCommand
 from liteframe.files import write_atomically, write_json
 from liteframe.journal import Journal
@@ -42,6 +41,9 @@ from liteframe.machine import processor_name
 from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.texts import read_json
 from liteframe.toyworld.questions import ToyFolder, write_toyworld
+from liteframe.training.cache.build import write_index
+from liteframe.training.cache.reader import SETTINGS
+from liteframe.training.cache.settings import all_shards
 from liteframe.training.report import environment
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ctd" / "toy.yaml"

@@ -11,9 +11,9 @@ from typing import Any
 from lightning.fabric import Fabric
 from survival_training import write_world
 
-from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.builder import CacheBuilder, CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
+from liteframe.training.cache.build import build_cache
 from liteframe.training.command import load_run
 
 VIEWS, SHARD_CLIPS = 4, 3

@@ -39,6 +39,7 @@ class ServedVision:
     multi_modal_projector: Any
 
     get_video_features: Any = VlmBackbone.get_video_features
+    project_grids = VlmBackbone.project_grids
     _encode = VlmBackbone._encode
 
     def add_vision(self, config: Any) -> None:

@@ -1,5 +1,6 @@
 """Conversations -> a batch for the language model, and features of videos that were seen before."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from liteframe.align.dataset import MediaKey, Row, Sample
+from liteframe.align.dataset import Row, Sample
+from liteframe.align.media import MediaKey
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.base import VlmBackbone
@@ -30,15 +32,20 @@ class ChatBatch(NamedTuple):
         attention_mask: [R,L].
         labels: [R,L], -100 where nothing is learned.
         answers: [K], positions whose next token is an answer token in any row.
+        tokens: of the rows, without padding.
         placeholders: of each of the R rows, tokens that stand for a feature.
         pixels: [sum of T,3,H,W] of the media whose features are not cached, a list of [T,3,H,W] where their sizes
             differ: uint8 from the loader, normalized float32 on the device.
         video_frames: T of each of these.
         media_counts: number of media of each of the B conversations.
         media_keys: which frames of which file, for each medium; those not cached in the order of `pixels`.
+        media_seconds: when the frames of each medium are shown, where there are times.
         cached: for each medium, whether its features are in the cache.
         keys: B keys (epoch, index).
         failures: path, kind, reason and remedy of what could not be read.
+        shown: `pixels` in bytes, on the device, where a teacher wants them.
+        grids: [sum of T'*h*w,C], what the encoder makes of all media, where a token cache holds it.
+        grid_shapes: T', h, w of each of these.
         position_ids: [3,R,L], where the language model counts on three axes.
         modes: of each video whose features are not cached, the mode of an elastic encoder; None of an ordinary one.
     """
@@ -47,16 +54,29 @@ class ChatBatch(NamedTuple):
     attention_mask: Tensor
     labels: Tensor
     answers: Tensor
+    tokens: int
     placeholders: list[int]
     pixels: Tensor | list[Tensor]
     video_frames: list[int]
     media_counts: list[int]
     media_keys: list[MediaKey]
+    media_seconds: list[list[float] | None]
     cached: list[bool]
     keys: list[Key]
     failures: list[dict[str, str]]
+    shown: Tensor | list[Tensor] | None = None
+    grids: Tensor | None = None
+    grid_shapes: Sequence[tuple[int, int, int]] = ()
     position_ids: Tensor | None = None
     modes: list[str] | None = None
+
+    @property
+    def media_grids(self) -> list[Tensor]:
+        """The grids of a token cache, one [T',h,w,C] a medium."""
+        if self.grids is None:
+            return []
+        parts = self.grids.split([math.prod(shape) for shape in self.grid_shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.grid_shapes, strict=True)]
 
 
 def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, image_token_id: int) -> ChatBatch:
@@ -76,19 +96,24 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
     media = [medium for sample in samples for medium in sample.media]
     videos = [medium.pixels for medium in media if medium.pixels is not None]
     modes = [s.mode for s in samples for medium in s.media if s.mode is not None and medium.pixels is not None]
+    grids = [medium.grid for medium in media if medium.grid is not None]
     return ChatBatch(
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
         answers=answer_positions(labels),
+        tokens=sum(len(row.input_ids) for row in rows),
         placeholders=(ids == image_token_id).sum(1).tolist(),
         pixels=joined(videos) if videos else torch.empty(0, dtype=torch.uint8),
         video_frames=[len(video) for video in videos],
         media_counts=[len(sample.media) for sample in samples],
         media_keys=[medium.key for medium in media],
+        media_seconds=[medium.seconds for medium in media],
         cached=[medium.pixels is None for medium in media],
         keys=[sample.key for sample in samples],
         failures=[item.to_dict() for item in items if isinstance(item, VideoError)],
+        grids=torch.cat([grid.flatten(0, 2) for grid in grids]) if grids else None,
+        grid_shapes=[(grid.shape[0], grid.shape[1], grid.shape[2]) for grid in grids],
         position_ids=padded_position_ids(positions, mask) if positions else None,
         modes=modes or None,
     )

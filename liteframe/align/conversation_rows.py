@@ -56,6 +56,11 @@ class Conversation:
     rejected: str | None = None
 
     @property
+    def videos(self) -> int:
+        """How many videos there are, which share a budget of frames."""
+        return sum(medium.kind != "image" for medium in self.media)
+
+    @property
     def versions(self) -> list[tuple[Turn, ...]]:
         """The turns, and of a pair below them those with the rejected answer."""
         if self.rejected is None:

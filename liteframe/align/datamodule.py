@@ -17,6 +17,7 @@ from liteframe.align.conversation_files import check_files, load_conversations
 from liteframe.align.conversation_rows import Conversation
 from liteframe.align.dataset import ConversationDataset
 from liteframe.align.elastic import ElasticConversations, budgets_of
+from liteframe.align.tokens.cache import CachedMedia, TokenCache
 from liteframe.data.stream import ClipStream, GroupedStream
 from liteframe.data.video.process import serve_parent
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -31,14 +32,17 @@ class ChatDataModule(LightningDataModule):
         processor: of the Video LLM that reads them.
         conversations: JSONL or JSON rows (InternVL, LLaVA, messages), an InternVL meta file, or a LLaVA mixture; see
             liteframe.align.conversation_files.
-        frames: frame budgets; each sample draws one of them.
-        fps: range of the frame rate that each sample draws from, in frames per second.
+        frames: frame budgets; one of them is drawn for each video and epoch.
+        fps: range of the frame rate that is drawn, in frames per second.
         batch_size: conversations in an optimizer step, over all devices.
         micro_batch_size: conversations on a device at a time; gradients are accumulated.
         workers: processes that decode; 0 decodes in the training process's own turn.
         deadline: seconds that reading one file may take.
         max_failure_rate: part of conversations that may fail before the run stops.
-        group_by_length: let the ranks take conversations of similar length at a time, out of those of the step.
+        group_by_length: let a micro-batch, and what the ranks take at the same time, hold conversations of similar
+            length, out of those of the step; it decides how much is padding, and not what a step learns.
+        tokens: folder of a token cache (`liteframe cache tokens`): the encoder's tokens come from it, and no video is
+            read. The encoder stays frozen; the projector may be trained.
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
             frozen encoder and projector, workers 0, and few different draws (a fixed fps) to be of use.
         seed: seed of order and draws.
@@ -64,7 +68,8 @@ class ChatDataModule(LightningDataModule):
         workers: int = 4,
         deadline: float = 60.0,
         max_failure_rate: float = 0.05,
-        group_by_length: bool = False,
+        group_by_length: bool = True,
+        tokens: str | None = None,
         cache_features: bool = False,
         seed: int = 0,
         mode_processors: dict[str, LiteFrameProcessor] | None = None,
@@ -86,17 +91,23 @@ class ChatDataModule(LightningDataModule):
             )
         if cache_features and workers:
             raise ValueError(f"data.cache_features needs data.workers=0 (it is {workers}): the cache is in one process")
+        if tokens is not None and (cache_features or mode_processors):
+            other = "data.cache_features keeps" if cache_features else "an elastic encoder draws its compression beside"
+            raise ValueError(f"data.tokens: {other} what a token cache holds; leave one of them out")
+        self.tokens = tokens
         self.processor, self.mode_processors = processor, mode_processors or {}
         self.source, self.frames, self.fps = conversations, list(frames), (float(fps[0]), float(fps[1]))
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
         self.group_by_length, self.cache_features = group_by_length, cache_features
         self.feature_cache = FeatureCache() if cache_features else None
+        self.keeps_bytes = False  # a teacher wants the frames that are shown, too
+        self.read_tokens, self.padding_tokens = 0, 0  # of all ranks' rows so far
         self.unread = Counter[str]()  # keys of rows that are passed over, and how many rows have each
 
     @override
     def setup(self, stage: str) -> None:
-        _ = self.conversations, self.tally  # what is wrong with them ends the run before weights are loaded
+        _ = self.conversations, self.media, self.tally  # what is wrong with them ends the run before weights are loaded
 
     @cached_property
     def conversations(self) -> list[Conversation]:
@@ -107,10 +118,30 @@ class ChatDataModule(LightningDataModule):
         """
         try:
             rows = load_conversations(self.source, self.unread, pairs=self.pairs)
-            check_files(rows, self.max_failure_rate)
+            if self.tokens is None:
+                check_files(rows, self.max_failure_rate)
         except ValueError as error:
             raise BadConversationsError(f"--{self.setting}: {error}") from error
         return rows
+
+    @cached_property
+    def token_cache(self) -> TokenCache | None:
+        """Where the encoder's tokens come from, if not from the videos; raises ValueError if it is no whole cache."""
+        return None if self.tokens is None else TokenCache.open(self.tokens)
+
+    @cached_property
+    def media(self) -> CachedMedia | None:
+        """What the conversations show, where a token cache holds it.
+
+        Raises:
+            BadConversationsError: it lacks some of it.
+        """
+        if self.token_cache is None:
+            return None
+        try:
+            return CachedMedia(self.token_cache, self.conversations, self.processor)
+        except ValueError as error:
+            raise BadConversationsError(str(error)) from error
 
     @cached_property
     def tally(self) -> FailureTally:
@@ -156,11 +187,12 @@ class ChatDataModule(LightningDataModule):
         )
 
     def dataset(self) -> ConversationDataset | ElasticConversations:
-        """The rows, each with frames drawn by (seed, epoch, index)."""
+        """The rows, with frames drawn by seed, epoch and video."""
         made = [
             ConversationDataset(
                 self.conversations, processor, budgets=frames, fps=self.fps, seed=self.seed,
                 deadline=self.deadline, cached=() if self.feature_cache is None else self.feature_cache,
+                media=self.media,
             )
             for processor, frames in self.shown()
         ]  # fmt: skip
@@ -179,6 +211,11 @@ class ChatDataModule(LightningDataModule):
         grouped = partial(GroupedStream, step=self.batch_size, length=dataset.length)
         return (grouped if self.group_by_length else ClipStream)(len(dataset), *cut, seed=self.seed, **place)
 
+    def count_tokens(self, read: int, padding: int) -> float:
+        """Take note of the tokens of a step, over all ranks; returns the share of padding in it."""
+        self.read_tokens, self.padding_tokens = self.read_tokens + read, self.padding_tokens + padding
+        return padding / max(1, read + padding)
+
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Count what failed, before the batch is used."""
         self.tally.record(len(batch.keys), batch.failures)
@@ -189,29 +226,36 @@ class ChatDataModule(LightningDataModule):
         if not batch.video_frames:
             return batch
         normalized, pixels = self.processor.normalized, batch.pixels
-        return batch._replace(pixels=[*map(normalized, pixels)] if isinstance(pixels, list) else normalized(pixels))
+        frames = [*map(normalized, pixels)] if isinstance(pixels, list) else normalized(pixels)
+        return batch._replace(pixels=frames, shown=pixels if self.keeps_bytes else None)
 
     @cached_property
     def contents(self) -> dict[str, str | None]:
-        """A digest of all conversations, by the setting that names them; each checkpoint holds it."""
+        """Digests of all conversations and of the token cache, by the settings that name them; for checkpoints."""
         digest = hashlib.sha256()
         for c in self.conversations:
             row = ([medium.identity() for medium in c.media], *([vars(turn) for turn in v] for v in c.versions))
             digest.update(json.dumps(row).encode())
-        return {self.setting: f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})"}
+        cache = self.token_cache
+        return {
+            self.setting: f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})",
+            "data.tokens": None if cache is None else cache.digest,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides which sample comes when beside the settings, and the failures so far."""
-        return {"contents": self.contents, "tally": self.tally.state_dict()}
+        """What decides which sample comes when beside the settings, and what has been counted so far."""
+        tokens = {"read": self.read_tokens, "padding": self.padding_tokens}
+        return {"contents": self.contents, "tally": self.tally.state_dict(), "tokens": tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the failures counted so far.
+        """Go on counting.
 
         Raises:
             ValueError: the stream would not continue, because conversations are others.
         """
         refuse_other_contents(state_dict["contents"], self.contents)
         self.tally.load_state_dict(state_dict["tally"])
+        self.read_tokens, self.padding_tokens = state_dict["tokens"]["read"], state_dict["tokens"]["padding"]
 
     def _trainer(self) -> Trainer:
         if self.trainer is None:

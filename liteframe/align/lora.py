@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import adapter_file, check_origin
 from liteframe.models.vlm.family import family_of
@@ -167,6 +168,12 @@ def language_model_layers(model: nn.Module, layers: Sequence[str]) -> list[str]:
             f"{', '.join(kinds) or 'none'}"
         )
     return adaptable
+
+
+def encoder_of(model: PeftModel) -> LiteFrameEncoder:
+    """The encoder that sees: the adapter's where it brings one."""
+    tower = model.get_base_model().model.get_submodule(ENCODER)
+    return getattr(tower, "modules_to_save", {"default": tower})["default"].encoder
 
 
 def adapted_layers(model: nn.Module) -> list[str]:

@@ -15,18 +15,23 @@ from typing_extensions import override
 from liteframe.align.batch import ChatBatch
 from liteframe.align.conversation_files import describe_unread
 from liteframe.align.datamodule import ChatDataModule
+from liteframe.align.dense_teacher import DenseTeacher, DistillationSettings
 from liteframe.align.lengths import check_lengths
-from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, quantize_frozen
+from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, encoder_of, quantize_frozen
 from liteframe.align.objectives import Objective
+from liteframe.align.objectives.distillation import LogitDistillation
 from liteframe.align.objectives.sft import SupervisedFineTuning
 from liteframe.align.objectives.summary import SummaryTuning
+from liteframe.align.tokens.settings import encoder_identity
 from liteframe.files import file_digest
 from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, frozen_digest, origin
+from liteframe.models.vlm.attach import with_encoder
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processors, load_video_llm
 from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, save_summary_tokens, summary_tokens_of
+from liteframe.training.failures import sum_over_ranks
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
@@ -52,6 +57,7 @@ class LMAModule(GuardedModule):
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
         summary: summary tokens, for the memory of that name; the encoder and the projector stay frozen.
+        distillation: a soft target beside the labels, from the Video LLM as it was, on dense frames.
         optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
 
@@ -73,6 +79,7 @@ class LMAModule(GuardedModule):
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
         summary: SummarySettings | None = None,
+        distillation: DistillationSettings = DistillationSettings(),  # noqa: B008 - as above
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
     ):
@@ -82,7 +89,7 @@ class LMAModule(GuardedModule):
         self.vlm, self.encoder, self.lora, self.init_adapter = vlm, encoder, lora, init_adapter
         self.encoder_lr_ratio, self.quantize = encoder_lr_ratio, quantize
         self.train_projector, self.train_encoder = train_projector, train_encoder
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.distillation = gradient_checkpointing, distillation
         self.optimizer_settings = optimizer
         processors = load_processors(vlm, encoder)
         self.processor = processors[None]
@@ -98,9 +105,12 @@ class LMAModule(GuardedModule):
                 f"model.summary: segments are of one compression, and {encoder} is elastic, with modes "
                 f"{', '.join(self.mode_processors)}; take one out of it (liteframe extract)"
             )
+        elif distillation.weight:
+            raise ValueError("model.summary and model.distillation.weight: a run has one of them")
         else:
             self.objective = SummaryTuning(summary, self.processor)
         self.held_digest = ""  # of the frozen weights
+        self.lengths = np.zeros(2, np.int64)  # of the step under way: tokens that are read, and padding
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
 
     def configure_model(self) -> None:
@@ -114,10 +124,22 @@ class LMAModule(GuardedModule):
         data = self.data()
         if data.cache_features and (self.train_projector or self.train_encoder):
             raise ValueError("data.cache_features: features change while the encoder or the projector is trained")
+        if data.tokens is not None and self.train_encoder:
+            raise ValueError(
+                "data.tokens: the tokens change while the encoder is trained; give the videos to such a run"
+            )
+        if self.distillation.weight and (data.tokens is not None or data.cache_features):
+            option = "data.cache_features" if data.tokens is None else "data.tokens"
+            raise ValueError(
+                f"model.distillation: the teacher needs frames, which {option} does without; leave one out"
+            )
         # Lightning makes the device of the run the default. What is rounded waits for it in main memory: the GPU that
         # 4 bits are for cannot hold it whole.
         with torch.device("cpu") if self.quantize == "nf4" else nullcontext():
             model = self._build_model()
+        if data.token_cache is not None:
+            identity = encoder_identity(encoder_of(self.model), self.processor)
+            data.token_cache.refuse_other("data.tokens", {**identity, "frames": tuple(data.frames), "fps": data.fps})
         limit = model.config.text_config.max_position_embeddings
         room: tuple[Any, ...] = (limit,)
         if isinstance(self.objective, SummaryTuning):
@@ -142,7 +164,8 @@ class LMAModule(GuardedModule):
 
     def _build_model(self) -> PreTrainedModel:
         """Make `self.model` on the default device; returns the Video LLM in it."""
-        model, _ = load_video_llm(self.vlm, encoder=self.encoder)
+        whole, processor = load_video_llm(self.vlm)
+        model: Any = with_encoder(whole, self.encoder)
         self.origin = origin(model)
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
@@ -158,6 +181,11 @@ class LMAModule(GuardedModule):
         )
         if isinstance(self.objective, SummaryTuning):
             self.objective.begin(self.model, self.init_adapter)
+        if self.distillation.weight:
+            conversations, frames = self.data().conversations, self.distillation.frames
+            teacher = DenseTeacher(whole, processor, self.model, conversations, frames)
+            self.objective = LogitDistillation(self.distillation.weight, teacher)
+            self.data().keeps_bytes = True
         # Lightning leaves modes as they are, and transformers checkpoints activations in training mode only.
         self.model.train()
         if self.gradient_checkpointing:
@@ -194,6 +222,7 @@ class LMAModule(GuardedModule):
     @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.lengths += batch.tokens, batch.input_ids.numel() - batch.tokens
         if not batch.keys:
             return zero_of(p for _, p in named), {}
         inputs = {
@@ -209,6 +238,7 @@ class LMAModule(GuardedModule):
             loss = loss + zero_of(p for name, p in named if ".lora_" not in name)
         # Frames of several sizes are watched by a number of each video.
         frames = torch.stack([video.sum() for video in pixels]) if isinstance(pixels := batch.pixels, list) else pixels
+        frames = frames if batch.grids is None else batch.grids
         return loss, {"frames": frames, "prediction": logits}
 
     @override
@@ -220,7 +250,10 @@ class LMAModule(GuardedModule):
     @override
     def finish_gradients(self, parameters: Sequence[Tensor], micro_batches: int) -> dict[str, float]:
         all_reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        return self.objective.normalize(parameters, micro_batches, all_reduce)
+        figures = self.objective.normalize(parameters, micro_batches, all_reduce)
+        read, padding = sum_over_ranks(self.trainer, self.lengths.tolist())
+        self.lengths[:] = 0
+        return {**figures, "train/padding": self.data().count_tokens(read, padding)} if figures else figures
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trained weights only: the Video LLM stays where it came from."""
@@ -233,7 +266,8 @@ class LMAModule(GuardedModule):
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of the objective."""
-        return {} if self.summary is None else {"summary": vars(self.summary)}
+        summary = {} if self.summary is None else {"summary": vars(self.summary)}
+        return summary | ({"distillation": vars(self.distillation)} if self.distillation.weight else {})
 
     def _attention_mask(self, batch: ChatBatch) -> Tensor | dict[str, None]:
         """What the language model may attend to.
@@ -251,12 +285,13 @@ class LMAModule(GuardedModule):
             return {}
         model, cache = self.model.get_base_model().model, self.data().feature_cache
         learned = self.train_projector or self.train_encoder
-        if learned and batch.modes is None:
+        if learned and batch.modes is None and not batch.grid_shapes:
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
-        with (
-            nullcontext() if learned else torch.no_grad()
-        ):  # kept or not: with gradients on, the convolutions add in another order
-            if cache is None:
+        # Kept or not: with gradients on, the convolutions add in another order.
+        with nullcontext() if learned else torch.no_grad():
+            if batch.grid_shapes:
+                features = model.project_grids(batch.media_grids)
+            elif cache is None:
                 features = model.get_video_features(batch.pixels, batch.video_frames, modes=batch.modes)
             else:
                 features = cache.features(model, batch)

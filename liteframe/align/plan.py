@@ -78,6 +78,8 @@ def _flops(warm: WarmUp, encoder: LiteFrameEncoder, language: nn.Module, tokens:
     height, width = warm.run.data.processor.frame_size
     prices = [cost(encoder.config, frames, (height, width)) for frames in tokens]
     passes = 3 + warm.run.module.gradient_checkpointing if warm.run.module.train_encoder else 1
+    if warm.run.data.tokens is not None:
+        passes = 0
     vision = fmean(price.flops + price.attention_flops for price in prices) * passes
     matrices = [module.weight.numel() for module in language.modules() if isinstance(module, nn.Linear)]
     config = warm.run.module.model.get_base_model().config.text_config

@@ -105,8 +105,9 @@ class LmaStep(nn.Module):
         videos = len(labels)
         batch = ChatBatch(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-            answers=answer_positions(labels), placeholders=self.placeholders, pixels=inputs["pixel_values_videos"],
-            video_frames=inputs["video_frames"].tolist(), media_counts=[1] * videos, media_keys=[],
+            answers=answer_positions(labels), tokens=labels.numel(), placeholders=self.placeholders,
+            pixels=inputs["pixel_values_videos"],
+            video_frames=inputs["video_frames"].tolist(), media_counts=[1] * videos, media_keys=[], media_seconds=[],
             cached=[False] * videos, keys=[], failures=[],
         )  # fmt: skip
         read = {**inputs, "placeholders": self.placeholders, "use_cache": False}

@@ -1,4 +1,4 @@
-"""Store a teacher's targets once, check them, describe them."""
+"""Store a teacher's targets or an encoder's tokens once, check them, describe them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from liteframe.align.tokens.settings import Codec as TokenCodec
 from liteframe.distill.cache.settings import Codec
 from liteframe.training.report import PLAIN_SECONDS, duration
 
@@ -82,11 +83,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--frames", choices=["jpeg"], help="store the frames as well; training then reads no video")
     build.add_argument("--jpeg_quality", type=int, default=90, help="1 to 100 (default: %(default)s)")
     build.set_defaults(overrides=[])
+    tokens = actions.add_parser(
+        "tokens",
+        help="run the encoder over all videos of conversations and store its tokens",
+        description="Runs the frozen encoder of an LMA or TPO run over what it will show of its videos and images in "
+        "its first K epochs. Killed or not, the same command goes on where it stopped. Under torchrun the processes "
+        "share the work. Other options (--data.conversations, --data.frames, ...) change the run's settings.",
+    )
+    tokens.add_argument("--config", required=True, metavar="NAME|FILE", help="configuration of the run that will train")
+    tokens.add_argument("-o", "--output", required=True, metavar="CACHE", help="folder to build or to go on with")
+    tokens.add_argument("--views", type=int, required=True, metavar="K", help="draws of each video, one an epoch")
+    tokens.add_argument(
+        "--codec", choices=get_args(TokenCodec), help="how tokens are stored (default: what loses nothing)"
+    )
+    tokens.set_defaults(overrides=[])
     verify = actions.add_parser(
         "verify",
-        help="check every digest, and a sample against the live teacher",
+        help="check every digest, and a sample against the live teacher or encoder",
         description="Exit code 0 when every file is what was written, and a random sample of clips, decoded and "
-        "given to the live teacher again, agrees with what is stored.",
+        "given to the live teacher or encoder again, agrees with what is stored.",
     )
     verify.add_argument("cache", metavar="CACHE")
     verify.add_argument("--sample", type=int, default=16, metavar="N", help="clips (default: %(default)s)")
@@ -98,49 +113,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs one action; 0 on success."""
-    return {"build": _build, "verify": _verify, "info": _info}[args.action](args)
+    return {"build": _targets, "tokens": _tokens, "verify": _verify, "info": _info}[args.action](args)
 
 
-def _build(args: argparse.Namespace) -> int:
-    from liteframe.distill.cache.build import build_cache
-    from liteframe.distill.cache.builder import CacheOptions, builder_of_run, launch_fabric
+def _targets(args: argparse.Namespace) -> int:
+    from liteframe.distill.cache.builder import CacheOptions, builder_of_run
     from liteframe.distill.command import CTDCommand
+
+    def builder(run: Any, fabric: Any) -> Any:
+        options = CacheOptions(args.views, args.codec, args.jpeg_quality if args.frames else None)
+        return builder_of_run(run, options, fabric)
+
+    return _build(args, CTDCommand, builder, "--data.cache")
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    from liteframe.align.command import LMACommand, PreferCommand
+    from liteframe.align.tokens.builder import TokenOptions, builder_of_run
+    from liteframe.training.configs import config_file, run_kind
+
+    def builder(run: Any, fabric: Any) -> Any:
+        return builder_of_run(run, TokenOptions(args.views, args.codec), fabric)
+
+    args.config = str(config_file(args.config, ""))
+    command = PreferCommand if run_kind(Path(args.config)) == "prefer" else LMACommand
+    return _build(args, command, builder, "--data.tokens")
+
+
+def _build(args: argparse.Namespace, command: Any, builder: Any, option: str) -> int:
+    """Build what `builder` makes of the run that these arguments describe; `option` trains from it."""
     from liteframe.files import check_output
+    from liteframe.training.cache.build import build_cache, launch_fabric
     from liteframe.training.command import load_run
     from liteframe.training.failures import TooManyBadVideosError
 
     check_output(args.output, folder=True)
-    run = load_run(CTDCommand, ["--config", args.config, *args.overrides])
-    options = CacheOptions(args.views, args.codec, args.jpeg_quality if args.frames else None)
+    run = load_run(command, ["--config", args.config, *args.overrides])
     fabric = launch_fabric(run.settings.trainer)
     folder = Path(args.output)
     with CacheProgress(fabric.global_rank, fabric.world_size) as progress:
         try:
-            build_cache(builder_of_run(run, options, fabric), folder, say=progress.say, advance=progress.show)
+            build_cache(builder(run, fabric), folder, say=progress.say, advance=progress.show)
         except TooManyBadVideosError as error:
             print(f"liteframe cache: {error}", file=sys.stderr)
             return 1
     if fabric.is_global_zero:
-        print(
-            f"{folder} is finished; `liteframe cache info {folder}` describes it, --data.cache {folder} trains from it"
-        )
+        print(f"{folder} is finished; `liteframe cache info {folder}` describes it, {option} {folder} trains from it")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from liteframe.align.tokens import verify as of_tokens
+    from liteframe.align.tokens.cache import TokenCache
     from liteframe.distill.cache import TargetCache
-    from liteframe.distill.cache.verify import check_files, check_sample, tolerance
+    from liteframe.distill.cache import verify as of_targets
+    from liteframe.training.cache.verify import check_files
 
-    cache = TargetCache.open(args.cache)
+    kind: Any = TargetCache if _settings_class(args.cache).holds == "targets" else TokenCache
+    verify: Any = of_targets if kind is TargetCache else of_tokens
+    cache = kind.open(args.cache)
     with CacheProgress() as progress:
         problems = check_files(cache, progress.show)
-        checks = check_sample(cache, args.sample, args.seed, args.accelerator, progress.show) if args.sample else []
+        sample = (args.sample, args.seed, args.accelerator, progress.show)
+        checks = verify.check_sample(cache, *sample) if args.sample else []
     problems += [f"{check.place}: {check.problem}" for check in checks if check.problem is not None]
-    print(f"{len(cache.index.shards)} shards read, {len(checks)} clips compared with {cache.settings.teacher}")
+    network = getattr(cache.settings, cache.settings.names[0 if kind is TargetCache else 1])
+    print(f"{len(cache.index.shards)} shards read, {len(checks)} clips compared with {network}")
     if checks:
         print(
             f"largest difference: {max(check.error for check in checks):.2g} standard deviations of a channel; "
-            f"{tolerance(cache.settings):.2g} are allowed for {cache.settings.codec} and {cache.settings.precision}"
+            f"{verify.tolerance(cache.settings):.2g} are allowed for {cache.settings.codec} and "
+            f"{cache.settings.precision}"
         )
     if frames := [check.psnr for check in checks if check.psnr is not None]:
         print(f"stored frames: at least {min(frames):.1f} dB PSNR")
@@ -153,7 +196,26 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from liteframe.distill.cache.verify import describe_cache
+    from liteframe.training.cache.verify import describe_cache
 
-    print(describe_cache(Path(args.cache)))
+    print(describe_cache(Path(args.cache), _settings_class(args.cache)))
     return 0
+
+
+def _settings_class(folder: str) -> Any:
+    """Which kind of cache a folder holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    from liteframe.align.tokens.settings import TokenSettings
+    from liteframe.distill.cache.settings import CacheSettings
+    from liteframe.training.cache.reader import read_settings
+
+    kinds = (CacheSettings, TokenSettings)
+    try:
+        values = read_settings(folder)
+    except FileNotFoundError as error:
+        commands = " or ".join(f"`{kind.build}`" for kind in kinds)
+        raise ValueError(f"{folder} is not a cache; make one with {commands}") from error
+    return next((kind for kind in kinds if kind.mark in values), CacheSettings)

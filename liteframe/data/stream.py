@@ -79,8 +79,8 @@ class GroupedStream(ClipStream):
     """A ClipStream whose steps are sorted by length.
 
     Which samples make an optimizer step is the ClipStream's choice; within the step the shorter ones come first, so
-    that what the ranks take at the same time is about as long. It is still a pure function of seed and position, and
-    a step is the same however many ranks and turns share it.
+    that what stands in one batch, and what the ranks take at the same time, is about as long. It is still a pure
+    function of seed and position, and a step is the same however many ranks and turns share it.
 
     Args:
         *args: as ClipStream.
@@ -92,15 +92,15 @@ class GroupedStream(ClipStream):
     def __init__(self, *args: Any, step: int, length: Callable[[Key], float], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.step, self.length = step, length
+        self._step: tuple[int, list[Key]] | None = None
 
     @override
-    def order(self, epoch: int) -> np.ndarray:
-        order = super().order(epoch)
-        lengths = np.array([self.length((epoch, int(index))) for index in order])
-        # Steps begin at multiples of `step` in the stream of all epochs; one that two epochs share is sorted in two.
-        begun = epoch * self.videos // self.step
-        within = (epoch * self.videos + np.arange(self.videos)) // self.step - begun
-        return order[np.lexsort((lengths, within))]
+    def _key(self, number: int) -> Key:
+        step, offset = divmod(number, self.step)
+        if self._step is None or self._step[0] != step:
+            keys = [ClipStream._key(self, first) for first in range(step * self.step, (step + 1) * self.step)]
+            self._step = (step, sorted(keys, key=self.length))
+        return self._step[1][offset]
 
 
 class BucketedStream(ClipStream):

@@ -32,13 +32,13 @@ from rich.progress import Progress
 from liteframe.align.command import LMACommand
 from liteframe.demo.report import AT, LMA, TEACHER, SystemResult, advantage, as_markdown, mean_results, plot, show
 from liteframe.demo.systems import BENCHMARK, PROCESSES, build, compare_systems, name_of, read_evenly
-from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
 from liteframe.evaluate.benchmarks.base import Question, Result
 from liteframe.files import write_json
 from liteframe.machine import processor_name
 from liteframe.toyworld.questions import CHANCE, write_toyworld
+from liteframe.training.cache.build import build_cache
 from liteframe.training.command import load_run
 from liteframe.training.exit_codes import exit_codes
 

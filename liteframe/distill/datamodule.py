@@ -200,7 +200,7 @@ class ClipDataModule(LightningDataModule):
         return {
             "data.videos": f"a list of {len(entries)} for training ({list_digest(entries)[:16]})"
             + (f" with clips of sizes {shapes}" if shapes else ""),
-            "data.cache": None if cache is None else hashlib.sha256(cache.index.to_json().encode()).hexdigest()[:16],
+            "data.cache": None if cache is None else cache.digest,
         }
 
     def state_dict(self) -> dict[str, Any]:

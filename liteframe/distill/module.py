@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from liteframe.data.preprocess import FrameFormat
-from liteframe.distill.cache.dataset import check_cache
 from liteframe.distill.clips import ClipBatch
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.losses import LossName, batch_loss
@@ -120,7 +119,7 @@ class CTDModule(GuardedModule):
         data = self.data()
         check_grids(self.student_config, self.teacher, data.frame_format.size)
         if data.target_cache is not None:
-            check_cache(data.target_cache, {**self.target_identity, **data.clip_identity()})
+            data.target_cache.refuse_other("data.cache", {**self.target_identity, **data.clip_identity()})
         self.student, self.start = build_student(self.student_config, self.teacher, self.init, self.init_from)
         self.contents = {"model.teacher.name": self.teacher.identity, "init_from": self.start and self.start.sha256}
         if data.target_cache is not None:

@@ -62,14 +62,15 @@ SETTINGS: dict[str, OnResume] = {
         # Each is in `contents` of the module or the data module.
         (
             "model.teacher.name", "init_from", "model.vlm", "model.encoder", "model.init_adapter", "data.videos",
-            "data.cache", "data.conversations", "data.pairs",
+            "data.cache", "data.conversations", "data.pairs", "data.tokens",
         ),
         OnResume.CONTENTS,
     ),
     **dict.fromkeys(
         (
             # What is learned from a batch, and how far a step goes.
-            "model.loss", "model.target.clipping", "model.lora.dropout", "model.optimizer.lr",
+            "model.loss", "model.target.clipping", "model.distillation.weight", "model.distillation.frames",
+            "model.lora.dropout", "model.optimizer.lr",
             "model.optimizer.muon_lr", "model.optimizer.weight_decay", "model.optimizer.betas",
             "model.encoder_lr_ratio", "trainer.gradient_clip_val",
             "model.guard.factor", "model.guard.window", "model.guard.warmup", "model.guard.max_skipped",

@@ -171,7 +171,7 @@ def test_resume_after_a_signal_gives_the_same_adapter(train, tmp_path, monkeypat
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < saved["global_step"] < 4
     held = saved["contents"] | saved["ChatDataModule"]["contents"]
-    assert held.keys() == {"model.vlm, model.encoder", "model.init_adapter", "data.conversations"}
+    assert held.keys() == {"model.vlm, model.encoder", "model.init_adapter", "data.conversations", "data.tokens"}
     # What is left out is the run's own: dropout, steps and rate too, which are not the configuration's.
     monkeypatch.setattr(sys, "argv", ["train_lma.py", "fit", "--run", str(tmp_path / "cut"), "--resume"])
     train_lma.main()

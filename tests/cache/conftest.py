@@ -5,9 +5,9 @@ from lightning.fabric import Fabric
 from worlds.cache import make_world
 
 from liteframe.distill.cache import TargetCache
-from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
+from liteframe.training.cache.build import build_cache
 from liteframe.training.command import load_run
 
 

@@ -9,7 +9,7 @@ import pytest
 from worlds import ROOT, forked
 from worlds.cache import contents
 
-from liteframe.distill.cache.build import sole_builder
+from liteframe.training.cache.build import sole_builder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -48,5 +48,5 @@ def test_a_full_disk_leaves_nothing_half_written(small_cache, build, tmp_path):
 
 
 def test_a_second_build_is_told_to_wait(build, tmp_path):
-    with sole_builder(tmp_path / "cache"), pytest.raises(ValueError, match=r"another .*cache build"):
+    with sole_builder(tmp_path / "cache"), pytest.raises(ValueError, match=r"another .*cache. command is writing"):
         build(tmp_path / "cache", views=1)

@@ -11,7 +11,7 @@ from worlds.ctd import write_video
 
 from liteframe.cli.main import main
 from liteframe.distill.cache import TargetCache
-from liteframe.distill.cache.settings import all_shards
+from liteframe.training.cache.settings import all_shards
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from liteframe.data.preprocess import FrameFormat
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.reader import read_frames
 from liteframe.distill.buckets import clip_sizes, describe_sizes, frame_shapes
-from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.cache.reader import TargetCache
 from liteframe.distill.command import CTDCommand
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.module import CTDModule
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.training.cache.build import build_cache
 from liteframe.training.command import load_run
 
 SQUARE, FILM, PHONE = (64, 64), (32, 96), (96, 32)  # of four tokens of 32 pixels: two blocks, merged 2x2

@@ -121,7 +121,7 @@ def test_pictures_of_two_shapes_are_no_video(world, tmp_path):
         files.append(str(tmp_path / f"{shape[0]}.png"))
         Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(files[-1])
     with pytest.raises(VideoError, match=r"90.png: shape: is a frame of 96x32 pixels .* and the first .* of 64x64"):
-        data._load(MediaItem("frames", tuple(files)), 8, 1.0)
+        data.media.read(MediaItem("frames", tuple(files)), 8, 1.0)
 
 
 def test_a_batch_of_conversations_holds_several_sizes(world):
@@ -139,7 +139,7 @@ def test_a_batch_of_conversations_holds_several_sizes(world):
     features = FeatureCache().features(model.model, batch._replace(pixels=pixels_)).pooler_output
     assert [len(f) for f in features] == batch.placeholders == [8, 6, 6, 3]
     known = ConversationDataset(rows, processor, budgets=[8], fps=(8.0, 8.0), cached=[batch.media_keys[3]])
-    known._shapes = data._shapes
+    known.media._shapes = data.media._shapes
     assert known[0, 3].input_ids == data[0, 3].input_ids
     assert known[0, 3].media[0].pixels is None
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from liteframe.distill.cache.build import build_cache
 from liteframe.distill.cache.builder import CacheOptions, builder_of_run
 from liteframe.distill.command import CTDCommand
+from liteframe.training.cache.build import build_cache
 from liteframe.training.command import load_run
 
 

@@ -1,13 +1,7 @@
-"""Stored CTD targets: settings, codecs, shards, the reader, and how a cache is built and verified.
+"""Stored CTD targets (liteframe.training.cache says how): settings, codecs, the reader, and how they are made.
 
-A cache is a folder:
-
-    settings.json            what the targets depend on (CacheSettings)
-    statistics.safetensors   channel statistics (ChannelStatistics)
-    train-000-00000.safetensors, ..., val-000-00000.safetensors
-                             shards: clips of one view, in the order of the videos; one that is there is whole
-    bad_videos.jsonl         a row for each video that could not be read
-    index.json               all digests, written last: a folder without it is not finished
+Beside the settings lies statistics.safetensors, the channel statistics of the targets (ChannelStatistics). Splits are
+"train", in K views, and "val", in one; view k of a video is the clip of key (k, index).
 """
 
 from liteframe.distill.cache.reader import CachedClip, TargetCache

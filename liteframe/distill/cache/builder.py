@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NamedTuple
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from liteframe.data.preprocess import FrameTransform
-from liteframe.data.stream import Key, members_of
+from liteframe.data.stream import FirstClips, Key, members_of
 from liteframe.data.video.errors import VideoError
-from liteframe.data.video.process import serve_parent
 from liteframe.distill.cache.codec import TargetCodec, clip_bytes, encode_jpeg
-from liteframe.distill.cache.settings import CacheSettings, Codec, ShardKey, Split, target_shape
-from liteframe.distill.cache.shard import StoredClip
+from liteframe.distill.cache.settings import STATISTICS, CacheSettings, Codec, Split, target_shape
 from liteframe.distill.clips import Clip, RawBatch, collate_clips, resize_clips
 from liteframe.distill.datamodule import ClipDataModule
 from liteframe.distill.speed import compile_blocks, prepare_teacher, whole_batches
+from liteframe.distill.statistics import ChannelStatistics, RunningStatistics
 from liteframe.distill.student_init import check_grids
+from liteframe.files import write_atomically
 from liteframe.reduce.pooled_teacher import Pooled, PooledTeacher, coarser, factor_between
-from liteframe.training.command import Run, automatic_precision
+from liteframe.training.cache.build import (
+    OVERHEAD,
+    Advance,
+    check_space,
+    decoded_ahead,
+    free_space,
+    readable,
+    shard_clips,
+)
+from liteframe.training.cache.settings import ShardKey
+from liteframe.training.cache.shard import StoredClip
+from liteframe.training.command import Run
+from liteframe.training.report import duration
 
-# Processes wait for each other twice, at the start and at the end, and one may have many more broken videos.
-PATIENCE = timedelta(days=7)
-# A shard holds about this much, so that a killed process loses little and a folder does not fill with small files.
-SHARD_BYTES, SHARD_CLIPS = 256 << 20, (8, 256)
+# Clips that the estimate measures, and clips that it tries.
+MEASURED, TRIED = 4, 32
 # Clips that the teacher takes at a time where the run does not say.
 MOST_CLIPS = 16
 # Threads that write JPEG files.
@@ -134,26 +144,15 @@ class CacheBuilder:
 
     def batches_of(self, key: ShardKey) -> list[list[ClipKey]]:
         """The clips of a shard in the batches that the teacher takes."""
-        clips: list[ClipKey] = [(key.split, clip) for clip in key.clips]
+        split = cast(Split, key.split)
+        clips: list[ClipKey] = [(split, clip) for clip in key.clips]
         return [clips[first : first + self.clips_at_once] for first in range(0, len(clips), self.clips_at_once)]
 
     def decode(self, batches: Iterable[list[ClipKey]]) -> Iterator[DecodedClips]:
         """The clips of these batches, in order, decoded ahead by the run's workers."""
-        data = self.data
-        loader: DataLoader[Any] = DataLoader(
-            LiveClips(data),
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=data.workers,
-            pin_memory=self.fabric.device.type == "cuda",
-            worker_init_fn=serve_parent,
-            # A batch takes at most the deadline for probing and reading each file; a dead worker must not hang us.
-            timeout=(2 * data.deadline * self.clips_at_once + 60) if data.workers else 0,
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        return decoded_ahead(LiveClips(self.data), batches, collate, self.data, self.fabric, self.clips_at_once)
 
-    def make(self, batch: RawBatch) -> LiveTargets:
+    def targets(self, batch: RawBatch) -> LiveTargets:
         """Targets of at least one clip."""
         with_weights = self.settings.log_weights
         return live_targets(batch, self.teacher, self.transform, self.fabric, self.clips_at_once, with_weights)
@@ -167,7 +166,7 @@ class CacheBuilder:
         """What is stored of a batch, in the order of its keys; the threads write JPEG files."""
         if not clips.batch.paths:
             return [StoredClip(facts, {}) for facts in clips.facts]
-        made = self.make(clips.batch)
+        made = self.targets(clips.batch)
         images: list[list[bytes]] = [[] for _ in clips.batch.paths]
         if (quality := self.settings.jpeg_quality) is not None:
             frames = [clip.permute(0, 2, 3, 1).cpu().numpy() for clip in made.frames]  # B x [T,H,W,3]
@@ -184,6 +183,107 @@ class CacheBuilder:
                 encoded["log_weight"] = pooled.log_weights[0].cpu()
             stored.append(StoredClip(facts, encoded, files))
         return stored
+
+    @property
+    def max_failure_rate(self) -> float:
+        """Part of the clips that may fail."""
+        return self.data.max_failure_rate
+
+    @property
+    def remedy(self) -> str:
+        """What to do when more do."""
+        return (
+            f"Run `liteframe scan {self.data.videos} -o good.jsonl` and build from good.jsonl, or allow more with "
+            "--data.max_failure_rate; finished shards stay."
+        )
+
+    def estimate(self, missing: Sequence[ShardKey], folder: Path) -> str:
+        """Size and time of these shards in words, from a few training clips that go through everything.
+
+        Raises:
+            ValueError: none of the first videos can be read, or the file system has too little space.
+        """
+        settings, processes, workers = self.settings, self.fabric.world_size, self.data.workers
+        frame_bytes, decoding, making = self.measure()
+        target_bytes = clip_bytes(settings.codec, settings.target_shape, settings.log_weights)
+        clips, frames = sum(key.count for key in missing), settings.clip_frames
+        needed = clips * (target_bytes + frame_bytes + OVERHEAD)
+        free = free_space(folder)
+        # Workers decode while the teacher computes.
+        seconds = max(decoding / workers, making) if workers else decoding + making
+        seconds *= (clips + settings.statistics_clips) / processes
+        kept = f"targets {target_bytes / frames / 1e3:.4g} kB a frame ({settings.codec})"
+        if settings.jpeg_quality is not None:
+            kept += f", frames {frame_bytes / frames / 1e3:.4g} kB (JPEG {settings.jpeg_quality})"
+        text = (
+            f"{settings.train_videos} videos x {settings.views} views and {settings.val_videos} held out, "
+            f"clips of {frames} frames of {settings.size[0]}x{settings.size[1]}"
+            f"{' pixels at most, in their own aspect ratio' if settings.resize == 'aspect' else ''}\n"
+            f"{kept}; {clips} clips in {len(missing)} shards to make: {readable(needed)}, {readable(free)} free\n"
+            f"about {duration(seconds)} (h:mm:ss) on {processes} process{'es' if processes > 1 else ''}: "
+            f"{making * 1e3:.3g} ms a clip for the teacher, {decoding * 1e3:.3g} ms for decoding on one of "
+            f"{max(1, workers)} cores"
+        )
+        check_space(text, needed, free, folder, "take fewer --views, --codec int8, or no --frames")
+        return text
+
+    def measure(self) -> tuple[int, float, float]:
+        """Bytes of a clip's frames; seconds to decode a clip on one core; and seconds for the rest of its way."""
+        dataset, clips, seconds, failure = LiveClips(self.data), list[Clip](), list[float](), ""
+        for index in range(min(TRIED, self.settings.train_videos)):
+            begin = time.perf_counter()
+            item = dataset["train", (0, index)]
+            if isinstance(item, VideoError):
+                failure = str(item)
+                continue
+            clips.append(item)
+            seconds.append(time.perf_counter() - begin)
+            if len(clips) == min(MEASURED, self.clips_at_once):
+                break
+        if not clips:
+            raise ValueError(f"none of the first videos could be read, the last because: {failure}")
+        plain = TargetCodec(self.settings.codec, torch.zeros(self.settings.dim), torch.ones(self.settings.dim))
+        with ThreadPoolExecutor(ENCODERS) as threads:
+            for _ in range(2):  # the first time warms up
+                begin = time.perf_counter()
+                stored = self.encode(collate(clips), plain, threads)
+                making = (time.perf_counter() - begin) / len(clips)
+        # A median, for the first clip has waited until the decoder had started.
+        return sum(len(file) for clip in stored for file in clip.jpeg) // len(clips), median(seconds), making
+
+    def write_small_files(self, folder: Path, advance: Advance) -> None:
+        """Write the channel statistics of the targets, where they are not there."""
+        if not (folder / STATISTICS).is_file():
+            write_atomically(folder / STATISTICS, self.measure_statistics(advance).to_bytes())
+
+    def measure_statistics(self, advance: Advance) -> ChannelStatistics:
+        """Channel statistics on the clips that a run would measure them on."""
+        settings = self.settings
+        running = RunningStatistics(settings.dim, self.fabric.device, shared=False)
+        stream = self.data.stream(self.clips_at_once, 1)
+        total, done = settings.statistics_clips, 0
+        for clips in self.decode([("train", key) for key in batch] for batch in FirstClips(stream, total)):
+            if clips.batch.paths:
+                made = self.measured(self.targets(clips.batch))
+                real = [clip.tokens[clip.slots].flatten(0, -2) for clip in made]
+                running.update(torch.cat(real))  # [tokens,C]
+            done += len(clips.facts)
+            advance("statistics", done, total)
+        statistics = running.freeze()
+        if not statistics.usable:
+            raise ValueError(
+                f"the statistics of {total} clips are unusable ({statistics.count} tokens): check the videos with "
+                "`liteframe scan`, and the teacher's weights"
+            )
+        return statistics
+
+    def make(self, keys: Sequence[ShardKey], folder: Path) -> Iterator[list[StoredClip]]:
+        """The clips of these shards, in order, in batches that end with their shard."""
+        statistics = ChannelStatistics.from_bytes((folder / STATISTICS).read_bytes(), self.settings.dim)
+        codec = TargetCodec.of(self.settings, statistics)
+        with ThreadPoolExecutor(ENCODERS) as threads:
+            for clips in self.decode(batch for key in keys for batch in self.batches_of(key)):
+                yield self.encode(clips, codec, threads)
 
 
 def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuilder:
@@ -204,7 +304,6 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     identity = {**module.target_identity, **data.clip_identity()}
     window, weighed = module.objective.pooling, module.objective.needs_log_weights
     shape = target_shape(data.clip_frames, data.frame_format.size, teacher.patch_size, window, teacher.dim)
-    fewest, most = SHARD_CLIPS
     settings = CacheSettings(
         **identity,
         teacher=os.path.abspath(asked.name) if os.path.isdir(asked.name) else asked.name,
@@ -215,8 +314,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
         views=options.views,
         codec=options.codec,
         jpeg_quality=options.jpeg_quality,
-        shard_clips=options.shard_clips
-        or min(most, max(fewest, SHARD_BYTES // clip_bytes(options.codec, shape, weighed))),
+        shard_clips=options.shard_clips or shard_clips(clip_bytes(options.codec, shape, weighed)),
     )
     prepare_teacher(teacher, fabric.device, precision)
     teacher.to(fabric.device)
@@ -224,37 +322,6 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
         compile_blocks(teacher.tower, sizes=data.size_count)
     clips_at_once = data.requested_micro_batch_size or min(data.batch_size, MOST_CLIPS)
     return CacheBuilder(settings, data, module.pooled_teacher, data.frame_format.transform(), fabric, clips_at_once)
-
-
-def launch_fabric(trainer: Any) -> Fabric:
-    """The processes that torchrun started, or one.
-
-    Args:
-        trainer: settings of the run's trainer; device and precision are taken from them.
-    """
-    precision: Any = trainer.precision or automatic_precision(trainer.accelerator)
-    if not TorchElasticEnvironment.detect():
-        return Fabric(accelerator=trainer.accelerator, devices=1, precision=precision)
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = Fabric(
-        accelerator=trainer.accelerator,
-        devices=local,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // local,
-        # gloo on GPUs too: they exchange a list and two barriers, and NCCL's watchdog would not wait.
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=PATIENCE),
-        precision=precision,
-    )
-    fabric.launch()
-    return fabric
-
-
-def readable(size: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
 
 
 class LiveClips(Dataset["Clip | VideoError"]):

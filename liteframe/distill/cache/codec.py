@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from liteframe.distill.cache.settings import CacheSettings, Codec
+from liteframe.distill.cache.settings import STORED, CacheSettings, Codec
 from liteframe.distill.statistics import ChannelStatistics
 
 
@@ -43,9 +43,6 @@ def decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray:
             return np.asarray(image)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"a stored frame is not a JPEG: {error}") from error
-
-
-STORED = {"bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""A target cache in the place of live clips and a teacher: a dataset with the same keys, and what a run must share."""
+"""A target cache in the place of live clips and a teacher: a dataset with the same keys."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -14,7 +12,6 @@ from liteframe.data.video.errors import VideoError
 from liteframe.distill.cache.reader import TargetCache
 from liteframe.distill.cache.settings import Split
 from liteframe.distill.clips import Clip, ClipDataset
-from liteframe.reduce.pooled_teacher import factor_between
 
 
 class CachedClips(Dataset["Clip | VideoError"]):
@@ -57,36 +54,3 @@ class CachedClips(Dataset["Clip | VideoError"]):
     def views(self) -> int:
         """Views that are stored of each video: the cache's K in training, one of held-out videos."""
         return self.cache.settings.views if self.split == "train" else 1
-
-
-def check_cache(cache: TargetCache, run: Mapping[str, Any]) -> None:
-    """Refuse a cache whose targets are not those that a run would compute.
-
-    The run may have another seed: the views are those that the cache drew, and the run's seed orders them. A cache of
-    small windows serves runs of larger ones, where it has the weights of its tokens.
-
-    Args:
-        cache: the cache.
-        run: the run's values of fields of CacheSettings.
-
-    Raises:
-        ValueError: they differ.
-    """
-    known, wanted = cache.settings, run["compression"]
-    run = {**run, "seed": known.seed}
-    if known.log_weights:
-        try:
-            factor_between(known.compression, wanted)
-        except ValueError as error:
-            raise ValueError(
-                f"--data.cache {cache.folder} is too coarse: {error}. Leave finer modes out of model.student.modes, or "
-                "build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
-            ) from error
-        run |= {"log_weights": True, "compression": known.compression}
-    here = dataclasses.replace(known, **run)
-    differences = cache.settings.differences(here)
-    if differences:
-        raise ValueError(
-            f"--data.cache {cache.folder} holds other targets: {'; '.join(differences)}. Take the cache's values, or "
-            "build another cache with this run's: liteframe cache build --config RUN.yaml -o CACHE"
-        )

@@ -1,29 +1,31 @@
-"""What stored targets depend on, as JSON; and which clips are in which shard, which follows from it alone."""
+"""What stored targets depend on, as JSON."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import torch
+from typing_extensions import override
 
 from liteframe.models.teacher.base import Saliency
 from liteframe.reduce.wap import SoftmaxOver
-from liteframe.texts import parse_json
+from liteframe.training.cache.settings import MOST_VIEWS, Part, Settings, is_whole
 
 Codec = Literal["bf16", "int8"]
 Split = Literal["train", "val"]
+STORED = {"bf16": torch.bfloat16, "int8": torch.int8}
 FORMAT = 5
+STATISTICS = "statistics.safetensors"
 
 # A teacher may have moved; its weights say who it is.
 NAMES = ("teacher", "teacher_options", "license")
-# What the cache decides by itself; a run that reads it has no such settings.
-STORAGE = (*NAMES, "patch_size", "precision", "views", "codec", "jpeg_quality", "shard_clips", "format")
 
 
 @dataclass(frozen=True)
-class CacheSettings:
+class CacheSettings(Settings):
     """Everything that the bytes of a cache follow from.
 
     Attributes:
@@ -62,6 +64,15 @@ class CacheSettings:
         format: version of the files.
     """
 
+    kind = "target cache"
+    holds = "targets"
+    mark = "teacher_sha256"
+    build = "liteframe cache build --config YAML -o CACHE --views K"
+    small_files = (STATISTICS,)
+    version = FORMAT
+    names = NAMES
+    storage = (*NAMES, "patch_size", "precision", "views", "codec", "jpeg_quality", "shard_clips", "format")
+
     teacher: str
     teacher_options: Mapping[str, Any]
     teacher_sha256: str
@@ -98,18 +109,20 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         """Refuse what no cache can have; the values may come from a file."""
-        check_format(self.format)
+        self.check_format(self.format)
         if self.codec not in get_args(Codec):
             raise ValueError(f"codec is {self.codec!r}; choose one of {', '.join(get_args(Codec))}")
-        if self.jpeg_quality is not None and not (_whole(self.jpeg_quality) and 1 <= self.jpeg_quality <= 100):
+        if self.jpeg_quality is not None and not (is_whole(self.jpeg_quality) and 1 <= self.jpeg_quality <= 100):
             raise ValueError(f"jpeg_quality is {self.jpeg_quality!r}; it must lie in 1 to 100")
         grid = (*self.compression, *self.statistics_window, *self.size, *self.multiple, self.patch_size)
         counts = (self.dim, self.clip_frames, self.train_videos, self.views, self.shard_clips)
-        if not all(_whole(n) and n >= 1 for n in (*grid, *counts)) or not _whole(self.val_videos):
+        if not all(is_whole(n) and n >= 1 for n in (*grid, *counts)) or not is_whole(self.val_videos):
             raise ValueError("sizes and counts must be whole numbers from 1 (val_videos from 0)")
         triples, pairs = (self.compression, self.statistics_window), (self.size, self.multiple)
         if {*map(len, triples)} != {3} or {*map(len, pairs)} != {2} or self.val_videos < 0:
             raise ValueError("windows have three numbers, size and multiple two, and val_videos is at least 0")
+        if self.views > MOST_VIEWS:
+            raise ValueError(f"views is {self.views}; there are at most {MOST_VIEWS:,}")
 
     @property
     def target_shape(self) -> tuple[int, int, int, int]:
@@ -120,103 +133,32 @@ class CacheSettings:
         """T', h, w, C of the target of a clip of (height, width) pixels."""
         return target_shape(self.clip_frames, size, self.patch_size, self.compression, self.dim)
 
-    def to_json(self) -> str:
-        """Content of settings.json, which `from_json` reads."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> CacheSettings:
-        """The settings that `to_json` wrote.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        values, names = parse_object(text), {field.name for field in fields(cls)}
-        check_format(values.get("format", FORMAT))
-        if set(values) != names:
-            strange = ", ".join(sorted(set(values) ^ names))
-            raise ValueError(f"these are not the settings of a target cache (missing or unknown: {strange})")
-        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        try:
-            return cls(**arguments)
-        except TypeError as error:
-            raise ValueError(f"a value has the wrong type: {error}") from error
-
-    def differences(self, other: CacheSettings, ignored: Sequence[str] = STORAGE) -> list[str]:
-        """`name is A there and B here` for each value in which `self` (there) and `other` (here) differ.
-
-        By default what a run that reads the cache must share with it.
-        """
-        there, here = asdict(self), asdict(other)
-        return [
-            f"{name} is {there[name]!r} there and {here[name]!r} here"
-            for name in there
-            if name not in ignored and there[name] != here[name]
-        ]
-
-
-@dataclass(frozen=True)
-class ShardKey:
-    """Which clips are in a shard.
-
-    Attributes:
-        split: "train" or "val".
-        view: number of the view.
-        number: of the shard within the view.
-        first: index of its first video.
-        count: videos.
-    """
-
-    split: Split
-    view: int
-    number: int
-    first: int
-    count: int
+    @property
+    @override
+    def parts(self) -> list[Part]:
+        views: list[Part] = [("train", view, self.train_videos) for view in range(self.views)]
+        return [*views, ("val", 0, self.val_videos)]
 
     @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        return f"{self.split}-{self.view:03d}-{self.number:05d}"
+    @override
+    def payload(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": ((self.dim,), STORED[self.codec])}
+        beside = {"scale": self.codec == "int8", "log_weight": self.log_weights}
+        return {**kinds, **{name: ((), torch.float32) for name, there in beside.items() if there}}
+
+    @override
+    def grid(self, facts: Mapping[str, Any]) -> tuple[int, int, int]:
+        return self.shape_of(tuple(facts["view"]["size"]))[:3]
 
     @property
-    def clips(self) -> list[tuple[int, int]]:
-        """(view, index) of each clip, in order."""
-        return [(self.view, index) for index in range(self.first, self.first + self.count)]
+    @override
+    def stored_frames(self) -> int:
+        return 0 if self.jpeg_quality is None else self.clip_frames
 
-
-def all_shards(settings: CacheSettings) -> list[ShardKey]:
-    """Every shard of a cache: the views one after the other, then the held-out videos.
-
-    A training epoch reads one view, so one epoch touches a K-th of the files.
-    """
-    views: list[tuple[Split, int, int]] = [("train", view, settings.train_videos) for view in range(settings.views)]
-    views.append(("val", 0, settings.val_videos))
-    size = settings.shard_clips
-    return [
-        ShardKey(split, view, first // size, first, min(size, videos - first))
-        for split, view, videos in views
-        for first in range(0, videos, size)
-    ]
-
-
-def shard_count(settings: CacheSettings) -> int:
-    """How many shards a cache has, without a list of them."""
-    size = settings.shard_clips
-    return settings.views * -(-settings.train_videos // size) + -(-settings.val_videos // size)
-
-
-def locate(settings: CacheSettings, split: Split, view: int, index: int) -> tuple[ShardKey, int]:
-    """The shard that holds a clip, and the clip's number in it.
-
-    Raises:
-        IndexError: the cache does not cover it.
-    """
-    videos, views = (settings.train_videos, settings.views) if split == "train" else (settings.val_videos, 1)
-    if not 0 <= view < views or not 0 <= index < videos:
-        raise IndexError(f"view {view} of {split} video {index}: the cache holds {views} views of {videos} videos")
-    number, row = divmod(index, settings.shard_clips)
-    first = number * settings.shard_clips
-    return ShardKey(split, view, number, first, min(settings.shard_clips, videos - first)), row
+    @override
+    def bytes_of_a_frame(self, size: int, clips: int) -> str:
+        frames = clips * self.clip_frames
+        return f", {size / frames:.4g} bytes a frame" if frames else ""
 
 
 def target_shape(
@@ -225,29 +167,3 @@ def target_shape(
     """T', h, w, C of the target of a clip of so many frames of (height, width) pixels."""
     t, h, w = compression
     return math.ceil(clip_frames / t), size[0] // patch_size // h, size[1] // patch_size // w, dim
-
-
-def check_format(version: Any) -> None:
-    """Refuse files of another version.
-
-    Raises:
-        ValueError: this version of LiteFrame does not read it.
-    """
-    if version != FORMAT:
-        raise ValueError(f"it has format {version!r} and this version of LiteFrame reads {FORMAT}")
-
-
-def parse_object(text: str) -> Mapping[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: it is not JSON or not an object.
-    """
-    values = parse_json(text.encode(), "it")
-    if not isinstance(values, dict):
-        raise ValueError(f"a JSON object was expected, not {type(values).__name__}")
-    return values
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

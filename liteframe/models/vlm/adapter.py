@@ -110,13 +110,19 @@ def check_trained_for(adapter: str | os.PathLike[str], memory: str | None) -> No
 
 def origin(model: PreTrainedModel) -> dict[str, str]:
     """What an adapter recognizes its model by: family, dtype, and a hash of all weights by name and bits."""
+    digest = weights_digest(model)
+    return {"model_type": model.config.model_type, "dtype": str(model.dtype), "weights_sha256": digest}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of all weights by name and bits."""
     names, parameters = zip(*sorted(model.named_parameters()), strict=True)
     digest = hashlib.sha256()
     with ThreadPoolExecutor() as pool:  # hashing releases Python's lock; a core takes half a minute for 8B
         hashes = pool.map(lambda parameter: hashlib.sha256(_bits(parameter)).digest(), parameters)
         for name, bits in zip(names, hashes, strict=True):
             digest.update(name.encode() + bits)
-    return {"model_type": model.config.model_type, "dtype": str(model.dtype), "weights_sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 @contextmanager

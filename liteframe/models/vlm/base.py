@@ -86,14 +86,17 @@ class VlmBackbone:
         Returns:
             pooler_output: a list of V tensors [tokens, text hidden size], in the order of the placeholders.
         """
-        tower, projector = self.vision_tower, self.multi_modal_projector
-        dtype = computing_dtype(tower, projector)
+        dtype = computing_dtype(self.vision_tower, self.multi_modal_projector)
         videos = [
             frames if frames.dtype == torch.uint8 else frames.to(dtype)  # bytes the tower normalizes itself
             for frames in videos_of(pixel_values_videos, video_frames)
         ]
-        grids = self._encode(videos, modes)  # V x [T',h,w,C]
-        dtype = computing_dtype(projector, tower)
+        return self.project_grids(self._encode(videos, modes), final)
+
+    def project_grids(self, grids: list[Tensor], final: bool = True) -> BaseModelOutputWithPooling:
+        """What get_video_features gives of V videos that have been encoded, each [T',h,w,C]."""
+        projector = self.multi_modal_projector
+        dtype = computing_dtype(projector, self.vision_tower)
         tokens = [self.merge_patches(grid.to(dtype)).flatten(0, 2) for grid in grids]  # V x [N,C']
         features = projector(torch.cat(tokens)).split([len(t) for t in tokens])  # V x [N,D]
         end = self.end_embedding() if final else None
@@ -102,27 +105,8 @@ class VlmBackbone:
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
     def _encode(self, videos: list[Tensor], modes: list[str] | None) -> list[Tensor]:
-        """V x [T,3,H,W] -> V x [T',h,w,C]. A clip never holds frames of two videos."""
         clip_frames = self.config.vision_config.encoder_config.clip_frames
-        clips_of_video = [video.split(clip_frames) for video in videos]
-        clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
-        of_clips = [
-            {} if modes is None else {"mode": modes[number]}
-            for number, parts in enumerate(clips_of_video)
-            for _ in parts
-        ]
-        alike = defaultdict(list)
-        for i, (clip, how) in enumerate(zip(clips, of_clips, strict=True)):
-            alike[clip.shape, *how.values()].append(i)
-        encoded: dict[int, Tensor] = {}
-        for members in alike.values():
-            for start in range(0, len(members), CLIPS_PER_FORWARD):
-                part = members[start : start + CLIPS_PER_FORWARD]
-                batch = torch.stack([clips[i] for i in part])  # [n,t,3,H,W]
-                features = self.vision_tower(batch, **of_clips[part[0]]).last_hidden_state  # [n,t',h,w,C]
-                encoded.update(zip(part, features, strict=True))
-        ends = list(accumulate(len(video) for video in clips_of_video))
-        return [torch.cat([encoded[i] for i in range(a, b)]) for a, b in pairwise([0, *ends])]  # V x [T',h,w,C]
+        return encode_videos(self.vision_tower, clip_frames, videos, modes)
 
     @can_return_tuple
     def forward(
@@ -315,6 +299,29 @@ class VlmForGeneration:
         if features:
             kwargs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
         return expanded, kwargs
+
+
+def encode_videos(
+    tower: nn.Module, clip_frames: int, videos: list[Tensor], modes: list[str] | None = None
+) -> list[Tensor]:
+    """V x [T,3,H,W] -> V x [T',h,w,C], by clips of `clip_frames` frames. A clip never holds frames of two videos."""
+    clips_of_video = [video.split(clip_frames) for video in videos]
+    clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
+    of_clips = [
+        {} if modes is None else {"mode": modes[number]} for number, parts in enumerate(clips_of_video) for _ in parts
+    ]
+    alike = defaultdict(list)
+    for i, (clip, how) in enumerate(zip(clips, of_clips, strict=True)):
+        alike[clip.shape, *how.values()].append(i)
+    encoded: dict[int, Tensor] = {}
+    for members in alike.values():
+        for start in range(0, len(members), CLIPS_PER_FORWARD):
+            part = members[start : start + CLIPS_PER_FORWARD]
+            batch = torch.stack([clips[i] for i in part])  # [n,t,3,H,W]
+            features = tower(batch, **of_clips[part[0]]).last_hidden_state  # [n,t',h,w,C]
+            encoded.update(zip(part, features, strict=True))
+    ends = list(accumulate(len(video) for video in clips_of_video))
+    return [torch.cat([encoded[i] for i in range(a, b)]) for a, b in pairwise([0, *ends])]  # V x [T',h,w,C]
 
 
 def check_counts_itself(model: VlmBackbone) -> None:

@@ -2,11 +2,10 @@
 
 Tensors of a shard of N clips, M of which could be read:
 
-    target [tokens,C], scale [tokens]   of all clips, as the codec wants them; a clip's are T'*h*w, by its view's size
-    log_weight [tokens]   where the settings say so
+    features [tokens,C], ...    of all clips, under the names that the settings give; a clip's are T'*h*w tokens
     token_end int64 [M]
     row     int32 [N]      place of clip n among the M; -1 where the video failed
-    text    uint8, text_end int64 [N]    JSON of each clip: its view, or its failure
+    text    uint8, text_end int64 [N]    JSON of each clip: which it is, or its failure
     jpeg    uint8, jpeg_end int64 [M,T]  frames, where the cache has them
     sha256  uint8 [N,32]   over all bytes of a clip
 
@@ -30,9 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from liteframe.distill.cache.codec import STORED
-from liteframe.distill.cache.settings import CacheSettings, ShardKey
 from liteframe.files import json_bytes
+from liteframe.training.cache.settings import Settings, ShardKey
 
 TABLES = ("row", "token_end", "text_end", "jpeg_end", "sha256")
 # safetensors' own names of the types.
@@ -44,8 +42,8 @@ class StoredClip:
     """One clip as it is stored.
 
     Attributes:
-        facts: {"view": ...} or {"failure": ...}, as JSON has them.
-        encoded: what the codec made of the target; empty where the video failed.
+        facts: which clip it is, or {"failure": ...}, as JSON has them.
+        encoded: its features [T',h,w,C] and what belongs to them; empty where the video failed.
         jpeg: a file for each frame; empty where the cache holds no frames.
     """
 
@@ -91,13 +89,14 @@ class ShardInfo:
         return info
 
 
-def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
+def pack_shard(clips: Sequence[StoredClip], settings: Settings) -> bytes:
     """A shard's safetensors file in memory: clips of one view, in the order of the videos."""
     texts = [json_bytes(clip.facts).removesuffix(b"\n") for clip in clips]
     good = [clip for clip in clips if not clip.failed]
     failed = np.array([clip.failed for clip in clips])
     digests = [_digest(text, clip.encoded, clip.jpeg) for text, clip in zip(texts, clips, strict=True)]
-    kinds = _payload_kinds(settings)
+    kinds = settings.payload
+    features = next(iter(kinds))
     tensors = {
         name: torch.cat([clip.encoded[name].flatten(0, 2) for clip in good] or [torch.empty((0, *rest), dtype=dtype)])
         for name, (rest, dtype) in kinds.items()
@@ -105,16 +104,16 @@ def pack_shard(clips: Sequence[StoredClip], settings: CacheSettings) -> bytes:
     tensors |= {
         "row": torch.from_numpy(np.where(failed, -1, np.cumsum(~failed) - 1).astype(np.int32)),
         "token_end": torch.tensor(
-            np.cumsum([math.prod(clip.encoded["target"].shape[:3]) for clip in good]), dtype=torch.int64
+            np.cumsum([math.prod(clip.encoded[features].shape[:3]) for clip in good]), dtype=torch.int64
         ),
         "text": _bytes(b"".join(texts)),
         "text_end": torch.tensor(np.cumsum([len(text) for text in texts]), dtype=torch.int64),
         "sha256": torch.stack([_bytes(digest) for digest in digests]),
     }
-    if settings.jpeg_quality is not None:
+    if settings.stored_frames:
         files = [file for clip in good for file in clip.jpeg]
         tensors["jpeg"] = _bytes(b"".join(files))
-        ends = np.cumsum([len(file) for file in files], dtype=np.int64).reshape(len(good), settings.clip_frames)
+        ends = np.cumsum([len(file) for file in files], dtype=np.int64).reshape(len(good), settings.stored_frames)
         tensors["jpeg_end"] = torch.from_numpy(ends)
     return save(tensors)
 
@@ -132,17 +131,17 @@ class Shard:
         OSError: there is no such file.
     """
 
-    def __init__(self, path: Path, key: ShardKey, settings: CacheSettings):
+    def __init__(self, path: Path, key: ShardKey, settings: Settings):
         self.settings = settings
-        names = [name for name in TABLES if name != "jpeg_end" or settings.jpeg_quality is not None]
+        names = [name for name in TABLES if name != "jpeg_end" or settings.stored_frames]
         try:
             self._file = safe_open(path, "pt")
             tables = {name: self._file.get_tensor(name) for name in names}
             if len(tables["token_end"]) != int((tables["row"] >= 0).sum()):
-                raise ValueError("its tables name another number of targets than of clips that could be read")
+                raise ValueError("its tables name other clips with features than could be read")
             self._check_payload(int(tables["token_end"][-1]) if len(tables["token_end"]) else 0)
         except SafetensorError as error:
-            raise ValueError(f"it is not a shard of a target cache ({error})") from error
+            raise ValueError(f"it is not a shard of a {settings.kind} ({error})") from error
         if len(tables["row"]) != key.count:
             raise ValueError(f"it holds {len(tables['row'])} clips, not the {key.count} that the settings give it")
         # A few dozen kilobytes.
@@ -166,17 +165,14 @@ class Shard:
             raise ValueError(f"clip {number} does not have the digest that it was written with")
         facts = json.loads(text)
         if encoded:
-            shape = self.settings.shape_of(tuple(facts["view"]["size"]))[:3]
-            if math.prod(shape) != len(encoded["target"]):
-                raise ValueError(
-                    f"clip {number} has {len(encoded['target'])} tokens, and its size {facts['view']['size']} makes "
-                    f"{math.prod(shape)}"
-                )
-            encoded = {name: tensor.unflatten(0, shape) for name, tensor in encoded.items()}
+            grid, tokens = self.settings.grid(facts), len(next(iter(encoded.values())))
+            if math.prod(grid) != tokens:
+                raise ValueError(f"clip {number} has {tokens} tokens, and its size makes {math.prod(grid)}")
+            encoded = {name: tensor.unflatten(0, grid) for name, tensor in encoded.items()}
         return StoredClip(facts, encoded, jpeg)
 
     def _check_payload(self, tokens: int) -> None:
-        for name, (rest, dtype) in _payload_kinds(self.settings).items():
+        for name, (rest, dtype) in self.settings.payload.items():
             tensor = self._file.get_slice(name)
             if (tensor.get_shape(), tensor.get_dtype()) != ([tokens, *rest], DTYPES[dtype]):
                 raise ValueError(
@@ -186,22 +182,15 @@ class Shard:
     def _payload(self, row: int) -> tuple[dict[str, Tensor], list[bytes]]:
         ends = self._tables["token_end"]
         first, last = (int(ends[row - 1]) if row else 0), int(ends[row])
-        encoded = {name: self._file.get_slice(name)[first:last] for name in _payload_kinds(self.settings)}
-        if self.settings.jpeg_quality is None:
+        encoded = {name: self._file.get_slice(name)[first:last] for name in self.settings.payload}
+        if not self.settings.stored_frames:
             return encoded, []
-        frames, ends = self.settings.clip_frames, self._tables["jpeg_end"].reshape(-1)
+        frames, ends = self.settings.stored_frames, self._tables["jpeg_end"].reshape(-1)
         return encoded, [self._span("jpeg", ends, row * frames + i) for i in range(frames)]
 
     def _span(self, name: str, ends: np.ndarray, number: int) -> bytes:
         first, last = (int(ends[number - 1]) if number else 0), int(ends[number])
         return self._file.get_slice(name)[first:last].numpy().tobytes()
-
-
-def _payload_kinds(settings: CacheSettings) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """What is stored of targets: what follows the number of tokens in its shape, and its type."""
-    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"target": ((settings.dim,), STORED[settings.codec])}
-    beside = {"scale": settings.codec == "int8", "log_weight": settings.log_weights}
-    return {**kinds, **{name: ((), torch.float32) for name, there in beside.items() if there}}
 
 
 def _bytes(data: bytes) -> Tensor:
