@@ -19,7 +19,7 @@ from liteframe.distill.cache import CacheSettings, TargetCache
 from liteframe.distill.module import CTDModule
 
 
-class WrittenDown:
+class WrittenDown(TargetCache):
     """What a live run computed, as a TargetCache would give it back."""
 
     def __init__(self, settings, statistics, clips):
