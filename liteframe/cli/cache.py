@@ -135,8 +135,10 @@ def _tokens(args: argparse.Namespace) -> int:
     def builder(run: Any, fabric: Any) -> Any:
         return builder_of_run(run, TokenOptions(args.views, args.codec), fabric)
 
-    args.config = str(config_file(args.config, ""))
-    command = PreferCommand if run_kind(Path(args.config)) == "prefer" else LMACommand
+    # A name without its kind is one of LMA.
+    config = config_file(args.config, "prefer" if args.config.startswith("prefer/") else "lma")
+    command = PreferCommand if run_kind(config) == "prefer" else LMACommand
+    args.config = str(config)
     return _build(args, command, builder, "--data.tokens")
 
 
