@@ -1,6 +1,6 @@
 """LMA from a token cache against live videos, padding with and without grouping, peak memory against length; toyworld.
 
-python benchmarks/token_cache.py [--videos 24] [--steps 8] [--turns 3] [--work runs/token_cache]
+python benchmarks/token_cache.py [--videos 16] [--turns 2] [--work runs/token_cache]
 
 Writes benchmarks/token_cache.{json,md}. Live and cached runs take turns in one process; a length is a process of its
 own, whose memory the operating system tells. What is in --work is not done again. The encoder is untrained: its tokens
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from liteframe.align.command import LMACommand
 from liteframe.bench.timing import machine
 from liteframe.cli.main import main as liteframe
 from liteframe.demo.demo import train
@@ -32,8 +33,9 @@ from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.toyworld.questions import write_toyworld
 from liteframe.training.command import load_run
 
-BUDGETS, VIEWS = "[16,32,64]", 2
-LENGTHS = (1, 4, 8, 16)  # videos of 64 frames in a row
+BUDGETS, VIEWS = "[16,32,64]", 2  # the runs go over the videos as often, so that they are those of live ones
+LENGTHS = (2, 8, 16)  # videos of 64 frames in a row
+BATCH = 8
 OUTPUT = Path("benchmarks")
 
 
@@ -43,12 +45,12 @@ class Measured:
     Args:
         work: folder of videos, cache and runs.
         videos: to render.
-        steps: of a run.
         turns: of live and cached.
     """
 
-    def __init__(self, work: Path, videos: int, steps: int, turns: int):
-        self.work, self.steps, self.turns = work, steps, turns
+    def __init__(self, work: Path, videos: int, turns: int):
+        self.work, self.turns = work, turns
+        self.steps = VIEWS * videos // BATCH
         self.rows = work / "world" / "train.jsonl"
         if not self.rows.is_file():
             write_toyworld(work / "world", train=videos, test=1, seed=0)
@@ -58,15 +60,15 @@ class Measured:
             module = load_run(CTDCommand, ["--config", "toy", "--data.videos", str(work / "world" / "train")]).module
             LiteFrameEncoder(module.student_config).save_pretrained(self.encoder)
         words = ["cache", "tokens", *self.words(), "-o", str(self.cache), "--views", str(VIEWS)]
-        if liteframe([*words, "--trainer.accelerator=cpu"]) != 0:
+        if liteframe(words) != 0:
             raise RuntimeError("liteframe cache tokens failed")
 
     def words(self) -> list[str]:
         """What all runs have in common."""
         settings = {
             "model.encoder": self.encoder, "data.conversations": self.rows, "data.frames": BUDGETS,
-            "data.batch_size": 32, "data.micro_batch_size": 4, "data.cache_features": "false",
-            "trainer.max_steps": self.steps,
+            "data.batch_size": BATCH, "data.micro_batch_size": 4, "data.cache_features": "false",
+            "trainer.max_steps": self.steps, "trainer.accelerator": "cpu",
         }  # fmt: skip
         return ["--config=toy", *(f"--{name}={value}" for name, value in settings.items())]
 
@@ -100,14 +102,18 @@ class Measured:
             }
 
     def padding(self) -> Iterator[dict[str, Any]]:
-        """Share of padding of the tokens that the language model reads, with and without grouping."""
-        for micro in (4, 8):
+        """Share of padding of the tokens that the language model reads in steps of 64 rows, grouped or not."""
+        for micro in (2, 4, 8):
             for grouped in (False, True):
                 words = [f"--data.tokens={self.cache}", f"--data.group_by_length={str(grouped).lower()}"]
-                name = f"padding_{micro}_{'grouped' if grouped else 'plain'}"
-                data = self.run(name, *words, f"--data.micro_batch_size={micro}")["data"]
-                yield {"part": "padding", "micro_batch": micro, "grouped": grouped,
-                       "tokens": data["tokens"], "padding": data["padding"]}  # fmt: skip
+                data = load_run(LMACommand, [*self.words(), *words, "--data.batch_size=64"]).data
+                dataset = data.dataset()
+                stream = data.stream(dataset, micro, 1)
+                batches = [[len(dataset[key].input_ids) for key in stream.batch(n)] for n in range(128 // micro)]
+                read = sum(map(sum, batches))
+                padded = sum(max(batch) * len(batch) for batch in batches)
+                yield {"part": "padding", "micro_batch": micro, "grouped": grouped, "tokens": read,
+                       "padding": 1 - read / padded}  # fmt: skip
 
     def memory(self) -> Iterator[dict[str, Any]]:
         """Peak memory of a process that trains two steps on rows of so many videos, one row at a time."""
@@ -122,8 +128,8 @@ class Measured:
                 folder = self.work / "runs" / f"memory_{count}_{checkpointing}"
                 more = {
                     "data.conversations": rows, "data.frames": f"[{64 * count}]", "data.batch_size": 1,
-                    "data.micro_batch_size": 1, "trainer.max_steps": 2, "run": folder, "trainer.accelerator": "cpu",
-                    "model.gradient_checkpointing": str(checkpointing).lower(), "resume": "auto",
+                    "data.micro_batch_size": 1, "trainer.max_steps": 2, "run": folder,
+"model.gradient_checkpointing": str(checkpointing).lower(), "resume": "auto",
                 }  # fmt: skip
                 options = [f"--{key}={value}" for key, value in more.items()]
                 child = subprocess.Popen(
@@ -146,7 +152,7 @@ def as_markdown(record: dict[str, Any]) -> str:
     lines = [
         "# LMA from a token cache\n",
         f"{where['device']}, torch {where['torch']}, python {where['python']}, {where['date']}; toyworld, "
-        f"{settings['videos']} videos, {settings['steps']} steps of 32 rows, frames drawn from {BUDGETS}. Not measured "
+        f"{settings['videos']} videos, {VIEWS} epochs in steps of {BATCH} rows, 4 at a time, frames drawn from {BUDGETS}. Not measured "
         "on a GPU, nor with other encoders: what the encoder costs beside the language model decides the ratio.\n",
         "| turn | live, samples/s | cached, samples/s | ratio | waiting for data, live and cached | difference of the "
         "last loss | of the adapters |",
@@ -163,7 +169,7 @@ def as_markdown(record: dict[str, Any]) -> str:
     for micro in sorted({row["micro_batch"] for row in rows["padding"]}):
         shares = {row["grouped"]: row["padding"] for row in rows["padding"] if row["micro_batch"] == micro}
         lines.append(f"| {micro} | {shares[False]:.1%} | {shares[True]:.1%} |")
-    lines += ["\nShare of padding of the tokens that the language model reads.\n"]
+    lines += ["\nShare of padding of the tokens that the language model reads, in steps of 64 rows.\n"]
     lines += ["| tokens of a row | peak of the process, MiB | with gradient checkpointing |", "|---|---|---|"]
     for count in sorted({row["videos"] for row in rows["memory"]}):
         peaks = {row["checkpointing"]: row for row in rows["memory"] if row["videos"] == count}
@@ -174,14 +180,13 @@ def as_markdown(record: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=24, help="to render (24)")
-    parser.add_argument("--steps", type=int, default=8, help="of a run (8)")
-    parser.add_argument("--turns", type=int, default=3, help="of live and cached (3)")
+    parser.add_argument("--videos", type=int, default=16, help="to render, a multiple of 8 (16)")
+    parser.add_argument("--turns", type=int, default=2, help="of live and cached (2)")
     parser.add_argument("--work", type=Path, default=Path("runs/token_cache"), help="videos, cache and runs")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
-    measured = Measured(args.work.resolve(), args.videos, args.steps, args.turns)
+    measured = Measured(args.work.resolve(), args.videos, args.turns)
     with Journal(args.work / "rows.jsonl") as journal:
         rows = [row for _, row in journal.rows()]
         for part in (measured.speed, measured.padding, measured.memory):
@@ -193,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     journal.append(row)
                 rows.append({"done": part.__name__})
                 journal.append(rows[-1])
-    settings = {name: getattr(args, name) for name in ("videos", "steps", "turns")}
+    settings = {name: getattr(args, name) for name in ("videos", "turns")}
     found = [row for row in rows if "part" in row]
     record = {"machine": machine(torch.device("cpu")), "settings": settings, "rows": found}
     write_json(args.output / "token_cache.json", record)
