@@ -152,7 +152,8 @@ def as_markdown(record: dict[str, Any]) -> str:
     lines = [
         "# LMA from a token cache\n",
         f"{where['device']}, torch {where['torch']}, python {where['python']}, {where['date']}; toyworld, "
-        f"{settings['videos']} videos, {VIEWS} epochs in steps of {BATCH} rows, 4 at a time, frames drawn from {BUDGETS}. Not measured "
+        f"{settings['videos']} videos, {VIEWS} epochs in steps of {BATCH} rows, 4 at a time, frames drawn from "
+        f"{BUDGETS}. Not measured "
         "on a GPU, nor with other encoders: what the encoder costs beside the language model decides the ratio.\n",
         "| turn | live, samples/s | cached, samples/s | ratio | waiting for data, live and cached | difference of the "
         "last loss | of the adapters |",
