@@ -183,8 +183,8 @@ def expected(processor: LiteFrameProcessor, medium: MediaItem, budget: int, fps:
         frames = min(len(medium.files), budget)
     elif (timeline := medium.entry.timeline) is not None:
         with suppress(ValueError):  # a span without frames is told when it is read
-            span = {"start": medium.entry.start, "end": medium.entry.end}
-            frames = len(choose_frames(timeline, frames=budget, target_fps=fps, **span))
+            start, end = medium.entry.start, medium.entry.end
+            frames = len(choose_frames(timeline, frames=budget, target_fps=fps, start=start, end=end))
     if medium.entry is not None and medium.entry.height is not None and medium.entry.width is not None:
         with suppress(ValueError):
             size = processor.size_of(medium.entry.height, medium.entry.width)
