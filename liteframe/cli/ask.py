@@ -61,13 +61,12 @@ def run(args: argparse.Namespace) -> int:
         sampling=args.sampling or "even",
     )
     logging.disable_progress_bar()
-    trained_for = memory.name if memory and memory.trained else None
     mode = find_mode(
         args.mode, args.vlm, args.encoder,
         frames=len(asked.indices), words=len((args.question + (args.system or "")).encode()),
         answer=args.max_new_tokens,
     )  # fmt: skip
-    parts = {"encoder": args.encoder, "adapter": args.adapter, "memory": trained_for, "mode": mode}
+    parts = {"encoder": args.encoder, "adapter": args.adapter, "mode": mode, "memory": memory and memory.trained_for}
     model, processor = load_video_llm(args.vlm, **parts)
     model.to(device)
     encoder = encoder_with(model, processor, args.reducer, args.ratio, bool(args.fit), args.crops)

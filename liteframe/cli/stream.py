@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--state {state} " + ("is not there" if args.resume else "is there already; add --resume"))
     device = find_device(args.device)
     logging.disable_progress_bar()
-    trained_for = memory.name if memory.trained else None
-    model, processor = load_video_llm(args.vlm, encoder=args.encoder, adapter=args.adapter, memory=trained_for)
+    parts = {"encoder": args.encoder, "adapter": args.adapter, "memory": memory.trained_for}
+    model, processor = load_video_llm(args.vlm, **parts)
     session = StreamSession(
         model.to(device),
         processor,

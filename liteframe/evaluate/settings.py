@@ -124,6 +124,7 @@ def load_system(options: dict[str, Any]) -> System:
         adapter=options["adapter"],
         dtype=options["dtype"] or "auto",
         mode=options["mode"],
+        memory=parse_memory(options["memory"]).trained_for if options.get("memory") else None,
     )
     model.to(device)
     reduction = (options["reducer"], options["ratio"], bool(options["fit"]), options["crops"])

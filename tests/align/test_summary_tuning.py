@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from liteframe import StreamSession, memories
 from liteframe.align.module import LMAModule
+from liteframe.cli.eval import MODEL
 from liteframe.cli.main import main
+from liteframe.evaluate.settings import load_system
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, summary_tokens_of
 
@@ -59,6 +61,10 @@ def test_a_run_leaves_an_adapter_for_this_memory_alone(lma_world, trained, tmp_p
         load_video_llm(lma_world / "vlm", **parts)
     pair = load_video_llm(lma_world / "vlm", **parts, memory="summary")
     assert torch.equal(summary_tokens_of(pair[0]).embedding, tokens["embedding"])
+    options = dict.fromkeys((*MODEL, "memory")) | {"vlm": lma_world / "vlm", **parts, "device": "cpu"}
+    assert summary_tokens_of(load_system(options | {"memory": "summary:64"}).model) is not None
+    with pytest.raises(ValueError, match=r"not for plain prompts; give --memory .* `eval --online`"):
+        load_system(options | {"memory": "window:64"})
     session = StreamSession(*pair, memories["summary"](64))
     assert (session.memory.segments, session.memory.ratio) == (1, 2)
 

@@ -89,6 +89,11 @@ class StreamMemory(ABC):
         return self._reader
 
     @property
+    def trained_for(self) -> str | None:
+        """What `load_video_llm` is told of this memory: its name, where it needs an adapter that was trained for it."""
+        return self.name if self.trained else None
+
+    @property
     def tokens(self) -> int:
         """Tokens of the video that are held."""
         state = self.state()

@@ -104,7 +104,8 @@ def check_trained_for(adapter: str | os.PathLike[str], memory: str | None) -> No
         )
     raise ValueError(
         f"the adapter {adapter} was trained for memory {noted!r}, not for plain prompts; give --memory {noted}:BUDGET "
-        f"of `liteframe ask` or `stream`, or load_video_llm(..., memory={noted!r}); nothing else reads with it"
+        f"of `liteframe ask`, `stream` or `eval --online`, or load_video_llm(..., memory={noted!r}); nothing else "
+        "reads with it"
     )
 
 
