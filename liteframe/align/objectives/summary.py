@@ -49,8 +49,8 @@ class SummaryTuning(SupervisedFineTuning):
         check_segments(settings.segments)
         if processor.mrope is not None:
             raise ValueError(
-                "model.summary: a session numbers what it keeps of a KV cache on one axis, and this language model "
-                "counts on three; take an InternVL or a LLaVA-OneVision"
+                "model.summary: summary tokens are numbered on one axis, and this language model counts on three; take "
+                "an InternVL or a LLaVA-OneVision"
             )
         self.settings, self.processor, self.progress = settings, processor, 0.0
         text = processor.video_text([(0, processor.frames_per_slot - 1, 1)])
