@@ -55,6 +55,7 @@ def commands_here(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "measured", measured)
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_it_measures_what_it_says(benchmark, commands_here, tmp_path):
     benchmark.main(["--frames", "8", "--work", str(tmp_path), "-o", str(tmp_path / "out")])
     record = json.loads((tmp_path / "out" / "lma_8b.json").read_text())

@@ -36,6 +36,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("reload_in_forks")
 def test_every_command_runs(place, monkeypatch):
     commands = [line for block in blocks("bash") for line in block.splitlines()]
     assert len(commands) == 9

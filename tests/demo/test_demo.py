@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from worlds.exports import reloading_in_forks
 
 from liteframe.demo.demo import Journey, Settings, prepare_folder, run_demo
 from liteframe.demo.report import AT, BENCHMARK, LMA, SYSTEMS, TEACHER, SystemResult, advantage, mean_results
@@ -24,7 +25,7 @@ SMALLEST = Settings(train_videos=6, test_videos=2, views=1, ctd_steps=2, lma_ste
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "run"
-    with (folder.parent / "console.txt").open("w") as out:
+    with (folder.parent / "console.txt").open("w") as out, reloading_in_forks():
         report = run_demo(folder, SMALLEST, seed=7, console=Console(file=out, width=160))
     return folder, report, (folder.parent / "console.txt").read_text()
 
