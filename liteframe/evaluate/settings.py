@@ -105,6 +105,8 @@ def watching_of(benchmark: Benchmark, options: dict[str, Any]) -> Watching | Non
     for name in ("frames", "sampling", "subtitles", "reducer"):
         if options.get(name):
             raise ValueError(f"--{name} is about videos that are read as a whole: leave it out, or leave out --online")
+    if str(options.get("mode") or "").startswith("auto"):
+        raise ValueError("--mode auto fits a number of frames, and a stream has none: name a mode")
     memory = given["memory"] or "all"
     parse_memory(memory)
     labels = options.get("labels") or LABELS[0]

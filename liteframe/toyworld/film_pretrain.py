@@ -218,8 +218,8 @@ def main(argv: list[str] | None = None) -> int:
         "--base", default="toyworld", help="checkpoint to start from; one that this wrote is trained on"
     )
     parser.add_argument("--scenes", type=int, default=500, help=f"scenes to render, the last {HELD_OUT} held out")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--films", type=int, default=2, help="films in a step")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--films", type=int, default=1, help="films in a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1, help="of the world and of what is drawn")
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ import pytest
 from worlds import ROOT
 from worlds import benchmarks as samples
 from worlds.students import make_student
-from worlds.vlms import make_internvl
+from worlds.vlms import make_internvl, with_summary_tokens
 
 from liteframe.answer.memory import memories, parse_memory
 from liteframe.answer.session import Answer, StreamSession
@@ -23,6 +23,7 @@ from liteframe.evaluate.benchmarks import BENCHMARKS
 from liteframe.evaluate.benchmarks.base import StreamQuestion
 from liteframe.evaluate.folder import answer_row, score_report
 from liteframe.evaluate.online import Watching, ask_online
+from liteframe.evaluate.settings import watching_of
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.toyworld.film_files import ANNOTATIONS, SETTINGS, VIDEOS, write_films
 from liteframe.toyworld.films import FPS
@@ -89,6 +90,8 @@ def watched(system, questions, watching):
 @pytest.mark.parametrize("name", memories)
 def test_a_session_replies_as_one_that_begins_anew_for_each_question(films, system, shelf, name):
     """For every memory: asking changes nothing, and what comes later is not known."""
+    if memories[name].trained:
+        system = System.of(*with_summary_tokens((system.model, system.processor)))
     questions = [replace(q, video="one") for q in OVO.load(films).questions[::3]]
     memory = name if name == "all" else f"{name}:48"
     watching = Watching(memory, 4.0, "seconds", restart=False)
@@ -253,6 +256,7 @@ def test_what_cannot_be_shown_is_wrong_and_named(films, tmp_path, capsys):
         (("--memory", "all"), "--memory is about a stream: add --online"),
         (("--online", "--frames", "4"), "--frames is about videos that are read as a whole"),
         (("--online", "--memory", "window"), "needs a budget in tokens"),
+        (("--online", "--memory", "summary:64"), "needs an adapter that was trained for it"),
         (("--online", "--labels", "hours"), "--labels hours: expected one of frames, seconds, none"),
         (("--online", "--memory", "window:8"), "a budget of 8 tokens is below one slot"),
         (("--online", "--reducer", "wap", "--ratio", "0.5"), "--reducer is about videos that are read as a whole"),
@@ -262,6 +266,11 @@ def test_settings_without_effect_are_refused(films, tmp_path, capsys, options, t
     assert run(films, tmp_path / "run", *options) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stream_has_no_number_of_frames_that_a_mode_could_fit():
+    with pytest.raises(ValueError, match="--mode auto fits a number of frames, and a stream has none"):
+        watching_of(OVO, {"online": True, "mode": "auto:64"})
 
 
 def test_polls_need_a_stream(films, tmp_path, capsys):
