@@ -39,14 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memories", nargs="+", default=MEMORIES, help="NAME:BUDGET each")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks")
     args = parser.parse_args(argv)
-    torch.manual_seed(0)
-    _, processor = load_video_llm(CHECKPOINT)
-    looks = processor.video_processor
-    config = LiteFrameConfig(
-        dim=64, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=128, downsample={1: (2, 2, 2), 2: (2, 1, 1)},
-        image_mean=tuple(looks.image_mean), image_std=tuple(looks.image_std),
-    )  # fmt: skip
-    pair = load_video_llm(CHECKPOINT, encoder=LiteFrameEncoder(config))
+    pair = small_pair()
     rows: list[dict[str, Any]] = []
     for name in args.memories:
         rows.append(soak(pair, name, args.frames))
@@ -54,6 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts = {"frames": args.frames, "environment": environment(torch.device("cpu")), "memories": rows}
         write_json(args.output / "stream_memory.json", facts)
         write_atomically(args.output / "stream_memory.md", table(facts).encode())
+
+
+def small_pair() -> Any:
+    """The tiny InternVL of toyworld with a random student, and its processor."""
+    torch.manual_seed(0)
+    _, processor = load_video_llm(CHECKPOINT)
+    looks = processor.video_processor
+    config = LiteFrameConfig(
+        dim=64, depth=3, heads=2, patch_size=8, image_size=64, teacher_dim=128, downsample={1: (2, 2, 2), 2: (2, 1, 1)},
+        image_mean=tuple(looks.image_mean), image_std=tuple(looks.image_std),
+    )  # fmt: skip
+    return load_video_llm(CHECKPOINT, encoder=LiteFrameEncoder(config))
 
 
 def soak(pair: Any, name: str, frames: int) -> dict[str, Any]:
