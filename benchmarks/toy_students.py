@@ -172,8 +172,8 @@ class PooledByNorm(PooledTeacher):
     """WAP whose weights within a window are as the lengths of features."""
 
     @override
-    def pool(self, features: TeacherFeatures, frame_mask: Tensor | None = None) -> Pooled:
-        return super().pool(by_norm(features), frame_mask)
+    def pool(self, features: TeacherFeatures, frame_mask: Tensor | None = None, *, log_weights: bool = False) -> Pooled:
+        return super().pool(by_norm(features), frame_mask, log_weights=log_weights)
 
 
 def by_norm(features: TeacherFeatures) -> TeacherFeatures:
