@@ -166,11 +166,15 @@ def as_markdown(record: dict[str, Any]) -> str:
             f"{row['adapter_difference']:.1e} |"
         )
     lines.append(f"\nMedian of the ratios: {median(row['cached'] / row['live'] for row in rows['speed']):.2f}.\n")
+    if not rows["padding"]:
+        return "\n".join([*lines, "Padding has not been recorded.\n"])
     lines += ["| rows at a time | as they come | grouped by length |", "|---|---|---|"]
     for micro in sorted({row["micro_batch"] for row in rows["padding"]}):
         shares = {row["grouped"]: row["padding"] for row in rows["padding"] if row["micro_batch"] == micro}
         lines.append(f"| {micro} | {shares[False]:.1%} | {shares[True]:.1%} |")
     lines += ["\nShare of padding of the tokens that the language model reads, in steps of 64 rows.\n"]
+    if not rows["memory"]:
+        return "\n".join([*lines, "Peak memory against length has not been recorded.\n"])
     lines += ["| tokens of a row | peak of the process, MiB | with gradient checkpointing |", "|---|---|---|"]
     for count in sorted({row["videos"] for row in rows["memory"]}):
         peaks = {row["checkpointing"]: row for row in rows["memory"] if row["videos"] == count}
@@ -199,11 +203,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                     journal.append(row)
                 rows.append({"done": part.__name__})
                 journal.append(rows[-1])
-    settings = {name: getattr(args, name) for name in ("videos", "turns")}
+                write(rows, {name: getattr(args, name) for name in ("videos", "turns")}, args.output)
+
+
+def write(rows: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path) -> None:
+    """The record of what has been measured so far."""
     found = [row for row in rows if "part" in row]
     record = {"machine": machine(torch.device("cpu")), "settings": settings, "rows": found}
-    write_json(args.output / "token_cache.json", record)
-    write_atomically(args.output / "token_cache.md", as_markdown(record).encode())
+    write_json(folder / "token_cache.json", record)
+    write_atomically(folder / "token_cache.md", as_markdown(record).encode())
 
 
 if __name__ == "__main__":

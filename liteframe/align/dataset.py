@@ -79,8 +79,9 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         cached: Container[MediaKey] = (),
         media: MediaSource | None = None,
     ):
-        self.conversations, self.processor, self.draws = list(conversations), processor, Draws(budgets, fps, seed)
-        self.media = MediaReader(processor, self.draws, deadline, cached) if media is None else media
+        self.conversations, self.processor = list(conversations), processor
+        draws = Draws(budgets, fps, seed)
+        self.media = MediaReader(processor, draws, deadline, cached) if media is None else media
 
     def __len__(self) -> int:
         """Number of conversations."""
@@ -104,7 +105,7 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         """
         conversation, total = self.conversations[key[1]], 0.0
         for medium in conversation.media:
-            drawn = self.draws.of(key[0], medium, conversation.videos)
+            drawn = self.media.drawn(key[0], medium, conversation.videos)
             frames, height, width = expected(self.processor, medium, *drawn)
             slots = -(-frames // self.processor.frames_per_slot)
             total += slots * (self.processor.tokens_per_slot(height, width) + self._label_tokens)

@@ -69,6 +69,10 @@ class MediaSource(Protocol):
         """What is shown in an epoch of a medium, one of `sharing` videos of a row; raises VideoError."""
         ...
 
+    def drawn(self, epoch: int, medium: MediaItem, sharing: int) -> tuple[int, float]:
+        """The most frames of that and their rate."""
+        ...
+
 
 class MediaReader:
     """Reads what is to be shown of a medium from its file.
@@ -92,7 +96,11 @@ class MediaReader:
         Raises:
             VideoError: it cannot be read.
         """
-        return self.read(medium, *self.draws.of(epoch, medium, sharing))
+        return self.read(medium, *self.drawn(epoch, medium, sharing))
+
+    def drawn(self, epoch: int, medium: MediaItem, sharing: int) -> tuple[int, float]:
+        """The most frames of that and their rate."""
+        return self.draws.of(epoch, medium, sharing)
 
     def read(self, medium: MediaItem, budget: int, fps: float) -> LoadedMedia:
         """At most `budget` frames of a medium, at `fps` frames per second where it has times.

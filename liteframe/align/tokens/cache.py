@@ -73,6 +73,11 @@ class CachedMedia:
                 f"show:\n{shown}\nBuild another cache of these conversations: {cache.settings.build}"
             )
 
+    def drawn(self, epoch: int, medium: MediaItem, sharing: int) -> tuple[int, float]:
+        """The most frames that are shown of a medium in an epoch, and their rate."""
+        settings = self.cache.settings
+        return settings.draws.of(epoch % settings.views, medium, sharing)
+
     def load(self, epoch: int, medium: MediaItem, sharing: int) -> LoadedMedia:
         """What is shown of a medium in an epoch.
 
