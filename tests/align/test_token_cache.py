@@ -78,6 +78,15 @@ def test_a_run_from_it_is_the_live_run_bit_for_bit(run, lma_world, cache, tmp_pa
         run(*words, "--run", tmp_path / "no", "--data.tokens", cache.folder, "--model.train_encoder", "true")
 
 
+def test_lengths_are_those_of_the_view_that_is_shown(lma_world, cache):
+    """Two views of draws that differ: the third epoch is as long as the first, whatever the seed of the run."""
+    words = ["--config", lma_world / "lma.yaml", *DRAWS, "--data.tokens", cache.folder, "--seed_everything", "5"]
+    data = load_run(LMACommand, list(map(str, words))).data.dataset()
+    lengths = [[data.length((epoch, index)) for index in range(3)] for epoch in range(4)]
+    assert lengths[:2] == lengths[2:]
+    assert lengths[0] != lengths[1]
+
+
 def test_a_projector_may_be_trained_on_it(run, lma_world, cache, tmp_path):
     """Live, the encoder runs with gradients on, where convolutions add in another order."""
     words = ("fit", "--config", lma_world / "lma.yaml", *DRAWS, "--model.train_projector", "true")
