@@ -217,7 +217,7 @@ def test_what_the_run_rests_on_is_refused_before_anything_is_written(fit, tmp_pa
 def test_a_checkpoint_holds_digests_of_what_settings_name(straight):
     saved = weights(straight[0])
     held = saved["contents"] | saved["ClipDataModule"]["contents"]
-    of_lma = {"model.vlm", "model.encoder", "model.init_adapter", "data.conversations", "data.pairs"}
+    of_lma = {"model.vlm", "model.encoder", "model.init_adapter", "data.conversations", "data.pairs", "data.tokens"}
     assert held.keys() | of_lma == {name for name, row in SETTINGS.items() if row is OnResume.CONTENTS}
 
 

@@ -155,8 +155,10 @@ def test_lma(together, alone):
     ours, theirs = (load_file(path / "lma" / "adapter" / "adapter_model.safetensors") for path in (folder, alone))
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).abs().max() < 1e-3, name
-    assert report(folder / "lma")["data"] == report(alone / "lma")["data"]
-    assert report(alone / "lma")["data"]["clips_failed"] >= 1
+    shared, whole = report(folder / "lma")["data"], report(alone / "lma")["data"]
+    assert shared.pop("padding") == 0 < whole.pop("padding")  # one row at a time, four at a time
+    assert shared == whole
+    assert whole["clips_failed"] >= 1
 
 
 def test_they_build_the_cache_that_one_builds(together, alone):
