@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from importlib.metadata import version
-from logging import WARNING, getLogger
 from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from liteframe.files import write_json
 from liteframe.machine import processor_name
 from liteframe.toyworld.questions import CHANCE, write_toyworld
 from liteframe.training.cache.build import build_cache
-from liteframe.training.command import load_run
+from liteframe.training.command import load_run, quiet_lightning
 from liteframe.training.exit_codes import exit_codes
 
 TRAINING = {"distill": CTDCommand, "align": LMACommand}
@@ -123,7 +122,7 @@ def store_targets(videos: Path, cache: Path, views: int, seed: int) -> None:
     words = [CONFIG, f"--data.videos={videos}", f"--seed_everything={seed}", ON_THE_CPU]
     typed = [*words, f"-o {cache} --views {views} --codec int8 --frames jpeg"]
     print(f"$ torchrun --nproc_per_node {PROCESSES} -m liteframe cache build", *typed, flush=True)
-    getLogger("lightning.fabric").setLevel(WARNING)  # which announces each process
+    quiet_lightning()  # which announces each process
     start: Any = get_start_method()
     gloo = DDPStrategy(start_method=start, process_group_backend="gloo")
     fabric = Fabric(accelerator="cpu", devices=PROCESSES, strategy=gloo, precision="32-true")

@@ -109,8 +109,7 @@ class TrainingCommand(LightningCLI):
     ):
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quiet_lightning()
         disable_progress_bar()  # of loading weights; the run's own line is the progress
         self.checkpoint: Path | None = None
         self.settings_as_asked: Any = None
@@ -347,6 +346,12 @@ def load_run(kind: Callable[..., TrainingCommand], arguments: Sequence[str]) -> 
     """
     command = kind(list(arguments), run=False)
     return Run(command.model, command.datamodule, command.trainer, command.settings_as_asked)
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says of itself, but for its warnings."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def automatic_precision(accelerator: Any) -> str:
