@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from claims_cells import Workshop
@@ -32,6 +32,17 @@ from liteframe.machine import processor_name
 from liteframe.training.report import environment
 
 ROOT = Path(__file__).parents[1]
+
+
+class HasKey(Protocol):
+    """A cell of any benchmark."""
+
+    def key(self) -> dict[str, Any]:
+        """As a row has it."""
+        ...
+
+
+C = TypeVar("C", bound=HasKey)
 
 
 def done(shop: Workshop, cell: Cell) -> dict[str, Any]:
@@ -53,7 +64,7 @@ def main(work: Path, output: Path, page_file: Path, setup: Setup, minutes: float
 
 
 def resume(
-    work: Path, head: dict[str, Any], cells: Sequence[Cell], do: Callable[[Cell], dict[str, Any]], minutes: float | None
+    work: Path, head: dict[str, Any], cells: Sequence[C], do: Callable[[C], dict[str, Any]], minutes: float | None
 ) -> Iterator[list[dict[str, Any]]]:
     """Do the cells that WORK/cells.jsonl does not hold, on one thread, as long as there is time.
 
@@ -87,7 +98,7 @@ def resume(
             if minutes is not None and start - began + longest > 60 * minutes:
                 print("out of time; the same command goes on", file=sys.stderr)
                 break
-            print(f"{cell.kind} {cell.name} {cell.seed}", file=sys.stderr, flush=True)
+            print(*cell.key().values(), file=sys.stderr, flush=True)
             row = {"cell": cell.key(), **do(cell)}
             row |= {"cpu_seconds": round(time.process_time() - cpu, 1)}
             row |= {"wall_seconds": round(time.monotonic() - start, 1)}

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from claims import resume
 from claims_cells import Workshop
 from claims_plan import SEEDS, WHOLE
 from claims_plan import Setup as Worlds
@@ -31,7 +30,6 @@ from toy_students import TOY, Clips, asked, question_text, student_config
 
 from liteframe import LiteFrameConfig, LiteFrameEncoder
 from liteframe.compare.times import Timed, time_points
-from liteframe.demo.demo import processor_name
 from liteframe.distill.losses import batch_loss
 from liteframe.distill.metrics import HeldOutMetrics
 from liteframe.distill.objectives import CompressedTokens, make_objective
@@ -40,7 +38,7 @@ from liteframe.distill.student_init import build_student, unfold_head
 from liteframe.distill.targets import TargetSettings
 from liteframe.evaluate.asking import System
 from liteframe.files import write_atomically, write_json
-from liteframe.journal import Journal
+from liteframe.machine import processor_name
 from liteframe.models.student.elastic import upgrade
 from liteframe.models.student.inference import normalized
 from liteframe.models.teacher.base import TeacherFeatures
@@ -167,12 +165,24 @@ class Bench(Workshop):
         return {"times": times, "failed": failed}
 
 
-def plan(setup: Setup) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Cell:
+    """A student after so many steps or further steps; arm "times" is none, but what each mode takes."""
+
+    arm: str
+    steps: int
+    seed: int
+
+    def key(self) -> dict[str, Any]:
+        """As a row has it."""
+        return asdict(self)
+
+
+def plan(setup: Setup) -> list[Cell]:
     """All cells: a student of 16x, it and an elastic one after further steps, seed by seed; and times."""
     arms = [("single", setup.steps), ("elastic", 0)]
     arms += [(arm, steps) for steps in setup.more for arm in ("single, on", "elastic")]
-    cells = [{"arm": arm, "steps": steps, "seed": seed} for seed in setup.seeds for arm, steps in arms]
-    return [{"arm": "times", "steps": 0, "seed": 0}, *cells]
+    return [Cell("times", 0, 0), *(Cell(arm, steps, seed) for seed in setup.seeds for arm, steps in arms)]
 
 
 def done(bench: Bench, setup: Setup, arm: str, steps: int, seed: int) -> dict[str, Any]:
@@ -194,35 +204,14 @@ def done(bench: Bench, setup: Setup, arm: str, steps: int, seed: int) -> dict[st
 
 
 def main(work: Path, output: Path, setup: Setup) -> None:
-    """Do what is missing, and write what is there after each cell.
-
-    Raises:
-        ValueError: the folder holds cells of another setup, or is in use.
-    """
-    torch.set_num_threads(1)
+    """Do what is missing, and write what is there after each seed; errors as of `resume`."""
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work, setup.worlds)
-    with Journal(work / "cells.jsonl") as journal:
-        rows = [row for _, row in journal.rows("remove this line, and it is done again")]
-        head = {"setup": asdict(setup) | {"more": list(setup.more), "seeds": list(setup.seeds)}}
-        if not rows:
-            journal.append(head)
-        elif rows[0] != head:
-            raise ValueError(f"{work} holds cells of another setup: {rows[0]}; name another folder (--work)")
-        cells = rows[1:]
-        known = [row["cell"] for row in cells]
-        for cell in (cell for cell in plan(setup) if cell not in known):
-            print(cell, file=sys.stderr, flush=True)
-            cpu, wall = time.process_time(), time.monotonic()
-            row = {"cell": cell, **done(bench, setup, **cell)}
-            row |= {"cpu_seconds": round(time.process_time() - cpu, 1)}
-            row |= {"wall_seconds": round(time.monotonic() - wall, 1)}
-            journal.append(row)
-            journal.sync()
-            cells.append(row)
-            if (cell["arm"], cell["steps"]) == ("elastic", setup.more[-1]):  # the last one of a seed
-                write(cells, head, bench.elastic, output)
-    write(cells, head, bench.elastic, output)
+    head = {"setup": asdict(setup) | {"more": list(setup.more), "seeds": list(setup.seeds)}}
+    for cells in resume(work, head, plan(setup), lambda cell: done(bench, setup, **cell.key()), None):
+        last = cells[-1]["cell"]
+        if (last["arm"], last["steps"]) == ("elastic", setup.more[-1]):  # of a seed
+            write(cells, head, bench.elastic, output)
 
 
 def write(cells: list[dict[str, Any]], head: dict[str, Any], shape: LiteFrameConfig, output: Path) -> None:

@@ -27,12 +27,12 @@ from liteframe.answer.positions import Keep, Original, Positions, Stretch, Time,
 from liteframe.answer.prefill import Prefill, Prompt, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
+from liteframe.data.video.sampling import next_due
+from liteframe.data.video.timeline import EPS
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.mrope import Mrope
 from liteframe.models.vlm.summary_tokens import check_memory
 from liteframe.reduce.base import Tokens
-
-SLACK = 1e-6  # seconds by which a frame may come before its time
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class StreamSession:
         """Which of the frames are taken, bool [n]."""
         if len(times) != count or not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
             raise ValueError(f"{count} frames need {count} times in ascending order, all finite, got {list(times)}")
-        if count and self._next_time is not None and times[0] < (last := self._next_time - 1 / self.fps) - SLACK:
+        if count and self._next_time is not None and times[0] < (last := self._next_time - 1 / self.fps) - EPS:
             raise ValueError(f"times fall back to {times[0]} s after {last:.3f} s; a new video begins with reset()")
         if every:
             self._next_time = times[-1] + 1 / self.fps if count else self._next_time
@@ -312,10 +312,8 @@ class StreamSession:
         taken = np.zeros(count, bool)
         for number, time in enumerate(times):
             due = time if self._next_time is None else self._next_time
-            if taken_now := time >= due - SLACK:
-                while due <= time + SLACK:
-                    due += 1 / self.fps
-            taken[number], self._next_time = taken_now, due
+            self._next_time = next_due(due, time, self.fps)
+            taken[number] = self._next_time > due
         return taken
 
     def _check_size(self, part: Tensor, frames: np.ndarray) -> None:

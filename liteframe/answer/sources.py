@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from liteframe.data.video.orientation import FrameConverter, pixel_aspect
+from liteframe.data.video.sampling import next_due
 from liteframe.pictures import PictureError, read_picture
 
 AHEAD = 64  # frames that wait for the model at most
@@ -167,10 +168,9 @@ class Source:
     def _offer(self, stamp: float | None, image: Callable[[], np.ndarray]) -> None:
         """Take a frame if it is time for one; only then its pixels are made."""
         seconds = self._clock(stamp)
-        if seconds < self._due - 1e-6:
+        due, self._due = self._due, next_due(self._due, seconds, self.fps)
+        if self._due == due:
             return
-        while self._due <= seconds + 1e-6:
-            self._due += 1 / self.fps
         if not (self.live and self._queue.full()):
             self._put(Frame(seconds, image()))
             return

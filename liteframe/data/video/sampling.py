@@ -250,12 +250,24 @@ def as_they_come(timeline: Timeline, fps: float, *, start: float | None = None, 
     span = timeline.span(start, end)
     chosen, due = [], timeline.time(span.first)
     for index in range(span.first, span.stop):
-        time = timeline.time(index)
-        if time >= due - EPS:
+        before, due = due, next_due(due, timeline.time(index), fps)
+        if due > before:
             chosen.append(index)
-            while due <= time + EPS:
-                due += 1 / fps
     return chosen
+
+
+def next_due(due: float, seconds: float, fps: float) -> float:
+    """When a stream's next frame is due, once one is shown at `seconds`; later than `due` if that one is taken.
+
+    Args:
+        due: from when on a frame is taken, in seconds.
+        seconds: at which one is shown.
+        fps: frames a second that are taken.
+    """
+    if seconds >= due - EPS:
+        while due <= seconds + EPS:
+            due += 1 / fps
+    return due
 
 
 def rate_of(times: Sequence[float]) -> float | None:
