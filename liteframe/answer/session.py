@@ -220,10 +220,47 @@ class StreamSession:
         Raises:
             ValueError: two candidates start with the same token, or as of ask.
         """
+        firsts = self._first_tokens(candidates)
+        request, _ = self._request(question, 1)
+        return self._scored(request, firsts)
+
+    @torch.inference_mode()
+    def score_all(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Tensor]:
+        """As score, of several questions with candidates of their own; what they are shown alike is read only once.
+
+        Raises:
+            ValueError: as of score.
+        """
+        read: list[tuple[Tokens, Prefill]] = []
+        scores = []
+        for question, candidates in asked:
+            check_text(question)
+            shown = None if isinstance(self.positions, Original) else self._shown(question)
+            if not isinstance(shown, Tokens):
+                scores.append(self.score(question, candidates))
+                continue
+            begun = next((begun for before, begun in read if _alike(before, shown)), None)
+            if begun is None:
+                begun = self._new_prefill()
+                begun.extend(shown)
+                read.append((shown, begun))
+            _, tail = question_prompt(question, self.system).split(PLACEHOLDER)
+            scores.append(self._scored(self._finished(begun.fork(), tail, 1), self._first_tokens(candidates)))
+        return scores
+
+    def _first_tokens(self, candidates: Sequence[str]) -> list[int]:
+        """Number of the first token of each.
+
+        Raises:
+            ValueError: two start with the same token.
+        """
         firsts = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:1] for text in candidates]
         if [] in firsts or len({first[0] for first in firsts}) < len(firsts):
             raise ValueError(f"the candidates {list(candidates)} do not start with tokens of their own")
-        request, _ = self._request(question, 1)
+        return [first[0] for first in firsts]
+
+    def _scored(self, request: dict[str, Any], firsts: list[int]) -> Tensor:
+        """Log-probabilities of tokens after a request, float32 [candidates]."""
         if "inputs_embeds" in request:
             inputs = {key: value for key, value in request.items() if key in ("inputs_embeds", "position_ids")}
         else:
@@ -232,7 +269,7 @@ class StreamSession:
                 inputs["position_ids"] = request["position_ids"][..., -1:]
         hidden = self.model.model.language_model(**inputs).last_hidden_state[:, -1]  # [1,D]
         log_probabilities = self.model.lm_head(hidden)[0].float().log_softmax(-1)  # [vocabulary]
-        return log_probabilities[[first[0] for first in firsts]].cpu()
+        return log_probabilities[firsts].cpu()
 
     def size(self) -> SessionSize:
         """Tokens and bytes held now, for those who must bound them."""
@@ -346,9 +383,12 @@ class StreamSession:
 
     def _prefill(self) -> Prefill:
         if self._prefilled is None:
-            head, _ = question_prompt("", self.system).split(PLACEHOLDER)
-            self._prefilled = Prefill(self.model, self.tokenizer, self._lines, head)
+            self._prefilled = self._new_prefill()
         return self._prefilled
+
+    def _new_prefill(self) -> Prefill:
+        head, _ = question_prompt("", self.system).split(PLACEHOLDER)
+        return Prefill(self.model, self.tokenizer, self._lines, head)
 
     def _resized(self, frames: np.ndarray) -> Tensor:
         return self._encoder.resized(np.ascontiguousarray(frames))  # a flip, as of BGR, has negative strides
@@ -401,12 +441,7 @@ class StreamSession:
                 self._prefill().extend(kept)  # nothing new but after load and with_system
             prompt = self._prefill().fork()
             prompt.extend(shown)
-            prompt.finish(tail)
-            check_length(self.frames, len(prompt.ids), max_new_tokens, self.model)
-            ids = torch.tensor([prompt.ids], device=self.model.device)
-            inputs = {"input_ids": ids, self._cache_name: prompt.cache}
-            request = {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
-            return _with_positions(request, prompt.position_ids()), len(shown.tokens)
+            return self._finished(prompt, tail, max_new_tokens), len(shown.tokens)
         whole = whole_prompt(self.model, self.tokenizer, self._lines, shown, question, self.system)
         length, position_ids = whole.ids.shape[1], whole.position_ids
         if isinstance(self.positions, Original) and shown is not None:
@@ -417,6 +452,21 @@ class StreamSession:
         mask = torch.ones_like(whole.ids).to(whole.embeddings.device)
         request = {"inputs_embeds": whole.embeddings, "attention_mask": mask, "max_new_tokens": max_new_tokens}
         return _with_positions(request, position_ids), 0 if shown is None else len(shown.tokens)
+
+    def _finished(self, prompt: Prefill, tail: str, max_new_tokens: int) -> dict[str, Any]:
+        """Arguments of `generate` for an answer to a text behind what was read; reads all of it but the last token."""
+        prompt.finish(tail)
+        check_length(self.frames, len(prompt.ids), max_new_tokens, self.model)
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        inputs = {"input_ids": ids, self._cache_name: prompt.cache}
+        request = {**inputs, "attention_mask": torch.ones_like(ids), "max_new_tokens": max_new_tokens}
+        return _with_positions(request, prompt.position_ids())
+
+
+def _alike(one: Tokens, other: Tokens) -> bool:
+    """Whether they make the same prompt."""
+    same = (one.slots, one.times, one.shape) == (other.slots, other.times, other.shape)
+    return same and torch.equal(one.place, other.place) and torch.equal(one.tokens, other.tokens)
 
 
 def _with_positions(request: dict[str, Any], position_ids: Tensor | None) -> dict[str, Any]:

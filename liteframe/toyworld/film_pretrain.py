@@ -1,7 +1,7 @@
 """Teach the language model of toyworld what films need: `python -m liteframe.toyworld.film_pretrain OUT`.
 
 It starts from the tiny InternVL that comes along, gives its tokenizer the words that films need, and trains projector
-and language model on films of one to four scenes, as slots of 4 frames that WAP has pooled: what a student learns to
+and language model on films of one to eight scenes, as slots of 4 frames that WAP has pooled: what a student learns to
 emit. Each slot is labeled with its seconds, counted from any second of the longest film, and at times only every second
 or fourth slot is shown, as a memory would leave it. Longer films are never seen: what comes of them is a result.
 """
@@ -43,7 +43,7 @@ SLOT = 4  # frames
 SLOTS = FRAMES // SLOT  # of a scene
 TOKENS = TOKENS_PER_FRAME // 4  # of a slot
 STRIDES = (1, 1, 2, 4)  # every such slot is shown
-SCENES = ((1, 2), (1, 2, 3, 4), (1, 2, 3, 4))  # of a film, in each third of the training
+SCENES = ((1, 2), (1, 2, 3, 4), (2, 3, 4), (2, 4, 8))  # of a film, in each quarter of the training
 QUESTIONS = 24  # about a film, at one moment: they share its tokens, and a further one costs little
 LETTERED = 4  # of these with options
 ROUNDS = 4  # of questions of every task, from which they are drawn
@@ -217,8 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", default="toyworld", help="checkpoint to start from; one that this wrote is trained on"
     )
-    parser.add_argument("--scenes", type=int, default=500, help=f"scenes to render, the last {HELD_OUT} held out")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--scenes", type=int, default=700, help=f"scenes to render, the last {HELD_OUT} held out")
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--films", type=int, default=1, help="films in a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1, help="of the world and of what is drawn")
@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": " ".join(["python -m liteframe.toyworld.film_pretrain", *(sys.argv[1:] if argv is None else argv)]),
         "seconds": round(time.monotonic() - began),
         "held-out accuracy by scenes and task": {
-            str(count): held_out_accuracy(model, features[len(known) :], packer, count) for count in (1, 2, 4)
+            str(count): held_out_accuracy(model, features[len(known) :], packer, count) for count in (1, 2, 4, 8)
         },
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

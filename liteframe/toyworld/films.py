@@ -108,13 +108,20 @@ def asking_seconds(film: Film, rng: np.random.Generator, most: int) -> list[int]
     return sorted(int(s) for s in rng.choice(late, size=min(most, len(late)), replace=False))
 
 
-def film_questions(film: Film, rng: np.random.Generator, *, seconds: int = 4) -> list[FilmQuestion]:
-    """Questions of all tasks at so many moments of a film, in the order of time.
+def film_questions(film: Film, rng: np.random.Generator, *, seconds: int = 4, rounds: int = 1) -> list[FilmQuestion]:
+    """Questions of all tasks at so many moments of a film, in the order of time, none of them twice.
 
     Whether a star flashes now is asked where one does in half of the cases, at moments of its own.
+
+    Args:
+        film: that they are about.
+        rng: draws them.
+        seconds: moments at which is asked.
+        rounds: questions of a task that are drawn at each of them, but of whether a star flashes.
     """
     moments = asking_seconds(film, rng, seconds)
-    asked = [q for second in moments for q in questions_at(film, second, rng) if q.task != "SSR"]
+    drawn = [q for second in moments for _ in range(rounds) for q in questions_at(film, second, rng)]
+    asked = [q for q in drawn if q.task != "SSR"]
     flashing = [second for second in range(film.start + 1, film.end + 1) if film.flashes_now(second)]
     for second in moments:
         if flashing and rng.random() < 0.5:

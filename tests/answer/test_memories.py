@@ -137,7 +137,9 @@ def test_asking_changes_nothing(start, video):
     session.add(video)
     before = state(session)
     first = session.ask(QUESTION, max_new_tokens=5)
-    session.score("What shape is the object?", WORDS)
+    second = session.score("What shape is the object?", WORDS[2:])
+    together = session.score_all([(QUESTION, WORDS), ("What shape is the object?", WORDS[2:])])
+    torch.testing.assert_close(together, [session.score(QUESTION, WORDS), second], atol=1e-4, rtol=1e-4)
     assert session.ask(QUESTION, max_new_tokens=5) == first
     assert_same(state(session), before, **EXACTLY)
 
