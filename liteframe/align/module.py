@@ -1,7 +1,8 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,23 +21,26 @@ from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, encoder_of, quantize_frozen
 from liteframe.align.objectives import Objective
 from liteframe.align.objectives.distillation import LogitDistillation
+from liteframe.align.objectives.memory import MemoryTuning
 from liteframe.align.objectives.sft import SupervisedFineTuning
 from liteframe.align.objectives.summary import SummaryTuning
 from liteframe.align.tokens.settings import encoder_identity
 from liteframe.files import file_digest
-from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, frozen_digest, origin
+from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, frozen_digest, origin, trained_for
 from liteframe.models.vlm.attach import with_encoder
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processors, load_video_llm
-from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, save_summary_tokens, summary_tokens_of
+from liteframe.models.vlm.summary_tokens import SummarySettings
+from liteframe.models.vlm.trained_memory import TRAINED, save_part
 from liteframe.training.failures import sum_over_ranks
 from liteframe.training.guard import GuardSettings
 from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
+TUNINGS: dict[str, Callable[[Any, Any], MemoryTuning]] = {tuning.memory: tuning for tuning in (SummaryTuning,)}
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
@@ -94,24 +98,32 @@ class LMAModule(GuardedModule):
         processors = load_processors(vlm, encoder)
         self.processor = processors[None]
         self.mode_processors = {mode: own for mode, own in processors.items() if mode is not None}
-        self.summary = summary
-        self.objective: Objective
-        if summary is None:
-            self.objective = SupervisedFineTuning()
-        elif train_projector or train_encoder:
-            raise ValueError("model.summary: videos are encoded once, by a frozen encoder and projector")
-        elif self.mode_processors:
-            raise ValueError(
-                f"model.summary: segments are of one compression, and {encoder} is elastic, with modes "
-                f"{', '.join(self.mode_processors)}; take one out of it (liteframe extract)"
-            )
-        elif distillation.weight:
-            raise ValueError("model.summary and model.distillation.weight: a run has one of them")
-        else:
-            self.objective = SummaryTuning(summary, self.processor)
+        self.objective: Objective = SupervisedFineTuning()
+        self.memory = self._memory(summary=summary)
+        if self.memory is not None:
+            self.objective = self.memory
         self.held_digest = ""  # of the frozen weights
         self.lengths = np.zeros(2, np.int64)  # of the step under way: tokens that are read, and padding
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
+
+    def _memory(self, **options: Any) -> MemoryTuning | None:
+        """The objective of the memory that is trained for, given the options of all."""
+        given = [name for name, settings in options.items() if settings is not None]
+        if not given:
+            return None
+        if len(given) > 1:
+            raise ValueError(f"model.{' and model.'.join(given)}: a run trains for one memory")
+        (name,) = given
+        if self.train_projector or self.train_encoder:
+            raise ValueError(f"model.{name}: videos are encoded once, by a frozen encoder and projector")
+        if self.mode_processors:
+            raise ValueError(
+                f"model.{name}: a video is of one compression, and {self.encoder} is elastic, with modes "
+                f"{', '.join(self.mode_processors)}; take one out of it (liteframe extract)"
+            )
+        if self.distillation.weight:
+            raise ValueError(f"model.{name} and model.distillation.weight: a run has one of them")
+        return TUNINGS[name](options[name], self.processor)
 
     def configure_model(self) -> None:
         """Load the Video LLM, add LoRA, and say what will be trained.
@@ -142,13 +154,13 @@ class LMAModule(GuardedModule):
             data.token_cache.refuse_other("data.tokens", {**identity, "frames": tuple(data.frames), "fps": data.fps})
         limit = model.config.text_config.max_position_embeddings
         room: tuple[Any, ...] = (limit,)
-        if isinstance(self.objective, SummaryTuning):
-            room = self.objective.limit(limit, max(data.frames), self.trainer.strategy.root_device)
+        if self.memory is not None:
+            room = self.memory.limit(limit, max(data.frames), self.trainer.strategy.root_device)
         longest = max(check_lengths(data.conversations, processor, frames, *room) for processor, frames in data.shown())
         unread = describe_unread(data.unread)
         lines = [
             describe(self.model),
-            self.objective.describe(self.model) if isinstance(self.objective, SummaryTuning) else None,
+            None if self.memory is None else self.memory.describe(self.model),
             f"a video of {max(data.frames)} frames{self._or_modes(data)} takes {longest:,} of the {limit:,} tokens "
             "that the language model reads",
             template_warning(self.processor),
@@ -170,8 +182,9 @@ class LMAModule(GuardedModule):
         model.config.use_cache = False
         if self.gradient_checkpointing and self.train_encoder:
             model.model.vision_tower.encoder.checkpoint_activations()
-        if self.summary is None and self.init_adapter is not None:
-            check_trained_for(self.init_adapter, None)
+        own = None if self.memory is None else self.memory.memory
+        if self.init_adapter is not None and trained_for(self.init_adapter) not in (None, own):
+            check_trained_for(self.init_adapter, own)
         self.model = add_lora(
             model,
             self.lora,
@@ -179,8 +192,8 @@ class LMAModule(GuardedModule):
             train_encoder=self.train_encoder,
             start_from=self.init_adapter,
         )
-        if isinstance(self.objective, SummaryTuning):
-            self.objective.begin(self.model, self.init_adapter)
+        if self.memory is not None:
+            self.memory.begin(self.model, self.init_adapter)
         if self.distillation.weight:
             conversations, frames = self.data().conversations, self.distillation.frames
             teacher = DenseTeacher(whole, processor, self.model, conversations, frames)
@@ -200,12 +213,12 @@ class LMAModule(GuardedModule):
 
     def save_with_adapter(self, folder: Path) -> dict[str, Any]:
         """Write into its folder what the adapter has besides; returns what it must note of that."""
-        tokens = summary_tokens_of(self.model.get_base_model())
-        return {} if tokens is None else save_summary_tokens(tokens, folder)
+        return save_part(self.model.get_base_model(), folder)
 
     @staticmethod
     def _adapter_digest(folder: Path) -> str:
-        return " ".join(file_digest(folder / name) for name in (ADAPTER_WEIGHTS, WEIGHTS) if (folder / name).exists())
+        files = (ADAPTER_WEIGHTS, *(memory.weights for memory in TRAINED.values()))
+        return " ".join(file_digest(folder / name) for name in files if (folder / name).exists())
 
     def configure_optimizers(self) -> Any:
         """Linear warm-up, cosine; a trained encoder learns more slowly."""
@@ -216,8 +229,8 @@ class LMAModule(GuardedModule):
         """Make LoRA's dropout a function of seed and position, so that a resumed run continues the same one."""
         position = [self.data().seed, self.global_step, len(self.micro_batches), self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
-        if isinstance(self.objective, SummaryTuning):
-            self.objective.progress = self.global_step / total_steps(self.trainer)
+        if self.memory is not None:
+            self.memory.progress = self.global_step / total_steps(self.trainer)
 
     @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -266,8 +279,8 @@ class LMAModule(GuardedModule):
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of the objective."""
-        summary = {} if self.summary is None else {"summary": vars(self.summary)}
-        return summary | ({"distillation": vars(self.distillation)} if self.distillation.weight else {})
+        memory = {} if self.memory is None else {self.memory.memory: asdict(self.memory.settings)}
+        return memory | ({"distillation": vars(self.distillation)} if self.distillation.weight else {})
 
     def _attention_mask(self, batch: ChatBatch) -> Tensor | dict[str, None]:
         """What the language model may attend to.

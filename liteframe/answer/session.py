@@ -31,7 +31,7 @@ from liteframe.data.video.sampling import next_due
 from liteframe.data.video.timeline import EPS
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.mrope import Mrope
-from liteframe.models.vlm.summary_tokens import check_memory
+from liteframe.models.vlm.trained_memory import check_memory
 from liteframe.reduce.base import Tokens
 
 

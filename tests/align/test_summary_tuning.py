@@ -12,7 +12,8 @@ from liteframe.cli.eval import MODEL
 from liteframe.cli.main import main
 from liteframe.evaluate.settings import load_system
 from liteframe.models.vlm.load import load_video_llm
-from liteframe.models.vlm.summary_tokens import WEIGHTS, SummarySettings, summary_tokens_of
+from liteframe.models.vlm.summary_tokens import SummarySettings, summary_tokens_of
+from liteframe.models.vlm.trained_memory import TRAINED
 
 QUESTION = "What colour is the circle?"
 SUMMARY = ("--model.summary.segments", "1", "--model.summary.ratios", "[[2]]", "--model.summary.rank", "2")
@@ -20,7 +21,9 @@ SUMMARY = ("--model.summary.segments", "1", "--model.summary.ratios", "[[2]]", "
 
 def adapters(folder):
     """Weights of the LoRA layers and of the summary tokens."""
-    return tuple(load_file(folder / "adapter" / name) for name in ("adapter_model.safetensors", WEIGHTS))
+    return tuple(
+        load_file(folder / "adapter" / name) for name in ("adapter_model.safetensors", TRAINED["summary"].weights)
+    )
 
 
 @pytest.fixture(scope="module")

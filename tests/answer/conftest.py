@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from worlds.students import make_student, student_config
-from worlds.vlms import make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_vl, with_summary_tokens
+from worlds.vlms import TRAINED, make_internvl, make_llava_onevision, make_qwen2_5_vl, make_qwen3_vl
 
 from liteframe.models.vlm.load import load_video_llm
 
@@ -35,8 +35,9 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(loaded):
-    """As loaded, with the summary tokens that memory `summary` reads with."""
-    return {kind: with_summary_tokens(pair) for kind, pair in loaded.items() if "qwen" not in kind}
+    """By memory, as loaded with what it reads with."""
+    pairs = {kind: pair for kind, pair in loaded.items() if "qwen" not in kind}
+    return {name: {kind: make(pair) for kind, pair in pairs.items()} for name, make in TRAINED.items()}
 
 
 @pytest.fixture(params=KINDS)

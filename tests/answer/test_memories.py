@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from worlds.vlms import with_summary_tokens
+from worlds.vlms import TRAINED
 
 from liteframe import StreamSession, memories
 from liteframe.answer.key_values import KeyValues
@@ -44,7 +44,7 @@ def name(request):
 @pytest.fixture
 def pairs(name, loaded, trained):
     """kind -> model and processor that the memory reads with."""
-    return trained if memories[name].trained else loaded
+    return trained[name] if memories[name].trained else loaded
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_other_families_and_bfloat16(name, pairs, loaded, video, tmp_path, famil
     """In short: bounded, read-only, causal, saved and forked without a trace, exact where all fits."""
     if family not in "".join(pairs):
         with pytest.raises(ValueError, match=r"positions of a liteframe_qwen\w+ have three|need a language model of"):
-            StreamSession(*with_summary_tokens(loaded[f"liteframe_{family}"]), memories[name](**SMALL[name]))
+            StreamSession(*TRAINED[name](loaded[f"liteframe_{family}"]), memories[name](**SMALL[name]))
         return
     (model, processor), (plain, _) = pairs[f"liteframe_{family}"], loaded[f"liteframe_{family}"]
     model, plain = (copy.deepcopy(one).to(dtype) for one in (model, plain))

@@ -254,7 +254,7 @@ def test_ratios_come_in_parts_of_the_run(loaded):
 
 
 def test_what_cannot_be_is_named(loaded, trained):
-    model, processor = trained["liteframe_internvl"]
+    model, processor = trained["summary"]["liteframe_internvl"]
     with pytest.raises(ValueError, match="segments=17: a segment has 1 to 16 slots"):
         memories["summary"](4096, segments=17)
     with pytest.raises(ValueError, match="ratio=0: a summary token stands for 1 token at least"):

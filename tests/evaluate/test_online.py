@@ -10,7 +10,7 @@ import pytest
 from worlds import ROOT
 from worlds import benchmarks as samples
 from worlds.students import make_student
-from worlds.vlms import make_internvl, with_summary_tokens
+from worlds.vlms import TRAINED, make_internvl
 
 from liteframe.answer.memory import memories, parse_memory
 from liteframe.answer.session import Answer, StreamSession
@@ -91,7 +91,7 @@ def watched(system, questions, watching):
 def test_a_session_replies_as_one_that_begins_anew_for_each_question(films, system, shelf, name):
     """For every memory: asking changes nothing, and what comes later is not known."""
     if memories[name].trained:
-        system = System.of(*with_summary_tokens((system.model, system.processor)))
+        system = System.of(*TRAINED[name]((system.model, system.processor)))
     questions = [replace(q, video="one") for q in OVO.load(films).questions[::3]]
     memory = name if name == "all" else f"{name}:48"
     watching = Watching(memory, 4.0, "seconds", restart=False)

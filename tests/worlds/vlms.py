@@ -240,3 +240,6 @@ def with_summary_tokens(pair, seed=0, **settings):
         if name.endswith("up"):
             torch.nn.init.normal_(weights, std=0.3)
     return model, processor
+
+
+TRAINED = {"summary": with_summary_tokens}  # by the memory that reads with what was learned

@@ -5,30 +5,24 @@ from math import ceil
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
+from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch, answer_positions
-from liteframe.align.objectives.sft import SupervisedFineTuning, answer_loss
-from liteframe.models.vlm.adapter import trained_for
+from liteframe.align.objectives.memory import MemoryTuning
+from liteframe.align.objectives.sft import answer_loss
 from liteframe.models.vlm.attention import FULL
 from liteframe.models.vlm.chat import IGNORE
 from liteframe.models.vlm.one_pass import LARGEST_DENSE, Segment, block_mask, dense_mask, lay_out, rearranged
 from liteframe.models.vlm.placeholders import place_features
 from liteframe.models.vlm.processor import LiteFrameProcessor
-from liteframe.models.vlm.summary_tokens import (
-    MEMORY,
-    SummarySettings,
-    add_summary_tokens,
-    load_summary_tokens,
-    summary_tokens_of,
-)
+from liteframe.models.vlm.summary_tokens import MEMORY, SummarySettings, summary_tokens_of
 from liteframe.reduce.segmenter import DYNAMIC, Ratio, Segmenter, check_segments
 
 RAW_END = 0.5  # share of videos whose last segment is not summarized, as that of a stream that goes on
 
 
-class SummaryTuning(SupervisedFineTuning):
+class SummaryTuning(MemoryTuning):
     """The loss of SupervisedFineTuning on conversations whose videos are summarized segment by segment.
 
     One forward with a mask, equal to reading segment by segment and forgetting. Images stay as they are.
@@ -37,47 +31,22 @@ class SummaryTuning(SupervisedFineTuning):
         settings: of the summary tokens.
         processor: of the Video LLM.
 
-    Attributes:
-        progress: share of the run's steps that are done, to be set before each batch; chooses among `settings.ratios`.
-
     Raises:
         ValueError: segments are too long, or the language model counts positions on three axes.
     """
 
+    memory = MEMORY
+
     def __init__(self, settings: SummarySettings, processor: LiteFrameProcessor) -> None:
-        super().__init__()
+        super().__init__(settings, processor)
         check_segments(settings.segments)
-        if processor.mrope is not None:
-            raise ValueError(
-                "model.summary: summary tokens are numbered on one axis, and this language model counts on three; take "
-                "an InternVL or a LLaVA-OneVision"
-            )
-        self.settings, self.processor, self.progress = settings, processor, 0.0
         text = processor.video_text([(0, processor.frames_per_slot - 1, 1)])
         ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         places = [place for place, token in enumerate(ids) if token == processor.image_token_id]
         self._ends = len(places) - 1  # features that end a video
         self._before, self._behind = places[0], len(ids) - 1 - places[-1]  # tokens of a slot's line around its features
 
-    def begin(self, model: PeftModel, start_from: str | None) -> None:
-        """Give a Video LLM with LoRA layers summary tokens, those of an adapter to go on from if it has some."""
-        base = model.get_base_model()
-        tokens = add_summary_tokens(base, self.processor.tokenizer, self.settings)
-        if start_from is not None and trained_for(start_from) == MEMORY:
-            load_summary_tokens(tokens, start_from)
-        if not self.settings.train_lora:
-            for name, parameter in model.named_parameters():
-                if ".lora_" in name:
-                    parameter.requires_grad_(False)
-
-    def describe(self, model: PeftModel) -> str:
-        """What of it will be trained, to be read before a run starts."""
-        tokens = summary_tokens_of(model.get_base_model())
-        assert tokens is not None
-        count = sum(parameter.numel() for parameter in tokens.parameters())
-        lora = "trained" if self.settings.train_lora else "frozen"
-        return f"summary tokens: {count:,} of these parameters; LoRA: {lora}"
-
+    @override
     def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of the answers, and their logits [B,K,vocabulary]; see Objective.
 
@@ -114,14 +83,8 @@ class SummaryTuning(SupervisedFineTuning):
         none = 0.0 * torch.stack([parameter.sum() for parameter in summary.parameters()]).sum()
         return loss.total + none, logits  # ranks wait for all gradients, also where nothing was summarized
 
+    @override
     def limit(self, limit: int, frames: int, device: torch.device) -> tuple[int, str]:
-        """Tokens that a conversation may have beside its summary tokens, and who says so, as check_lengths takes it.
-
-        Args:
-            limit: tokens that the language model reads.
-            frames: that its videos have at most.
-            device: on which it is read.
-        """
         slots, ratios = ceil(frames / self.processor.frames_per_slot), self.settings.ratios
         tokens = slots * self.processor.tokens_per_slot(*self.processor.frame_size)
         ratio = min(DYNAMIC) if ratios == "dynamic" else min(map(min, ratios))

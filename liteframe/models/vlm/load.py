@@ -17,7 +17,7 @@ from liteframe.models.vlm.attach import attach_encoder, narrow_config, processor
 from liteframe.models.vlm.chat import answer_ends
 from liteframe.models.vlm.family import OURS, family_of
 from liteframe.models.vlm.processor import LiteFrameProcessor
-from liteframe.models.vlm.summary_tokens import add_summary_tokens, load_summary_tokens, saved_settings
+from liteframe.models.vlm.trained_memory import load_part
 
 
 def load_video_llm(
@@ -37,7 +37,7 @@ def load_video_llm(
         encoder: an encoder folder, or the encoder itself, to put in place of the vision tower.
         adapter: a PEFT adapter folder trained on exactly this combination; it is merged.
         dtype: of the weights; "auto" is what the checkpoint says. The encoder takes the dtype of the language model.
-        memory: "summary" for an adapter that was trained for that memory of a session; None for all others.
+        memory: of a session, such as "summary", for an adapter that was trained for it; None for all others.
         mode: compression of an elastic encoder, which is left with it alone; None keeps all and encodes in its own.
 
     Returns:
@@ -78,8 +78,7 @@ def load_video_llm(
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter, memory))
         if memory is not None:
-            tokens = add_summary_tokens(model, processor.tokenizer, saved_settings(adapter))
-            load_summary_tokens(tokens.requires_grad_(False), adapter)
+            load_part(model, processor.tokenizer, adapter, memory)
     if mode is not None:  # after the adapter, which knows the model with the whole encoder
         take_mode(model, mode)
         processor = processor_for(base, model.config)

@@ -6,27 +6,20 @@ low-rank updates of them, which begin at zero, and the model's own for all else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from liteframe.models.student.io import weight_misfits
-from liteframe.models.vlm.adapter import ORIGIN, adapter_file
 from liteframe.models.vlm.attention import takes_causal_masks
-from liteframe.texts import read_json
 
 MEMORY = "summary"  # name of the memory that reads with them
-WEIGHTS = "summary_tokens.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 Places = tuple[Tensor, Tensor]  # rows and columns, int64 [K] each
 # Of what this thread reads: another may generate with the same model meanwhile.
@@ -148,55 +141,3 @@ def add_summary_tokens(model: Any, tokenizer: Any, settings: SummarySettings) ->
 def summary_tokens_of(model: Any) -> SummaryTokens | None:
     """Those of a Video LLM's language model, if it has any."""
     return getattr(model.model.language_model, "summary_tokens", None)
-
-
-def check_memory(model: Any, memory: str, needs_them: bool) -> None:
-    """Refuse a memory that a model was not trained for, and a model that was trained for another.
-
-    Raises:
-        ValueError: says which.
-    """
-    has_them = summary_tokens_of(model) is not None
-    if needs_them and not has_them:
-        raise ValueError(
-            f"memory {memory!r} reads with summary tokens, which this model has none of; load it with an adapter that "
-            f"was trained for it: load_video_llm(..., adapter=..., memory={memory!r})"
-        )
-    if has_them and not needs_them:
-        raise ValueError(
-            f"this model's adapter was trained for memory {MEMORY!r}, not for {memory!r}; give that memory, or another "
-            "adapter"
-        )
-
-
-def save_summary_tokens(tokens: SummaryTokens, folder: Path) -> dict[str, Any]:
-    """Write them into the folder of an adapter; returns what the adapter must note of them."""
-    state = {name: value.detach().cpu().contiguous() for name, value in tokens.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    return {"memory": MEMORY, MEMORY: vars(tokens.settings)}
-
-
-def load_summary_tokens(tokens: SummaryTokens, adapter: str | os.PathLike[str]) -> None:
-    """Load what `save_summary_tokens` wrote.
-
-    Raises:
-        ValueError: it is missing, damaged, or of another language model or rank.
-    """
-    with adapter_file(adapter, WEIGHTS) as path:
-        saved = load_file(path)
-        if problems := weight_misfits(saved, tokens.state_dict()):
-            raise ValueError(f"{path} does not fit: {problems}; use the same Video LLM and model.summary.rank")
-        tokens.load_state_dict(saved)
-
-
-def saved_settings(adapter: str | os.PathLike[str]) -> SummarySettings:
-    """What an adapter's summary tokens were trained with.
-
-    Raises:
-        ValueError: the adapter's notes are damaged.
-    """
-    path = Path(adapter) / ORIGIN
-    try:
-        return SummarySettings(**read_json(path, "copy the adapter again")[MEMORY])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say what its summary tokens were trained with: {error!r}") from error

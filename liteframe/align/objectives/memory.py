@@ -1,0 +1,67 @@
+"""What LMA's objectives for memories of a session share: a part of the language model that is trained beside LoRA."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from liteframe.align.objectives.sft import SupervisedFineTuning
+from liteframe.models.vlm.adapter import trained_for
+from liteframe.models.vlm.processor import LiteFrameProcessor
+from liteframe.models.vlm.trained_memory import TRAINED, load_weights, part_of
+
+
+class MemoryTuning(SupervisedFineTuning, ABC):
+    """The loss of SupervisedFineTuning on conversations whose videos are read as a memory shows them.
+
+    Args:
+        settings: of the memory's training, with `train_lora`.
+        processor: of the Video LLM.
+
+    Attributes:
+        memory: its name, which is that of the option of LMA.
+        progress: share of the run's steps that are done, to be set before each batch.
+
+    Raises:
+        ValueError: the language model counts positions on three axes.
+    """
+
+    memory: str
+
+    def __init__(self, settings: Any, processor: LiteFrameProcessor) -> None:
+        super().__init__()
+        if processor.mrope is not None:
+            raise ValueError(
+                f"model.{self.memory}: what is read is numbered on one axis, and this language model counts on three; "
+                "take an InternVL or a LLaVA-OneVision"
+            )
+        self.settings, self.processor, self.progress = settings, processor, 0.0
+
+    def begin(self, model: PeftModel, start_from: str | None) -> None:
+        """Give a Video LLM with LoRA layers the memory's part, that of an adapter to go on from if it has one."""
+        base = model.get_base_model()
+        part = TRAINED[self.memory].add(base, self.processor.tokenizer, self.settings)
+        if start_from is not None and trained_for(start_from) == self.memory:
+            load_weights(base, start_from)
+        part.float().requires_grad_(True)
+        if not self.settings.train_lora:
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name:
+                    parameter.requires_grad_(False)
+
+    def describe(self, model: PeftModel) -> str:
+        """What of it will be trained, to be read before a run starts."""
+        count = sum(parameter.numel() for parameter in part_of(model.get_base_model()).parameters())
+        lora = "trained" if self.settings.train_lora else "frozen"
+        return f"{TRAINED[self.memory].words}: {count:,} of these parameters; LoRA: {lora}"
+
+    @abstractmethod
+    def limit(self, limit: int, frames: int, device: torch.device) -> tuple[int, str]:
+        """Tokens that a conversation may have as it stands in the data, and who says so, as check_lengths takes it.
+
+        Args:
+            limit: tokens that the language model reads.
+            frames: that its videos have at most.
+            device: on which it is read.
+        """
