@@ -41,13 +41,17 @@ class AdapterSaver(Callback):
             tower.encoder.save_pretrained(run.encoder)
 
 
-def count_conversations(batch: ChatBatch) -> int:
-    """Conversations that could be read."""
-    return len(batch.keys)
+def progress_line(shown: dict[str, str], context_parallel: int) -> ProgressLine:
+    """Progress line of LMA: what is `shown` of the training figures, gradient norm, and samples a second.
 
+    Args:
+        shown: names of figures, by what the line calls them.
+        context_parallel: devices that have each sample in common.
+    """
 
-def progress_line(shown: dict[str, str]) -> ProgressLine:
-    """Progress line of LMA: what is `shown` of the training figures, gradient norm, and samples a second."""
+    def count_conversations(batch: ChatBatch) -> float:
+        return len(batch.keys) / context_parallel  # those that could be read
+
     names = {**shown, "grad": "gradient_norm"}
     return ProgressLine(
         {short: f"train/{name}" for short, name in names.items()}, count=count_conversations, unit="samples"

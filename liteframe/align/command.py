@@ -50,7 +50,17 @@ class LMACommand(TrainingCommand):
 
     @override
     def run_callbacks(self) -> list[Callback]:
-        return [AdapterSaver(), progress_line(self.shown)]
+        return [AdapterSaver(), progress_line(self.shown, self.settings.data.context_parallel)]
+
+    @override
+    def batches_at_once(self, processes: int) -> int:
+        devices = self.settings.data.context_parallel
+        if processes % devices:
+            raise ValueError(
+                f"data.context_parallel={devices} does not divide the {processes} processes of this run; start a "
+                "multiple of it (torchrun --nproc_per_node), or set it to 1"
+            )
+        return processes // devices
 
     @override
     def save_result(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch, FeatureCache, collate_samples
+from liteframe.align.context_parallel import ContextShares, NoKeys
 from liteframe.align.conversation_files import check_files, load_conversations
 from liteframe.align.conversation_rows import Conversation
 from liteframe.align.dataset import ConversationDataset
@@ -41,6 +42,8 @@ class ChatDataModule(LightningDataModule):
         max_failure_rate: part of conversations that may fail before the run stops.
         group_by_length: let a micro-batch, and what the ranks take at the same time, hold conversations of similar
             length, out of those of the step; it decides how much is padding, and not what a step learns.
+        context_parallel: devices that share the tokens of each conversation, for prompts that one has no room for; the
+            encoder stays frozen. `batch_size` is a multiple of `micro_batch_size` times devices by this number.
         tokens: folder of a token cache (`liteframe cache tokens`): the encoder's tokens come from it, and no video is
             read. The encoder stays frozen; the projector may be trained.
         cache_features: keep the features of videos in memory and read no file twice for the same frames; needs a
@@ -69,6 +72,7 @@ class ChatDataModule(LightningDataModule):
         deadline: float = 60.0,
         max_failure_rate: float = 0.05,
         group_by_length: bool = True,
+        context_parallel: int = 1,
         tokens: str | None = None,
         cache_features: bool = False,
         seed: int = 0,
@@ -91,6 +95,10 @@ class ChatDataModule(LightningDataModule):
             )
         if cache_features and workers:
             raise ValueError(f"data.cache_features needs data.workers=0 (it is {workers}): the cache is in one process")
+        if context_parallel < 1:
+            raise ValueError(f"data.context_parallel={context_parallel} must be at least 1")
+        if context_parallel > 1 and cache_features:
+            raise ValueError("data.cache_features and data.context_parallel: a run has one of them")
         if tokens is not None and (cache_features or mode_processors):
             other = "data.cache_features keeps" if cache_features else "an elastic encoder draws its compression beside"
             raise ValueError(f"data.tokens: {other} what a token cache holds; leave one of them out")
@@ -100,6 +108,8 @@ class ChatDataModule(LightningDataModule):
         self.batch_size, self.micro_batch_size, self.workers = batch_size, micro_batch_size, workers
         self.deadline, self.max_failure_rate, self.seed = deadline, max_failure_rate, seed
         self.group_by_length, self.cache_features = group_by_length, cache_features
+        self.context_parallel = context_parallel
+        self.shares: ContextShares | None = None  # of the devices that have a batch in common
         self.feature_cache = FeatureCache() if cache_features else None
         self.keeps_bytes = False  # a teacher wants the frames that are shown, too
         self.read_tokens, self.padding_tokens = 0, 0  # of all ranks' rows so far
@@ -160,28 +170,29 @@ class ChatDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream, from the trainer's global step on."""
         trainer, dataset = self._trainer(), self.dataset()
+        workers = self.workers if self._reads else 0
         stream = self.stream(
             dataset,
             self.micro_batch_size,
             self.steps_per_epoch() * trainer.accumulate_grad_batches,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=trainer.global_rank // self.context_parallel,
+            world_size=trainer.world_size // self.context_parallel,
             position=lambda: trainer.global_step * trainer.accumulate_grad_batches,
         )
         return DataLoader(
             dataset,
-            batch_sampler=stream,
+            batch_sampler=stream if self._reads else NoKeys(stream),
             collate_fn=partial(
                 collate_samples,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 image_token_id=self.processor.image_token_id,
             ),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=serve_parent,
             # A batch takes no longer than probing and reading each of its files; a dead worker must not hang the run.
-            timeout=(2 * self.deadline * self.micro_batch_size + 60) if self.workers else 0,
+            timeout=(2 * self.deadline * self.micro_batch_size + 60) if workers else 0,
             # The loader would draw from the global generator, which LoRA's dropout uses.
             generator=torch.Generator(),
         )
@@ -217,9 +228,15 @@ class ChatDataModule(LightningDataModule):
         return padding / max(1, read + padding)
 
     def on_before_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
-        """Count what failed, before the batch is used."""
-        self.tally.record(len(batch.keys), batch.failures)
-        return batch
+        """Count what failed, before the batch is used; of devices that share one, the first does."""
+        if self._reads:
+            self.tally.record(len(batch.keys), batch.failures)
+        return batch if self.shares is None else self.shares.batch(batch)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether this process reads files."""
+        return self._trainer().global_rank % self.context_parallel == 0
 
     def on_after_batch_transfer(self, batch: ChatBatch, dataloader_idx: int) -> ChatBatch:
         """Bytes -> normalized frames, on the device: a quarter of what would have travelled."""

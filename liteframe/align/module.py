@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch
+from liteframe.align.context_parallel import ContextShares
 from liteframe.align.conversation_files import describe_unread
 from liteframe.align.datamodule import ChatDataModule
 from liteframe.align.dense_teacher import DenseTeacher, DistillationSettings
 from liteframe.align.lengths import check_lengths
 from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, encoder_of, quantize_frozen
 from liteframe.align.objectives import Objective
+from liteframe.align.objectives.context_parallel import ContextParallelTuning
 from liteframe.align.objectives.distillation import LogitDistillation
 from liteframe.align.objectives.memory import MemoryTuning
 from liteframe.align.objectives.sft import SupervisedFineTuning
@@ -145,10 +147,19 @@ class LMAModule(GuardedModule):
             raise ValueError(
                 f"model.distillation: the teacher needs frames, which {option} does without; leave one out"
             )
+        if data.context_parallel > 1:
+            if self.train_encoder or self.distillation.weight or type(self.objective) is not SupervisedFineTuning:
+                raise ValueError(
+                    "data.context_parallel is for LMA with a frozen encoder; leave out model.train_encoder, "
+                    "model.summary and model.distillation, and TPO's pairs"
+                )
+            data.shares = ContextShares(data.context_parallel)
         # Lightning makes the device of the run the default. What is rounded waits for it in main memory: the GPU that
         # 4 bits are for cannot hold it whole.
         with torch.device("cpu") if self.quantize == "nf4" else nullcontext():
             model = self._build_model()
+        if data.shares is not None:
+            self.objective = ContextParallelTuning(data.shares, self.model)
         if data.token_cache is not None:
             identity = encoder_identity(encoder_of(self.model), self.processor)
             data.token_cache.refuse_other("data.tokens", {**identity, "frames": tuple(data.frames), "fps": data.fps})
@@ -235,7 +246,8 @@ class LMAModule(GuardedModule):
     @override
     def step_loss(self, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.lengths += batch.tokens, batch.input_ids.numel() - batch.tokens
+        if self.global_rank % self.data().context_parallel == 0:  # else another has counted them
+            self.lengths += batch.tokens, batch.input_ids.numel() - batch.tokens
         if not batch.keys:
             return zero_of(p for _, p in named), {}
         inputs = {
@@ -298,7 +310,7 @@ class LMAModule(GuardedModule):
             return {}
         model, cache = self.model.get_base_model().model, self.data().feature_cache
         learned = self.train_projector or self.train_encoder
-        if learned and batch.modes is None and not batch.grid_shapes:
+        if learned and batch.modes is None and not batch.grid_shapes and self.data().shares is None:
             return {"pixel_values_videos": batch.pixels, "video_frames": batch.video_frames}
         # Kept or not: with gradients on, the convolutions add in another order.
         with nullcontext() if learned else torch.no_grad():

@@ -32,6 +32,10 @@ def plan_lma(command: type[LMACommand], arguments: list[str]) -> dict[str, Any]:
         arguments: what follows its `fit`, with --run and --profile.
     """
     warm = warm_up(command, arguments)
+    if (devices := warm.run.settings.data.context_parallel) > 1:
+        raise ValueError(
+            f"data.context_parallel={devices}: a plan is made by one process, which shares no tokens; plan with 1"
+        )
     data, model = warm.run.data, warm.run.module
     base = model.model.get_base_model()
     encoder = next(m for m in base.model.get_submodule(ENCODER).modules() if isinstance(m, LiteFrameEncoder))

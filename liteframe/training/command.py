@@ -274,12 +274,16 @@ class TrainingCommand(LightningCLI):
         )
         return {"devices": devices}
 
+    def batches_at_once(self, processes: int) -> int:
+        """How many micro-batches so many processes take at the same time."""
+        return processes
+
     def _divide_steps(self, trainer: Trainer) -> None:
         """Set how many micro-batches make a step; Lightning counts them, a run's intervals count steps."""
         data = self.settings.data
         try:
             _, trainer.accumulate_grad_batches = divide_batch(
-                data.batch_size, data.micro_batch_size, trainer.world_size
+                data.batch_size, data.micro_batch_size, self.batches_at_once(trainer.world_size)
             )
         except ValueError as error:
             self._parser(self.subcommand).error(str(error))

@@ -41,15 +41,15 @@ class ProgressLine(ProgressBar):
         unit: name of an item.
     """
 
-    def __init__(self, metrics: Mapping[str, str], *, count: Callable[[Any], int], unit: str):
+    def __init__(self, metrics: Mapping[str, str], *, count: Callable[[Any], float], unit: str):
         super().__init__()
         self.metrics, self.count, self.unit = dict(metrics), count, unit
         self.enabled = True
         self.seconds = self.waited = 0.0
-        self.items = 0
+        self.items = 0.0
         self._total = self._first_step = 0
         self._ended = self._started = self._printed = self._began = 0.0
-        self._window = (0.0, 0.0, 0)
+        self._window = (0.0, 0.0, 0.0)
 
     def disable(self) -> None:
         """Keep measuring, print nothing (Lightning calls this on all ranks but the first)."""

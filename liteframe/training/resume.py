@@ -77,10 +77,10 @@ SETTINGS: dict[str, OnResume] = {
             "model.guard.within", "data.max_failure_rate", "data.deadline",
             # How it is computed.
             "model.compile", "model.activation_checkpointing", "model.gradient_checkpointing",
-            "data.micro_batch_size", "data.workers", "data.cache_features", "trainer.accelerator", "trainer.strategy",
-            "trainer.devices", "trainer.num_nodes", "trainer.precision", "trainer.benchmark", "trainer.deterministic",
-            "trainer.detect_anomaly", "trainer.inference_mode", "trainer.sync_batchnorm", "trainer.plugins",
-            "trainer.reload_dataloaders_every_n_epochs",
+            "data.micro_batch_size", "data.context_parallel", "data.workers", "data.cache_features",
+            "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.precision",
+            "trainer.benchmark", "trainer.deterministic", "trainer.detect_anomaly", "trainer.inference_mode",
+            "trainer.sync_batchnorm", "trainer.plugins", "trainer.reload_dataloaders_every_n_epochs",
             # What is measured, shown and saved, and when.
             "data.val_videos", "checkpoint.every_n_steps", "panel.every_n_steps", "trainer.callbacks",
             "trainer.check_val_every_n_epoch", "trainer.enable_autolog_hparams", "trainer.enable_checkpointing",

@@ -24,6 +24,7 @@ from liteframe.cli.main import main
 from liteframe.distill.command import CTDCommand
 
 MUON = ["--model.optimizer.kind", "muon", "--model.student.resize", "aspect"]  # and steps of one frame size each
+SPLIT = ["--data.micro_batch_size", 4, "--data.context_parallel", 2]  # both have half of the tokens of every row
 BROKEN = {"--data.batch_size": 2, "--trainer.max_steps": 4, "--trainer.val_check_interval": 2}
 
 
@@ -72,6 +73,7 @@ def together(config, chat, videos, one_rank_broken, tmp_path_factory):
         {"program": "lma", "arguments": words(*chat, "--run", folder / "lma", "--data.micro_batch_size", 1)},
         ctd("too_many", "ddp", *one_rank_broken, "--data.max_failure_rate", 0.05),
         {"program": "liteframe", "arguments": cache_build(config, folder)},
+        {"program": "lma", "arguments": words(*chat, "--run", folder / "split", *SPLIT)},
     ]
     (folder / "plan.json").write_text(json.dumps(plan))
     torchrun = documented("torchrun --standalone", {"8": 2}, config, folder)
@@ -145,18 +147,22 @@ def test_too_many_failures_on_one_rank_end_both(together):
         assert "one_rank/clip" in message
 
 
-def test_lma(together, alone):
+@pytest.mark.parametrize(("run", "number"), [("lma", 6), ("split", 9)])
+def test_lma(together, alone, run, number):
+    """Each process has rows of its own, or its share of the tokens of all rows."""
     folder, codes, _ = together
-    assert codes[6] == [0, 0]
+    assert codes[number] == [0, 0]
     for name in ("train/loss", "train/gradient_norm", "train/answer_accuracy"):
         expected = curve(alone / "lma", name)
-        assert curve(folder / "lma", name) == pytest.approx(expected, rel=1e-4)
+        assert curve(folder / run, name) == pytest.approx(expected, rel=1e-4)
         assert len(expected) == 3
-    ours, theirs = (load_file(path / "lma" / "adapter" / "adapter_model.safetensors") for path in (folder, alone))
+    ours, theirs = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (folder / run, alone / "lma"))
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).abs().max() < 1e-3, name
-    shared, whole = report(folder / "lma")["data"], report(alone / "lma")["data"]
-    assert shared.pop("padding") == 0 < whole.pop("padding")  # one row at a time, four at a time
+    shared, whole = report(folder / run)["data"], report(alone / "lma")["data"]
+    padding = whole.pop("padding")
+    assert shared.pop("padding") == {"lma": 0, "split": padding}[run]  # one row at a time, four at a time
+    assert padding > 0
     assert shared == whole
     assert whole["clips_failed"] >= 1
 
@@ -179,7 +185,14 @@ def test_other_strategies_are_refused(command, config, chat, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_lma_is_not_divided(chat, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--trainer.strategy", "fsdp2"], "use ddp"),
+        (["--data.context_parallel", 2], "data.context_parallel=2 does not divide the 1 processes of this run"),
+    ],
+)
+def test_lma_is_not_divided(chat, tmp_path, capsys, more, reason):
     with pytest.raises(SystemExit):
-        LMACommand(["fit", *words(*chat, "--run", tmp_path / "run", "--trainer.strategy", "fsdp2")])
-    assert "use ddp" in capsys.readouterr().err
+        LMACommand(["fit", *words(*chat, "--run", tmp_path / "run", *more)])
+    assert reason in capsys.readouterr().err
