@@ -9,6 +9,7 @@ from worlds.processes import finish, fork
 
 from liteframe.cli.main import main
 from liteframe.evaluate.shares import Rank, Shares, this_rank
+from liteframe.toyworld.film_files import ANNOTATIONS, SETTINGS, VIDEOS, write_films
 from liteframe.toyworld.questions import write_toyworld
 
 TOY = str(ROOT / "liteframe/toyworld/checkpoint")
@@ -66,6 +67,32 @@ def test_three_processes_give_the_answers_of_one_though_one_dies(questions, tmp_
     assert main([*map(str, words(questions, run))]) == 0
     lines = [json.loads(line) for file in run.glob("answers*.jsonl") for line in file.read_text().splitlines()]
     assert sorted(row["id"] for row in lines) == sorted([*answers(tmp_path / "one"), "bad"])
+
+
+def test_streams_are_shared_out_too(tmp_path):
+    """Of two videos, one is another process's, which dies: its questions are left to the next run."""
+    write_films(tmp_path, scenes=(2,), films=1, seconds=1)
+    items = [item for item in json.loads((tmp_path / ANNOTATIONS).read_text()) if "options" in item][:2]
+    (video,) = (tmp_path / VIDEOS).iterdir()
+    (tmp_path / VIDEOS / "again.mp4").hardlink_to(video)
+    items += [{**item, "id": 100 + item["id"], "video": "again.mp4"} for item in items]
+    (tmp_path / ANNOTATIONS).write_text(json.dumps(items))
+    run = tmp_path / "run"
+    words = ["eval", "ovo-bench", tmp_path, "--vlm", TOY, "--config", tmp_path / SETTINGS, "-o", run]
+    words = [*map(str, words), "--online", "--memory", "window:64"]
+    with Shares(run, Rank(0, 2)) as dying:
+        assert dying.take(1)
+        dying.begin()
+        other = fork("-m", "liteframe", *words, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
+        told = finish(other)
+        assert other.returncode == 0, told
+    first, second = ({str(item["id"]) for item in items if item["video"] == name} for name in (video.name, "again.mp4"))
+    assert set(answers(run)) == first
+    assert main(words) == 0
+    found = answers(run)
+    assert set(found) == first | second
+    for name in first:  # the same frames, watched by another process
+        assert found[name]["reply"] == found[str(100 + int(name))]["reply"]
 
 
 def test_who_one_is(monkeypatch):
