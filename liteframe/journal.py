@@ -1,16 +1,17 @@
-"""Rows that are on the disk one by one, as they are known: a command that was killed goes on where it was."""
+"""Rows that are on the disk one by one, as they are known: what was killed goes on where it was."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from liteframe.files import json_bytes
-from liteframe.texts import read_jsonl
+from liteframe.texts import parse_json, read_jsonl
 
 
 class Journal:
@@ -66,3 +67,50 @@ class Journal:
             end -= 1
         if end < size:
             os.ftruncate(self._file, end)
+
+
+class SharedJournal:
+    """A JSONL file that several processes append to, such as the ranks of a run; of rows with one key the first counts.
+
+    A line that is torn, as by a full disk, is passed over.
+
+    Args:
+        path: of a file that is made, with its folder, when something is added.
+        key: what tells one row from another.
+
+    Attributes:
+        rows: by key, in the order of the file, as far as it has been read.
+    """
+
+    def __init__(self, path: Path, key: Callable[[dict[str, Any]], Hashable]):
+        self.path, self.rows = path, dict[Hashable, dict[str, Any]]()
+        self._key, self._read_to = key, 0
+
+    def read(self) -> None:
+        """Take note of what others have added."""
+        if self.path.is_file():
+            self.add(())
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append the rows that neither this process nor another has added."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._read_to)
+            found = file.read()
+            for row in _whole_rows(found):
+                self.rows.setdefault(self._key(row), row)
+            fresh = {key: row for row in rows if (key := self._key(row)) not in self.rows}
+            lines = b"".join(map(json_bytes, fresh.values()))
+            file.write(b"\n" + lines if lines and found[-1:] not in (b"", b"\n") else lines)
+            file.flush()
+            self.rows.update(fresh)
+            self._read_to = file.tell()
+
+
+def _whole_rows(data: bytes) -> list[dict[str, Any]]:
+    rows = []
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            rows.append(parse_json(line, "a row"))
+    return [row for row in rows if isinstance(row, dict)]

@@ -48,6 +48,7 @@ class ChatBatch(NamedTuple):
         grid_shapes: T', h, w of each of these.
         position_ids: [3,R,L], where the language model counts on three axes.
         modes: of each video whose features are not cached, the mode of an elastic encoder; None of an ordinary one.
+        pairs: of preference pairs, what makes each another one for a model (see pair_digest), its mode too.
     """
 
     input_ids: Tensor
@@ -69,6 +70,7 @@ class ChatBatch(NamedTuple):
     grid_shapes: Sequence[tuple[int, int, int]] = ()
     position_ids: Tensor | None = None
     modes: list[str] | None = None
+    pairs: Sequence[str] = ()
 
     @property
     def media_grids(self) -> list[Tensor]:
@@ -116,6 +118,7 @@ def collate_samples(items: Sequence[Sample | VideoError], pad_token_id: int, ima
         grid_shapes=[(grid.shape[0], grid.shape[1], grid.shape[2]) for grid in grids],
         position_ids=padded_position_ids(positions, mask) if positions else None,
         modes=modes or None,
+        pairs=[" ".join(filter(None, (sample.pair, sample.mode))) for sample in samples if sample.pair is not None],
     )
 
 

@@ -1,5 +1,7 @@
 """Conversations as a map-style dataset: what is shown of a video is drawn by the epoch and the video."""
 
+import hashlib
+import json
 from collections.abc import Container, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from torch.utils.data import Dataset
 
 from liteframe.align.conversation_rows import Conversation
 from liteframe.align.media import Draws, LoadedMedia, MediaKey, MediaReader, MediaSource, expected
+from liteframe.align.tokens.media_list import ListedMedium
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.chat import Turn, encode_conversation
@@ -38,6 +41,7 @@ class Sample(NamedTuple):
         position_ids: [3,L], where the language model counts on three axes.
         rejected: of a preference pair, the same with the other answer.
         mode: of an elastic encoder, in which the media are shown.
+        pair: of a preference pair, a digest of both rows and of the frames that they show.
     """
 
     input_ids: list[int]
@@ -47,6 +51,7 @@ class Sample(NamedTuple):
     position_ids: Tensor | None = None
     rejected: Row | None = None
     mode: str | None = None
+    pair: str | None = None
 
 
 class ConversationDataset(Dataset["Sample | VideoError"]):
@@ -96,7 +101,10 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
             return error
         shown = [medium.shown for medium in media]
         row, *others = (self._row(turns, shown) for turns in conversation.versions)
-        return Sample(row.input_ids, row.labels, media, key, row.position_ids, others[0] if others else None)
+        if not others:
+            return Sample(row.input_ids, row.labels, media, key, row.position_ids)
+        pair = pair_digest(conversation, media, (row, *others))
+        return Sample(row.input_ids, row.labels, media, key, row.position_ids, others[0], pair=pair)
 
     def length(self, key: Key) -> float:
         """About how many tokens a sample has, without opening a file: what a row does not tell of a video is guessed.
@@ -122,3 +130,14 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         ids, labels = encode_conversation(turns, [one.text for one in shown], self.processor.tokenizer)
         told = self.processor.mrope is not None
         return Row(ids, labels, self.processor.position_ids(torch.tensor(ids), shown) if told else None)
+
+
+def pair_digest(conversation: Conversation, media: Sequence[LoadedMedia], rows: Sequence[Row]) -> str:
+    """What makes a pair another one for a model: its tokens, and which frames of which files they show.
+
+    A file is told by its name and size, so that a data set may move.
+    """
+    files = [ListedMedium.of(medium, conversation.videos) for medium in conversation.media]
+    shown = [[*file.names[:-1], file.bytes, one.key[1]] for file, one in zip(files, media, strict=True)]
+    described = json.dumps([shown, [(row.input_ids, row.labels) for row in rows]])
+    return hashlib.sha256(described.encode()).hexdigest()

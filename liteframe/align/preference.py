@@ -12,9 +12,11 @@ from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch
 from liteframe.align.datamodule import ChatDataModule
-from liteframe.align.lora import LoraSettings
+from liteframe.align.lora import LoraSettings, encoder_of
 from liteframe.align.module import LMAModule
 from liteframe.align.objectives.dpo import ROWS, DirectPreferenceOptimization
+from liteframe.align.reference import ReferenceLogProbs, digest
+from liteframe.align.tokens.settings import encoder_identity
 from liteframe.data.stream import ClipStream
 from liteframe.models.vlm.chat import TURN_END
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -68,6 +70,8 @@ class PreferModule(LMAModule):
         init_adapter: as LMAModule; of LMA, as a rule.
         quantize: as LMAModule.
         gradient_checkpointing: as LMAModule.
+        reference_log_probs: file that keeps what the reference makes of each pair, for later epochs and runs; made if
+            there is none.
         optimizer: as LMAModule.
         guard: as LMAModule.
     """
@@ -84,6 +88,7 @@ class PreferModule(LMAModule):
         init_adapter: str | None = None,
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
+        reference_log_probs: str | None = None,
         optimizer: OptimizerSettings = PREFERENCE_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - shown as the default in --help, never changed
     ):
@@ -93,6 +98,7 @@ class PreferModule(LMAModule):
             gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip
         self.objective = self.preferences = preferences
+        self.reference_log_probs = reference_log_probs
 
     @override
     def facts(self) -> dict[str, Any]:
@@ -109,7 +115,19 @@ class PreferModule(LMAModule):
     def _build_model(self) -> PreTrainedModel:
         model = super()._build_model()
         self.preferences.start_from(self.model)
+        if self.reference_log_probs is not None:
+            self.preferences.kept = ReferenceLogProbs(self.reference_log_probs, self._reference())
         return model
+
+    def _reference(self) -> dict[str, str | None]:
+        """All that the reference's log-probabilities of given tokens and frames depend on, by settings."""
+        return {
+            "model.vlm, model.encoder": self.held_digest,
+            "model.init_adapter": self.contents["model.init_adapter"],
+            "how frames are prepared": digest(encoder_identity(encoder_of(self.model), self.processor)),
+            "data.tokens": self.data().contents["data.tokens"],
+            "trainer.precision": str(self.trainer.precision),
+        }
 
     @override
     def _videos(self, batch: ChatBatch) -> dict[str, Any]:

@@ -4,9 +4,6 @@ Ranks meet different files. Each counts its own; at a step boundary all add thei
 so that no rank stops while the others wait for it.
 """
 
-import contextlib
-import fcntl
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from liteframe.data.video.errors import REMEDIES
-from liteframe.files import json_bytes
+from liteframe.journal import SharedJournal
 
 
 class BadConversationsError(ValueError):
@@ -56,8 +53,7 @@ class FailureTally:
         self.kinds: Counter[str] = Counter()
         self._pending_attempts = 0
         self._pending: Counter[str] = Counter()
-        self._known: set[tuple[str, str]] = set()
-        self._read_to = 0
+        self._listed = SharedJournal(path, _what)
         self._in_a_row = 0
 
     @property
@@ -74,8 +70,8 @@ class FailureTally:
         """Count the clips of one batch of this rank and list what is new."""
         self._pending_attempts += good + len(failures)
         self._pending.update(failure["kind"] for failure in failures)
-        if any((failure["path"], failure["kind"]) not in self._known for failure in failures):
-            self._list(failures)
+        if any(_what(failure) not in self._listed.rows for failure in failures):
+            self._listed.add(failures)
 
     def agree(self, sum_over_ranks: Sum = list) -> None:
         """Add the counts of all ranks since the last time; every rank must call it, and all raise or none.
@@ -110,40 +106,21 @@ class FailureTally:
         """Go on counting from a checkpoint."""
         self.attempts, self.kinds = state["attempts"], Counter(state["kinds"])
 
-    def _list(self, failures: list[dict[str, str]]) -> None:
-        """Append what neither this rank nor another, nor the run before it was resumed, has listed."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(self._read_to)
-            found = file.read()
-            self._known.update((row["path"], row["kind"]) for row in _rows(found))
-            fresh = {(row["path"], row["kind"]): row for row in failures}
-            rows = [row for key, row in fresh.items() if key not in self._known]
-            lines = b"".join(map(json_bytes, rows))
-            file.write(lines if found[-1:] in (b"", b"\n") else b"\n" + lines)
-            file.flush()
-            self._known.update(fresh)
-            self._read_to = file.tell()
-
     def _message(self) -> str:
         lines = [
             f"{self.failures} of {self.attempts} clips could not be read "
             f"({self.rate:.0%}; data.max_failure_rate is {self.max_rate:.0%}), for example:"
         ]
-        rows = _rows(self.path.read_bytes())[-EXAMPLES:] if self.path.is_file() else []
+        self._listed.read()
+        rows = list(self._listed.rows.values())[-EXAMPLES:]
         lines += [f"  {row['path']}: {row['kind']}: {row['reason']} ({row['remedy']})" for row in rows]
         lines.append(f"All bad videos so far are listed in {self.path}. {self.remedy}".rstrip())
         return "\n".join(lines)
 
 
-def _rows(data: bytes) -> list[dict[str, str]]:
-    """Whole rows; a disk that ran full may have left a part of one."""
-    rows = []
-    for line in data.decode(errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+def _what(row: dict[str, str]) -> tuple[str, str]:
+    """What a row of bad_videos.jsonl is about."""
+    return row["path"], row["kind"]
 
 
 def sum_over_ranks(trainer: Trainer, numbers: Sequence[int]) -> list[int]:

@@ -77,7 +77,8 @@ SETTINGS: dict[str, OnResume] = {
             "model.guard.within", "data.max_failure_rate", "data.deadline",
             # How it is computed.
             "model.compile", "model.activation_checkpointing", "model.gradient_checkpointing",
-            "data.micro_batch_size", "data.context_parallel", "data.workers", "data.cache_features",
+            "model.reference_log_probs", "data.micro_batch_size", "data.context_parallel", "data.workers",
+            "data.cache_features",
             "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.precision",
             "trainer.benchmark", "trainer.deterministic", "trainer.detect_anomaly", "trainer.inference_mode",
             "trainer.sync_batchnorm", "trainer.plugins", "trainer.reload_dataloaders_every_n_epochs",

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from liteframe.align.dataset import ConversationDataset
 from liteframe.align.lora import LoraSettings, add_lora
 from liteframe.align.objectives.dpo import DirectPreferenceOptimization, dpo_loss, margins
 from liteframe.align.preference import PreferModule
+from liteframe.align.reference import ReferenceLogProbs
 from liteframe.cli.main import main
 from liteframe.models.vlm.load import load_video_llm
 
@@ -125,7 +128,7 @@ def answers_by_loop(model, processor, lma_world, rows):
     return torch.stack(found[::2]), torch.stack(found[1::2])
 
 
-def test_one_forward_is_two_and_gradients_do_not_depend_on_how_the_batch_is_cut(lma_world, rows):
+def test_one_forward_is_two_and_gradients_do_not_depend_on_how_the_batch_is_cut(lma_world, rows, tmp_path):
     """Against the loss of the whole batch, with a reference that is not the model."""
     torch.manual_seed(0)
     base, processor = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder")
@@ -137,6 +140,7 @@ def test_one_forward_is_two_and_gradients_do_not_depend_on_how_the_batch_is_cut(
     with torch.no_grad():
         reference = answers_by_loop(model, processor, lma_world, rows)
     objective.start_from(model)
+    objective.kept = ReferenceLogProbs(str(tmp_path / "kept.jsonl"), {"model.vlm": "one"})
     for weight in trained.values():
         torch.nn.init.normal_(weight, std=0.1)
     chosen, rejected = answers_by_loop(model, processor, lma_world, rows)
@@ -150,9 +154,10 @@ def test_one_forward_is_two_and_gradients_do_not_depend_on_how_the_batch_is_cut(
         model.zero_grad()
         cut = batches(lma_world, rows, processor, size)
         for batch in cut:
-            (
-                objective.loss(model, inputs_of(base, processor, batch), batch)[0] / len(cut)
-            ).backward()  # as Lightning does
+            inputs = inputs_of(base, processor, batch)
+            (objective.loss(model, inputs, batch)[0] / len(cut)).backward()  # as Lightning does
+            now = objective._reference_log_probs(model, {**inputs, "logits_to_keep": batch.answers}, batch)
+            torch.testing.assert_close(objective.kept.of(batch, None), now, rtol=1e-6, atol=1e-6)
         figures = objective.normalize(list(trained.values()), len(cut), lambda sums: sums)
         assert figures["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
         for name, gradient in zip(trained, expected, strict=True):
@@ -194,7 +199,16 @@ def test_it_learns_to_prefer_resumes_to_the_bit_and_leaves_as_lma_does(
 ):
     longer = ("--trainer.max_steps", 8, "--model.optimizer.lr", 0.03, "--model.lora.dropout", 0.1)
     longer += ("--model.init_adapter", sft)
-    figures = fit(tmp_path / "whole", *longer)["figures"]
+    computed, original = [], DirectPreferenceOptimization._reference_log_probs
+
+    def spy(self, *inputs):
+        computed.append(original(self, *inputs))
+        return computed[-1]
+
+    monkeypatch.setattr(DirectPreferenceOptimization, "_reference_log_probs", spy)
+    kept = ("--model.reference_log_probs", tmp_path / "kept.jsonl")
+    figures = fit(tmp_path / "whole", *longer, *kept)["figures"]
+    assert len(computed) == 1  # of 8 steps, which are 8 epochs
     assert figures["train/preference_accuracy"] == 1
     assert figures["train/preference_loss"] < 0.6
     assert "preferred 1  margin" in capsys.readouterr().err
@@ -208,13 +222,18 @@ def test_it_learns_to_prefer_resumes_to_the_bit_and_leaves_as_lma_does(
     with monkeypatch.context() as patch:
         patch.setattr(PreferModule, "training_step", interrupted)
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            fit(tmp_path / "cut", *longer)
+            fit(tmp_path / "cut", *longer, *kept)
     with pytest.raises(SystemExit):
         main(["align", "fit", "--run", str(tmp_path / "cut"), "--resume"])
     assert "is a run of `liteframe prefer fit`, not of `liteframe align fit`" in capsys.readouterr().err
     assert main(["prefer", "fit", "--run", str(tmp_path / "cut"), "--resume"]) == 0
     whole, cut = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(weight, cut[name]) for name, weight in whole.items())
+    assert len(computed) == 1
+    with pytest.raises(
+        ValueError, match=r"kept\.jsonl is of another reference: model\.init_adapter is \w+ there and None"
+    ):
+        fit(tmp_path / "other", *longer[:-1], "null", *kept)
     with pytest.raises(SystemExit):
         fit(tmp_path / "cut", *longer, "--model.alpha", 2, "--resume")
     assert "model.alpha was 1.0 and is 2.0" in capsys.readouterr().err
@@ -227,6 +246,42 @@ def test_it_learns_to_prefer_resumes_to_the_bit_and_leaves_as_lma_does(
             chosen, rejected = answers_by_loop(model, processor, lma_world, rows)
         gaps.append(chosen - rejected)
     assert (gaps[1] - gaps[0]).min() > 1
+
+
+def test_kept_log_probs_are_of_one_reference_and_of_nothing_else(rows, tmp_path):
+    path, before = tmp_path / "kept.jsonl", rows.read_bytes()
+    batch = SimpleNamespace(pairs=["a", "b"], input_ids=torch.zeros(1))
+    values = torch.tensor([-1.1, -2.0, math.nan, -3.0])
+    first, second = (ReferenceLogProbs(str(path), {"model.vlm": "one", "data.tokens": None}) for _ in range(2))
+    torch.testing.assert_close(first.of(batch, lambda: values), values, rtol=0, atol=0, equal_nan=True)
+    again = torch.tensor([-9.0, -9.0, -4.0, -5.0])  # what failed is computed again, what another rank has kept is not
+    expected = torch.tensor([-1.1, -2.0, -4.0, -5.0])
+    torch.testing.assert_close(second.of(batch, lambda: again), expected, rtol=0, atol=0)
+    assert len(path.read_text().splitlines()) == 3
+    with pytest.raises(ValueError, match=r"kept\.jsonl .* model\.vlm is one there and two here\. .* name another file"):
+        ReferenceLogProbs(str(path), {"model.vlm": "two", "data.tokens": None})
+    with pytest.raises(ValueError, match=r"pairs\.jsonl holds something else; name a file of its own"):
+        ReferenceLogProbs(str(rows), {"model.vlm": "one"})
+    assert rows.read_bytes() == before
+
+
+def test_a_pair_is_told_by_its_tokens_frames_and_files(lma_world, rows, tmp_path):
+    _, processor = load_video_llm(lma_world / "vlm", encoder=lma_world / "encoder")
+
+    def digests(rows, budget=8):
+        data = ConversationDataset(load_conversations(rows, pairs=True), processor, budgets=[budget], fps=(8.0, 8.0))
+        return [data[(0, index)].pair for index in range(len(data))]
+
+    found = digests(rows)
+    said = [json.loads(line) for line in rows.read_text().splitlines()]
+    for row in said[:3]:  # the data set moves, one answer is another, one file
+        shutil.copy(lma_world / row["video"], tmp_path)
+    said[1]["rejected"] = "green"
+    (tmp_path / "2.mp4").write_bytes((tmp_path / "1.mp4").read_bytes())
+    (tmp_path / "moved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    kept = [one == other for one, other in zip(found, digests(tmp_path / "moved.jsonl"), strict=True)]
+    assert kept == [True, False, False, True]
+    assert [one == other for one, other in zip(found, digests(rows, 4), strict=True)] == [False, False, False, True]
 
 
 BAD = {

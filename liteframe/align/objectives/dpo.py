@@ -5,6 +5,7 @@ tokens, where a sum would outweigh the preference by the length of the answer.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from liteframe.align.batch import ChatBatch
 from liteframe.align.objectives import AllReduce
 from liteframe.align.objectives.sft import scale_gradients
+from liteframe.align.reference import ReferenceLogProbs
 from liteframe.models.vlm.chat import IGNORE
 
 ROWS = 2  # of a pair: the chosen answer, and below it the rejected one
@@ -25,13 +27,14 @@ class DirectPreferenceOptimization:
 
     The reference is the model as it starts: new LoRA layers change nothing, so it is the model without them, and
     where training goes on from an adapter, it is that adapter. Its log-probabilities are computed beside those of the
-    model, without dropout.
+    model, without dropout, or come from where they are kept.
 
     Args:
         beta: how much a difference of log-probabilities counts.
         alpha: weight of the cross-entropy of the chosen answers.
 
     Attributes:
+        kept: where the reference's log-probabilities are kept, if anywhere; set before the first batch.
         tokens_per_pair: tokens of the chosen answers of the global batch, a pair, to be set before each batch. The
             two parts are means over different things, and only their ratio is known before all pairs have been read.
 
@@ -43,6 +46,7 @@ class DirectPreferenceOptimization:
         if not (beta > 0 and alpha >= 0):
             raise ValueError(f"model.beta={beta} must be above 0, model.alpha={alpha} at least 0")
         self.beta, self.alpha = beta, alpha
+        self.kept: ReferenceLogProbs | None = None
         self.tokens_per_pair = 1.0
         self._reference: dict[str, Tensor] = {}
         self._sums: list[Tensor] = []
@@ -55,7 +59,8 @@ class DirectPreferenceOptimization:
     def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of the pairs, and the logits [2*B,K,vocabulary] of their answers; see Objective."""
         inputs = {**inputs, "logits_to_keep": batch.answers}
-        reference, _ = answer_log_probs(self._reference_logits(model, inputs), batch.labels, batch.answers)
+        compute = partial(self._reference_log_probs, model, inputs, batch)
+        reference = compute() if self.kept is None else self.kept.of(batch, compute)  # [2*B]
         logits = model(**inputs).logits  # [2*B,K,vocabulary]
         answers, tokens = answer_log_probs(logits, batch.labels, batch.answers)  # [2*B]
         margin = margins(*pairs_of(answers), *pairs_of(reference), beta=self.beta)  # [B]
@@ -83,15 +88,16 @@ class DirectPreferenceOptimization:
         }
 
     @torch.no_grad()
-    def _reference_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _reference_log_probs(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> Tensor:
         # Tensors of their own: in place of the trained ones, autocast would take its casts of one for the other.
         self._reference = {name: weight.to(inputs["input_ids"].device) for name, weight in self._reference.items()}
         training = model.training
         model.eval()
         try:
-            return functional_call(model, self._reference, (), inputs).logits
+            logits = functional_call(model, self._reference, (), inputs).logits
         finally:
             model.train(training)
+        return answer_log_probs(logits, batch.labels, batch.answers)[0]
 
 
 def dpo_loss(
