@@ -132,5 +132,6 @@ def encoder_with(
     if crops is not None:
         if not isinstance(whole, ClipEncoder):
             raise ValueError("--crops are seen by a LiteFrame encoder: name one with --encoder, or an exported model")
-        return CropEncoder(whole, *parse_crops(crops))
+        most, views, total = parse_crops(crops)
+        return CropEncoder(whole, most, views, total=total)
     return whole if reducer is None or ratio is None else ReducedEncoder(whole, reducers[reducer], ratio, fit=fit)

@@ -75,8 +75,9 @@ def add_reduction(parser: argparse.ArgumentParser) -> None:
     add_fit(parser)
     parser.add_argument(
         "--crops",
-        help="MOST[:VIEWS]: frames of high resolution in at most MOST crops beside the whole frame, and room for the "
-        "tokens of VIEWS views a slot (default 9), such as 4 or 16:9; needs a LiteFrame encoder",
+        help="MOST[:VIEWS[:TOTAL]]: frames of high resolution in at most MOST crops beside the whole frame, room for "
+        "the tokens of VIEWS views a slot (default 9), and for TOTAL tokens a video (default: any number), such as 4, "
+        "16:9 or 16:9:4096; needs a LiteFrame encoder",
     )
 
 

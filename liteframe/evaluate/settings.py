@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
+from liteframe.answer.crops import parse_crops
 from liteframe.answer.labels import LABELS
 from liteframe.answer.memory import parse_memory
 from liteframe.answer.reduced_encoder import encoder_with
@@ -107,6 +108,11 @@ def watching_of(benchmark: Benchmark, options: dict[str, Any]) -> Watching | Non
             raise ValueError(f"--{name} is about videos that are read as a whole: leave it out, or leave out --online")
     if str(options.get("mode") or "").startswith("auto"):
         raise ValueError("--mode auto fits a number of frames, and a stream has none: name a mode")
+    if options.get("crops") and parse_crops(options["crops"])[2] is not None:
+        raise ValueError(
+            f"--crops {options['crops']} shares tokens out among the slots of a video, and a stream has no number of "
+            "them: leave the total out, or leave out --online"
+        )
     memory = given["memory"] or "all"
     parse_memory(memory)
     labels = options.get("labels") or LABELS[0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from liteframe import StreamSession
 from liteframe.answer import crops
-from liteframe.answer.crops import CropEncoder, crop_grid, parse_crops, token_grids
+from liteframe.answer.crops import CropEncoder, crop_grid, parse_crops, prompt_grids, scale_to, token_grids
 from liteframe.answer.frame_encoder import frame_encoder
 from liteframe.answer.reduced_encoder import check_reduction, encoder_with
 
@@ -54,6 +54,58 @@ def test_the_paper_s_counts(grid, tokens):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="'papers': choose code or paper"):
         token_grids((2, 2), (8, 8), mode="papers")
+
+
+def test_views_of_several_images_share_a_budget():
+    """LLaVA-OneVision's images of 2 x 2 and of one crop, each with its whole: 5103 tokens of 27 x 27, 3000 are left."""
+    scale = scale_to(3000, [5 * 729, 2 * 729])
+    assert scale == pytest.approx(0.587889, abs=1e-6)
+    assert scale * 729 == pytest.approx(428.571, abs=1e-3)
+    assert prompt_grids([((2, 2), 1), ((1, 2), 1)], (27, 27), 8 * 400, mode="paper") == [
+        ((20, 20), (40, 40)),
+        ((20, 20), (20, 40)),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["code", "paper"])
+def test_all_slots_of_a_prompt_are_scaled_alike(mode):
+    """Clips of several crop grids, against the shares by hand: never above the total, and a side more would be."""
+    clips, view = [((2, 2), 3), ((1, 1), 2), ((4, 4), 1), ((1, 3), 2)], (16, 16)
+    total = 4000
+    grids = prompt_grids(clips, view, total, mode=mode)
+    if mode == "code":  # 4 x 4 crops are 48 x 48 by the budget of a slot; whole frames stay
+        left, of = total - 8 * 256, 3 * 32 * 32 + 48 * 48 + 2 * 16 * 48
+        side = (left / of) ** 0.5
+        rests = [(32, 32), (0, 0), (48, 48), (16, 48)]
+        expected = [(view, (int(h * side), int(w * side))) for h, w in rests]
+    else:  # views of 4 x 4 crops are 9 / 17 of theirs by the budget of a slot
+        left, of = total, 256 * (3 * 5 + 2 * 1 + 9 + 2 * 4)
+        sides = [int(16 * (left / of * share) ** 0.5) for share in (1, 1, 9 / 17, 1)]
+        expected = [((n, n), (c[0] * n, c[1] * n)) for n, (c, _) in zip(sides, clips, strict=True)]
+        expected[1] = (expected[1][0], (0, 0))
+    assert grids == expected
+    used = sum(n * (a * b + c * d) for ((a, b), (c, d)), (_, n) in zip(grids, clips, strict=True))
+    assert 0.8 * total < used <= total
+    gray = crops._views(torch.full((5, 1, *view, 1), 7.0), (2, 2), *grids[0])
+    assert [part.shape[1] for part in gray] == [a * b for a, b in grids[0]]
+    assert all((part == 7).all() for part in gray)  # what is constant stays so
+    alone = [token_grids(grid, view, mode=mode) for grid, _ in clips]
+    roomy = prompt_grids(clips, view, 10**6, mode=mode)
+    assert [pair for pair, (grid, _) in zip(roomy, clips, strict=True) if grid != (1, 1)] == alone[:1] + alone[2:]
+    assert roomy[1] == (view, (0, 0))
+
+
+def test_crops_or_frames_at_equal_tokens():
+    """64 frames whole, or 16 of them in 2 x 2 crops: a total of the one's tokens makes the other's crops smaller."""
+    ((base, rest),) = prompt_grids([((2, 2), 4)], (8, 8), 16 * 64)
+    assert (base, rest) == ((8, 8), (13, 13))
+    assert 4 * (64 + 169) == 932 <= 16 * 64
+
+
+@pytest.mark.parametrize("mode", ["code", "paper"])
+def test_a_total_that_leaves_a_view_nothing_is_refused(mode):
+    with pytest.raises(ValueError, match="3 tokens are too few for 4 slots"):
+        prompt_grids([((2, 2), 4)], (8, 8), 3, mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["code", "paper"])
@@ -131,6 +183,39 @@ def test_prompts_are_as_long_as_their_tokens(loaded, large, kind):
     assert sessions[0].size().tokens > 3 * plain.size().tokens
 
 
+@pytest.mark.parametrize("mode", ["code", "paper"])
+@pytest.mark.parametrize("kind", ["liteframe_internvl", "liteframe_llava_onevision"])
+def test_a_prompt_holds_the_total_and_no_more(loaded, large, kind, mode):
+    """Two clips of other crops: as many placeholders as the formula says, and what a session shows of one alone."""
+    model, processor = loaded[kind]
+    encoder = CropEncoder(frame_encoder(model, processor), most=6, mode=mode, total=(total := 240))
+    end = int(encoder.end_embedding() is not None)
+    clips = [encoder.pixels(encoder.resized(frames)) for frames in (large, large[:2, :SIDE, :SIDE])]
+    crops = crop_grid(2 * SIDE, 3 * SIDE, encoder.size, 6)
+    assert crops > (1, 1)
+    grids = prompt_grids([(crops, 3), ((1, 1), 1)], processor.grid(*encoder.size), total - 2 * end, mode=mode)
+    with torch.inference_mode():
+        shown = encoder.prompt(clips)
+    for tokens, (base, rest), slots in zip(shown, grids, (3, 1), strict=True):
+        text = encoder.video_text(tokens.slots)
+        placeholders = processor.tokenizer(text)["input_ids"].count(encoder.placeholder_id)
+        count = slots * (base[0] * base[1] + rest[0] * rest[1])
+        assert len(tokens.tokens) == count
+        assert placeholders == count + end
+    session = StreamSession(model, processor, encoder=encoder)
+    session.add(large[:5])
+    session.add(large[5:])
+    session.score("What is it?", ["red", "left"])
+    assert session.tokens_per_frame * 9 == len(encoder.prompt(clips[:1])[0].tokens)
+    with pytest.raises(ValueError, match="240 tokens are of a whole video, not of what comes after 8 frames of it"):
+        encoder.tokens(clips[1], 8)
+
+
+def test_a_prompt_without_a_total_is_refused(liteframe_vlm):
+    with pytest.raises(ValueError, match="give CropEncoder a total"):
+        CropEncoder(frame_encoder(*liteframe_vlm), most=6).prompt([])
+
+
 def test_tokens_are_found_back_where_their_crop_lies(liteframe_vlm):
     """A frame that is gray but for one crop: only that crop's tokens and the base view's differ from a gray frame's."""
     model, processor = liteframe_vlm
@@ -148,10 +233,10 @@ def test_tokens_are_found_back_where_their_crop_lies(liteframe_vlm):
 
 
 def test_what_the_command_line_says(loaded):
-    assert parse_crops("4") == (4, 9)
-    encoder = encoder_with(*loaded["liteframe_internvl"], None, None, crops="16:4")
+    assert parse_crops("4") == (4, 9, None)
+    encoder = encoder_with(*loaded["liteframe_internvl"], None, None, crops="16:4:512")
     assert isinstance(encoder, CropEncoder)
-    assert (encoder.most, encoder.views) == (16, 4)
+    assert (encoder.most, encoder.views, encoder.total) == (16, 4, 512)
     with pytest.raises(ValueError, match="--crops '0:9': write the most crops of a frame"):
         check_reduction(None, None, crops="0:9")
     with pytest.raises(ValueError, match="leave out --reducer"):

@@ -259,6 +259,7 @@ def test_what_cannot_be_shown_is_wrong_and_named(films, tmp_path, capsys):
         (("--online", "--memory", "summary:64"), "needs an adapter that was trained for it"),
         (("--online", "--labels", "hours"), "--labels hours: expected one of frames, seconds, none"),
         (("--online", "--memory", "window:8"), "a budget of 8 tokens is below one slot"),
+        (("--online", "--crops", "4:9:512"), "--crops 4:9:512 shares tokens out among the slots of a video"),
         (("--online", "--reducer", "wap", "--ratio", "0.5"), "--reducer is about videos that are read as a whole"),
     ],
 )
