@@ -88,7 +88,7 @@ def test_all_slots_of_a_prompt_are_scaled_alike(mode):
     assert 0.8 * total < used <= total
     gray = crops._views(torch.full((5, 1, *view, 1), 7.0), (2, 2), *grids[0])
     assert [part.shape[1] for part in gray] == [a * b for a, b in grids[0]]
-    assert all((part == 7).all() for part in gray)  # what is constant stays so
+    assert all((part - 7).abs().max() < 1e-5 for part in gray)  # what is constant stays so
     alone = [token_grids(grid, view, mode=mode) for grid, _ in clips]
     roomy = prompt_grids(clips, view, 10**6, mode=mode)
     assert [pair for pair, (grid, _) in zip(roomy, clips, strict=True) if grid != (1, 1)] == alone[:1] + alone[2:]
