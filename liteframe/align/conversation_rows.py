@@ -4,6 +4,7 @@ InternVL: `{video|image, clip?: [start_s, end_s], conversations: [{from: human|g
 `<video>` or `<image>`, put before the first turn when missing. LLaVA-NeXT: the same with `<image>` for a video too.
 ms-swift, LLaMA-Factory: `{messages: [{role, content}], videos: [path or list of frame paths], images: [path]}`. In
 each, `system` or `system_prompt`, and in an answer `loss` (`weight`, `train`, ...), which is 0 where it is not learned.
+`span: [start_s, end_s]`, where the answer is to be seen, is read for memories that learn from it, and by no other run.
 
 What the trainers of these formats act on is read or refused; other keys are metadata, which `unread_keys` names.
 """
@@ -49,11 +50,13 @@ class Conversation:
         media: what is shown.
         turns: what is said.
         rejected: of a preference pair, what the last answer should not be; see liteframe.align.pair_rows.
+        span: as the row has it, where the answer is to be seen; for who learns from it.
     """
 
     media: tuple[MediaItem, ...]
     turns: tuple[Turn, ...]
     rejected: str | None = None
+    span: Any = None
 
     @property
     def videos(self) -> int:
@@ -133,7 +136,7 @@ def parse_conversation(row: dict[str, Any], where: str, locate: Locate) -> Conve
     if any(row.get(key) is not None for span in SPANS for key in span) and not any(isinstance(v, str) for v in videos):
         raise ValueError(f"{where}: the row has a span of seconds and no video file of which it could be a part")
     shown = iter(_in_order(turns, [_video(v, row, where, locate) for v in videos], _images(images, where, locate)))
-    return Conversation(tuple(shown), turns)
+    return Conversation(tuple(shown), turns, span=row.get("span"))
 
 
 def parse_turns(row: dict[str, Any], where: str) -> tuple[Turn, ...]:

@@ -252,7 +252,7 @@ class ChatDataModule(LightningDataModule):
         digest = hashlib.sha256()
         for c in self.conversations:
             row = ([medium.identity() for medium in c.media], *([vars(turn) for turn in v] for v in c.versions))
-            digest.update(json.dumps(row).encode())
+            digest.update(json.dumps(row if c.span is None else (*row, c.span)).encode())
         cache = self.token_cache
         return {
             self.setting: f"a list of {len(self.conversations)} ({digest.hexdigest()[:16]})",

@@ -1,6 +1,7 @@
 """Language model alignment (LMA, arXiv 2605.17260) as a Lightning module: wiring, no maths of its own."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -23,8 +24,9 @@ from liteframe.align.lora import ENCODER, LoraSettings, add_lora, describe, enco
 from liteframe.align.objectives import Objective
 from liteframe.align.objectives.context_parallel import ContextParallelTuning
 from liteframe.align.objectives.distillation import LogitDistillation
+from liteframe.align.objectives.learned_clips import ClipTuning
 from liteframe.align.objectives.memory import MemoryTuning
-from liteframe.align.objectives.sft import SupervisedFineTuning
+from liteframe.align.objectives.sft import SupervisedFineTuning, zero_of
 from liteframe.align.objectives.summary import SummaryTuning
 from liteframe.align.tokens.settings import encoder_identity
 from liteframe.files import file_digest
@@ -32,6 +34,7 @@ from liteframe.models.vlm.adapter import ADAPTER_WEIGHTS, check_trained_for, fro
 from liteframe.models.vlm.attach import with_encoder
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.chat import template_warning
+from liteframe.models.vlm.clip_summarizer import ClipSettings
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processors, load_video_llm
 from liteframe.models.vlm.summary_tokens import SummarySettings
@@ -42,7 +45,7 @@ from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
-TUNINGS: dict[str, Callable[[Any, Any], MemoryTuning]] = {tuning.memory: tuning for tuning in (SummaryTuning,)}
+TUNINGS: dict[str, Callable[..., MemoryTuning]] = {one.memory: one for one in (SummaryTuning, ClipTuning)}
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
@@ -63,6 +66,7 @@ class LMAModule(GuardedModule):
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
         summary: summary tokens, for the memory of that name; the encoder and the projector stay frozen.
+        learned_clips: a summarizer of clips, for the memory of that name; as above, and a run has one of the two.
         distillation: a soft target beside the labels, from the Video LLM as it was, on dense frames.
         optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
@@ -85,6 +89,7 @@ class LMAModule(GuardedModule):
         quantize: Literal["none", "nf4"] = "none",
         gradient_checkpointing: bool = False,
         summary: SummarySettings | None = None,
+        learned_clips: ClipSettings | None = None,
         distillation: DistillationSettings = DistillationSettings(),  # noqa: B008 - as above
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
@@ -101,7 +106,7 @@ class LMAModule(GuardedModule):
         self.processor = processors[None]
         self.mode_processors = {mode: own for mode, own in processors.items() if mode is not None}
         self.objective: Objective = SupervisedFineTuning()
-        self.memory = self._memory(summary=summary)
+        self.memory = self._memory(summary=summary, learned_clips=learned_clips)
         if self.memory is not None:
             self.objective = self.memory
         self.held_digest = ""  # of the frozen weights
@@ -164,11 +169,14 @@ class LMAModule(GuardedModule):
             identity = encoder_identity(encoder_of(self.model), self.processor)
             data.token_cache.refuse_other("data.tokens", {**identity, "frames": tuple(data.frames), "fps": data.fps})
         limit = model.config.text_config.max_position_embeddings
-        room: tuple[Any, ...] = (limit,)
-        if self.memory is not None:
-            room = self.memory.limit(limit, max(data.frames), self.trainer.strategy.root_device)
-        longest = max(check_lengths(data.conversations, processor, frames, *room) for processor, frames in data.shown())
-        unread = describe_unread(data.unread)
+        longest = 0
+        for processor, frames in data.shown():
+            room: tuple[Any, ...] = (frames, limit)
+            if self.memory is not None:
+                room = self.memory.room(limit, frames, self.trainer.strategy.root_device)
+            longest = max(longest, check_lengths(data.conversations, processor, *room))
+        keys = frozenset[str]() if self.memory is None else self.memory.keys
+        unread = describe_unread(Counter({key: rows for key, rows in data.unread.items() if key not in keys}))
         lines = [
             describe(self.model),
             None if self.memory is None else self.memory.describe(self.model),
@@ -204,7 +212,7 @@ class LMAModule(GuardedModule):
             start_from=self.init_adapter,
         )
         if self.memory is not None:
-            self.memory.begin(self.model, self.init_adapter)
+            self.memory.begin(self.model, self.init_adapter, self.data().conversations)
         if self.distillation.weight:
             conversations, frames = self.data().conversations, self.distillation.frames
             teacher = DenseTeacher(whole, processor, self.model, conversations, frames)
@@ -328,8 +336,3 @@ class LMAModule(GuardedModule):
         if not isinstance(data, ChatDataModule):
             raise ValueError("LMAModule needs a ChatDataModule: pass it to the trainer as datamodule=")
         return data
-
-
-def zero_of(parameters: Iterable[Tensor]) -> Tensor:
-    """A zero with gradients for all `parameters`: ranks wait for these, also where one has nothing to learn from."""
-    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()

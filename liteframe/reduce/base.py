@@ -115,6 +115,12 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
     return Tokens(tokens, frame, place, size, slots, times if len(times) == len(slots) else None, shape)
 
 
+def mean_at(tokens: Tensor, sizes: Tensor) -> Tensor:
+    """The mean of slots at each place, weighted by sizes, in float32: [S,N,C] and [S,N] -> [N,C]."""
+    weights = (sizes / sizes.sum(0)).to(tokens.device)[..., None]
+    return (tokens.float() * weights).sum(0).to(tokens.dtype)
+
+
 @dataclass(frozen=True)
 class Signals:
     """A video's tokens and what a reducer may go by, computed once for all reducers of a run.

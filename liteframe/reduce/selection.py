@@ -27,6 +27,11 @@ def top(values: Tensor, count: int) -> Tensor:
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
+def newest_top(values: Tensor, count: int) -> list[int]:
+    """Indices of the `count` largest of values [K], ascending; of equals the last."""
+    return sorted((len(values) - 1 - top(values.flip(0), count)).tolist())
+
+
 def bottom(values: Tensor, count: int) -> Tensor:
     """Indices of the `count` smallest of the last dimension, the smallest first and among equals the first first."""
     return values.sort(dim=-1, stable=True).indices[..., :count]

@@ -28,6 +28,7 @@ from liteframe.models.student.encoder import LiteFrameEncoder
 from liteframe.models.vlm.adapter import load_adapter
 from liteframe.models.vlm.chat import encode_conversation
 from liteframe.models.vlm.load import load_video_llm
+from liteframe.models.vlm.trained_memory import TRAINED
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lma"
 SMALL = ["--data.frames", "[8,12]", "--data.workers", "0", "--data.micro_batch_size", "2", "--data.batch_size", "4"]
@@ -75,7 +76,8 @@ def folder_hash(folder):
 @pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_config_runs(train, world, tmp_path, capsys, config):
     before = folder_hash(world / "vlm"), folder_hash(world / "encoder")
-    new = ["--model.init_adapter", "null"] if config.endswith("_summary") else []
+    memory = next((name for name in TRAINED if config.endswith(f"_{name}")), None)
+    new = ["--model.init_adapter", "null"] if memory else []
     train(tmp_path / "run", *SMALL, *new, config=config)
     shown = capsys.readouterr().err
     assert "LoRA on 28 layers of the language model" in shown
@@ -84,10 +86,11 @@ def test_every_config_runs(train, world, tmp_path, capsys, config):
     assert {"config.yaml", "report.json", "adapter", "checkpoints"} <= {p.name for p in (tmp_path / "run").iterdir()}
     assert any((tmp_path / "run").glob("events.out.tfevents.*"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    of_summaries = {name for name in saved if ".summary_tokens." in name}
-    assert len(of_summaries) == (1 + 2 * 3 * 4 if new else 0)
-    assert all(".lora_" in name for name in saved.keys() - of_summaries)
-    assert len(saved.keys() - of_summaries) == 2 * 28
+    of_memory = {name for name in saved if memory and f".{TRAINED[memory].part}." in name}
+    # Of summaries, an embedding and updates of q, k and v; of clips, two layers of 12 tensors, a norm, and three more.
+    assert len(of_memory) == {None: 0, "summary": 1 + 2 * 3 * 4, "learned_clips": 2 * 12 + 1 + 3}[memory]
+    assert all(".lora_" in name for name in saved.keys() - of_memory)
+    assert len(saved.keys() - of_memory) == 2 * 28
     assert all(".language_model." in name for name in adapter(tmp_path / "run"))
     figures = report(tmp_path / "run")
     assert figures["steps"] == 2

@@ -7,9 +7,9 @@ import torch
 from liteframe import StreamSession, memories
 from liteframe.answer.memory.bank import merge_most_alike
 from liteframe.answer.memory.segments import filter_slots
-from liteframe.answer.memory.select import choose
 from liteframe.reduce.base import Tokens
 from liteframe.reduce.scenes import StreamCutter, boundaries, depths
+from liteframe.reduce.selection import newest_top
 
 QUESTION = "Which way does the red object move?"
 
@@ -156,8 +156,8 @@ def test_a_stream_is_cut_where_the_whole_video_is():
 
 
 def test_the_best_clips_in_order_of_time_and_of_equals_the_newest():
-    assert choose(torch.tensor([0.9, 0.2, 0.7, 0.65, 0.1, 0.72]), 3) == [0, 2, 5]
-    assert choose(torch.tensor([0.5, 0.5, 0.1, 0.5]), 2) == [1, 3]
+    assert newest_top(torch.tensor([0.9, 0.2, 0.7, 0.65, 0.1, 0.72]), 3) == [0, 2, 5]
+    assert newest_top(torch.tensor([0.5, 0.5, 0.1, 0.5]), 2) == [1, 3]
 
 
 def shown_clips(memory, question=""):
@@ -249,7 +249,7 @@ def test_attention_chooses_by_queries_and_keys_of_the_middle_layers(liteframe_vl
                 line[0, ids == processor.image_token_id] = clip.tokens.tokens
                 rows = normed(torch.cat([start, line], 1), layer)[start.shape[1] :][ids == processor.image_token_id]
                 scores[number] += (attention.k_proj(rows).mean(0).view(groups, -1) * query).sum() / 2
-        found = memory._scores(QUESTION, memory._clips)
+        found = memory._scores(QUESTION, memory._clips, 6)
         torch.testing.assert_close(found, scores, atol=1e-4, rtol=1e-4)
         chosen = sorted(scores.argsort(descending=True)[:2].tolist())
         assert [first // 4 for first, _, _ in memory.context(QUESTION).slots] == chosen

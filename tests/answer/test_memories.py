@@ -20,6 +20,7 @@ SMALL = {
     "clips": {"budget": 16, "slots_per_clip": 2, "chosen": 1},
     "bilevel": {"budget": 20, "slots_per_block": 1, "chosen": 1, "pool": 2},
     "summary": {"budget": 14, "segments": 2, "ratio": 2},
+    "learned_clips": {"budget": 16, "chosen": 1},
 }
 ROOMY = {
     "all": {},
@@ -28,6 +29,7 @@ ROOMY = {
     "clips": {"budget": 4096, "chosen": 100, "pool": False},
     "bilevel": {"budget": 4096, "chosen": 100},
     "summary": {"budget": 4096, "segments": 16},
+    "learned_clips": {"budget": 4096, "chosen": 100},
 }
 
 

@@ -261,7 +261,7 @@ def test_what_cannot_be_is_named(loaded, trained):
         memories["summary"](4096, ratio=0)
     with pytest.raises(ValueError, match=r"below 8 slots of 4.*and their summaries; give at least 34"):
         StreamSession(model, processor, memories["summary"](33))
-    with pytest.raises(ValueError, match="memory 'summary' reads with summary tokens, which this model has none of"):
+    with pytest.raises(ValueError, match="memory 'summary' reads with an adapter's summary tokens, which this model"):
         StreamSession(*loaded["liteframe_internvl"], memories["summary"](4096))
     with pytest.raises(ValueError, match="was trained for memory 'summary', not for 'window'"):
         StreamSession(model, processor, memories["window"](4096))

@@ -1,6 +1,7 @@
 """Small random Video LLMs, as ordinary transformers checkpoints."""
 
 import copy
+from functools import partial
 
 import torch
 from tokenizers import AddedToken, pre_tokenizers
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from liteframe.answer.session import StreamSession
+from liteframe.models.vlm.clip_summarizer import ClipSettings, add_clip_summarizer
 from liteframe.models.vlm.summary_tokens import SummarySettings, add_summary_tokens
 from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
@@ -235,11 +237,34 @@ def with_summary_tokens(pair, seed=0, **settings):
     """A copy of a model that has learned something random of summary tokens, and its processor."""
     model, processor = copy.deepcopy(pair[0]), pair[1]
     torch.manual_seed(seed)
-    tokens = add_summary_tokens(model, processor.tokenizer, SummarySettings(**settings)).requires_grad_(False)
+    tokens = add_summary_tokens(model, processor, SummarySettings(**settings)).requires_grad_(False)
     for name, weights in tokens.named_parameters():
         if name.endswith("up"):
             torch.nn.init.normal_(weights, std=0.3)
     return model, processor
 
 
-TRAINED = {"summary": with_summary_tokens}  # by the memory that reads with what was learned
+def with_clip_summarizer(pair, seed=0, std=0.0, **settings):
+    """A copy of a model with a clip summarizer that reads in its own way, and its processor.
+
+    Args:
+        pair: model and processor.
+        seed: of its weights.
+        std: of the map from what it reads to memories; 0 leaves these the means of clips.
+        settings: of ClipSettings.
+    """
+    model, processor = copy.deepcopy(pair[0]), pair[1]
+    torch.manual_seed(seed)
+    summarizer = add_clip_summarizer(model, processor, ClipSettings(**settings)).requires_grad_(False)
+    for weights in (summarizer.summary, summarizer.indicator):
+        torch.nn.init.normal_(weights, std=0.3)
+    torch.nn.init.normal_(summarizer.residual.weight, std=std)
+    return model, processor
+
+
+# By the memory that reads with what was learned.
+# By the memory that reads with what was learned.
+TRAINED = {
+    "summary": with_summary_tokens,
+    "learned_clips": partial(with_clip_summarizer, slots_per_clip=1),
+}

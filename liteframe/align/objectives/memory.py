@@ -1,11 +1,13 @@
 """What LMA's objectives for memories of a session share: a part of the language model that is trained beside LoRA."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 
+from liteframe.align.conversation_rows import Conversation
 from liteframe.align.objectives.sft import SupervisedFineTuning
 from liteframe.models.vlm.adapter import trained_for
 from liteframe.models.vlm.processor import LiteFrameProcessor
@@ -21,6 +23,8 @@ class MemoryTuning(SupervisedFineTuning, ABC):
 
     Attributes:
         memory: its name, which is that of the option of LMA.
+        keys: of rows, that are read for it alone.
+        conversations: rows of the run.
         progress: share of the run's steps that are done, to be set before each batch.
 
     Raises:
@@ -28,6 +32,7 @@ class MemoryTuning(SupervisedFineTuning, ABC):
     """
 
     memory: str
+    keys: frozenset[str] = frozenset()
 
     def __init__(self, settings: Any, processor: LiteFrameProcessor) -> None:
         super().__init__()
@@ -38,10 +43,15 @@ class MemoryTuning(SupervisedFineTuning, ABC):
             )
         self.settings, self.processor, self.progress = settings, processor, 0.0
 
-    def begin(self, model: PeftModel, start_from: str | None) -> None:
-        """Give a Video LLM with LoRA layers the memory's part, that of an adapter to go on from if it has one."""
+    def begin(self, model: PeftModel, start_from: str | None, conversations: Sequence[Conversation]) -> None:
+        """Give a Video LLM with LoRA layers the memory's part, that of an adapter to go on from if it has one.
+
+        Raises:
+            ValueError: the model can have none, or conversations cannot be read so.
+        """
+        self.conversations = conversations
         base = model.get_base_model()
-        part = TRAINED[self.memory].add(base, self.processor.tokenizer, self.settings)
+        part = TRAINED[self.memory].add(base, self.processor, self.settings)
         if start_from is not None and trained_for(start_from) == self.memory:
             load_weights(base, start_from)
         part.float().requires_grad_(True)
@@ -57,11 +67,14 @@ class MemoryTuning(SupervisedFineTuning, ABC):
         return f"{TRAINED[self.memory].words}: {count:,} of these parameters; LoRA: {lora}"
 
     @abstractmethod
-    def limit(self, limit: int, frames: int, device: torch.device) -> tuple[int, str]:
-        """Tokens that a conversation may have as it stands in the data, and who says so, as check_lengths takes it.
+    def room(self, limit: int, frames: Sequence[int], device: torch.device) -> tuple[Sequence[int], int, str]:
+        """Frames that the language model reads in full, and with them how many tokens, as check_lengths takes it.
 
         Args:
             limit: tokens that the language model reads.
-            frames: that its videos have at most.
-            device: on which it is read.
+            frames: that a conversation's videos have at most, see ChatDataModule.
+            device: on which they are read.
+
+        Returns:
+            Frames of videos in full, tokens that a conversation may have with them, and who says so.
         """

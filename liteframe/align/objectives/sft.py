@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the next token of each answer, averaged over the answer tokens of the global batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +66,11 @@ def answer_loss(logits: Tensor, labels: Tensor, positions: Tensor) -> AnswerLoss
     total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
     correct = (logits.argmax(-1) == targets) & learned
     return AnswerLoss(total, learned.sum(), correct.sum())
+
+
+def zero_of(parameters: Iterable[Tensor]) -> Tensor:
+    """A zero with gradients for all `parameters`: ranks wait for these, also where one has nothing to learn from."""
+    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
 
 @torch.no_grad()

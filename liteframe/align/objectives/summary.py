@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch, answer_positions
 from liteframe.align.objectives.memory import MemoryTuning
-from liteframe.align.objectives.sft import answer_loss
+from liteframe.align.objectives.sft import answer_loss, zero_of
 from liteframe.models.vlm.attention import FULL
 from liteframe.models.vlm.chat import IGNORE
 from liteframe.models.vlm.one_pass import LARGEST_DENSE, Segment, block_mask, dense_mask, lay_out, rearranged
@@ -80,19 +80,18 @@ class SummaryTuning(MemoryTuning):
         ).logits
         loss = answer_loss(logits, labels, answers)
         self._losses.append(loss._replace(total=loss.total.detach()))
-        none = 0.0 * torch.stack([parameter.sum() for parameter in summary.parameters()]).sum()
-        return loss.total + none, logits  # ranks wait for all gradients, also where nothing was summarized
+        return loss.total + zero_of(summary.parameters()), logits  # also where nothing was summarized
 
     @override
-    def limit(self, limit: int, frames: int, device: torch.device) -> tuple[int, str]:
-        slots, ratios = ceil(frames / self.processor.frames_per_slot), self.settings.ratios
+    def room(self, limit: int, frames: Sequence[int], device: torch.device) -> tuple[Sequence[int], int, str]:
+        slots, ratios = ceil(max(frames) / self.processor.frames_per_slot), self.settings.ratios
         tokens = slots * self.processor.tokens_per_slot(*self.processor.frame_size)
         ratio = min(DYNAMIC) if ratios == "dynamic" else min(map(min, ratios))
         most = tokens // ratio + slots  # what is left at the end of a segment has one of its own
         reason = "the language model reads"
         if device.type != "cuda" and limit > LARGEST_DENSE:
             limit, reason = LARGEST_DENSE, "a mask of all pairs, which a CPU needs, has room for"
-        return limit - most, f"{reason} beside {most} summary tokens"
+        return frames, limit - most, f"{reason} beside {most} summary tokens"
 
     def _rows(self, batch: ChatBatch, features: Sequence[Tensor]) -> list[tuple[int, list[Segment]]]:
         media = iter(zip(batch.media_keys, features, strict=True))

@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from liteframe.answer.key_values import VIDEO, KeyValues
 from liteframe.answer.memory.cache import SlotCache
-from liteframe.answer.memory.select import by_attention, choose, mean_keys
+from liteframe.answer.memory.select import by_attention, mean_keys
 from liteframe.answer.positions import rotate
+from liteframe.reduce.selection import newest_top
 
 
 class BiLevelCache(SlotCache):
@@ -55,7 +56,7 @@ class BiLevelCache(SlotCache):
             return past
         video = past.kind[0] == VIDEO
         keys = torch.stack([mean_keys(past, video & (blocks == number)) for number in between])  # [K,l,H,d]
-        dense = {between[place] for place in choose(by_attention(self.reader, question, keys), self.chosen)}
+        dense = {between[place] for place in newest_top(by_attention(self.reader, question, keys), self.chosen)}
         return self._pooled(past, [number for number in between if number not in dense], blocks)
 
     def _pooled(self, past: KeyValues, coarse: list[int], blocks: Tensor) -> KeyValues:

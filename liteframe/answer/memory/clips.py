@@ -15,10 +15,11 @@ from typing_extensions import override
 from liteframe.answer.key_values import VIDEO
 from liteframe.answer.memory.base import StreamMemory, copied, split_slots, tokens_of_state, tokens_state
 from liteframe.answer.memory.segments import mean_slot
-from liteframe.answer.memory.select import by_attention, by_meaning, choose, mean_keys
+from liteframe.answer.memory.select import by_attention, by_meaning, mean_keys
 from liteframe.answer.reader import Reader
 from liteframe.reduce.base import Tokens, join_tokens
 from liteframe.reduce.scenes import StreamCutter
+from liteframe.reduce.selection import newest_top
 
 SELECTORS = ("attention", "embed", "last", "random")
 
@@ -104,7 +105,7 @@ class ClipMemories(StreamMemory):
         for slot in split_slots(clip):
             self._open.append(copied(slot))
             if (end := self._end()) is not None:
-                self._clips.append(self._closed(self._open[:end]))
+                self._keep(self._open[:end])
                 self._open = self._open[end:]
             while self._held > self.budget:
                 self._merge()
@@ -118,6 +119,10 @@ class ClipMemories(StreamMemory):
     @property
     def _held(self) -> int:
         return sum(len(clip.tokens.tokens) for clip in self._clips) + sum(len(slot.tokens) for slot in self._open)
+
+    def _keep(self, slots: list[Tokens]) -> None:
+        """Remember a clip that is complete."""
+        self._clips.append(self._closed(slots))
 
     def _closed(self, slots: list[Tokens], always_shown: bool = False) -> Clip:
         tokens = mean_slot(slots) if self.pool else join_tokens(slots)
@@ -135,15 +140,15 @@ class ClipMemories(StreamMemory):
         return mean_keys(past, past.kind[0] == VIDEO)
 
     def _merge(self) -> None:
-        if len(self._clips) == 1:
-            only = mean_slot(split_slots(self._clips[0].tokens))
-            self._clips = [Clip(only, self._key(only))]
-            return
-        means = torch.stack([_mean(clip.tokens) for clip in self._clips])  # [K,C]
-        first = int(F.cosine_similarity(means[:-1], means[1:], dim=-1).argmax())
-        pair = [slot for clip in self._clips[first : first + 2] for slot in split_slots(clip.tokens)]
-        tokens = mean_slot(pair)
-        self._clips[first : first + 2] = [Clip(tokens, self._key(tokens))]
+        first = 0
+        if len(self._clips) > 1:
+            means = torch.stack([_mean(clip.tokens) for clip in self._clips])  # [K,C]
+            first = int(F.cosine_similarity(means[:-1], means[1:], dim=-1).argmax())
+        self._clips[first : first + 2] = [self._merged(self._clips[first : first + 2])]
+
+    def _merged(self, clips: list[Clip]) -> Clip:
+        tokens = mean_slot([slot for clip in clips for slot in split_slots(clip.tokens)])
+        return Clip(tokens, self._key(tokens))
 
     @override
     def context(self, question: str) -> Tokens | None:
@@ -153,14 +158,16 @@ class ClipMemories(StreamMemory):
         always = range(max(0, len(clips) - self.newest), len(clips))
         others = len(clips) - len(always)
         if others > self.chosen:
-            chosen = choose(self._scores(question, clips[:others]), self.chosen)
+            chosen = newest_top(self._scores(question, clips, others), self.chosen)
         else:
             chosen = list(range(others))
         return join_tokens([clips[number].tokens for number in (*chosen, *always)])
 
-    def _scores(self, question: str, clips: list[Clip]) -> Tensor:
+    def _scores(self, question: str, clips: list[Clip], count: int) -> Tensor:
+        """How much a question is about each of the first `count` clips."""
+        clips = clips[:count]
         if self.selector == "last":
-            return torch.arange(len(clips))
+            return torch.arange(count)
         if self.selector == "random":
             draws = [random.Random(f"{self.seed} {clip.tokens.slots[0][0]}").random() for clip in clips]
             return torch.tensor(draws)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from liteframe.answer.memory.base import split_slots
-from liteframe.reduce.base import Tokens, join_tokens
+from liteframe.reduce.base import Tokens, join_tokens, mean_at
 from liteframe.reduce.scenes import alike
 
 
@@ -44,13 +44,10 @@ def mean_slot(slots: Sequence[Tokens]) -> Tokens:
     if len(slots) == 1:
         return slots[0]
     sizes = torch.stack([slot.size for slot in slots])  # [S,N]
-    tokens = torch.stack([slot.tokens.float() for slot in slots])  # [S,N,C]
-    size = sizes.sum(0)
-    weights = (sizes / size).to(tokens.device)[..., None]
+    tokens = torch.stack([slot.tokens for slot in slots])  # [S,N,C]
     first, last = slots[0], slots[-1]
     times = None
     if first.times is not None and last.times is not None:
         times = [(first.times[0][0], last.times[-1][1])]
     line = (first.slots[0][0], last.slots[-1][1], len(first.tokens))
-    mean = (tokens * weights).sum(0).to(first.tokens.dtype)
-    return Tokens(mean, first.frame, first.place, size, [line], times, first.shape)
+    return Tokens(mean_at(tokens, sizes), first.frame, first.place, sizes.sum(0), [line], times, first.shape)

@@ -11,12 +11,6 @@ from torch import Tensor
 
 from liteframe.answer.key_values import TEXT, KeyValues
 from liteframe.answer.reader import Reader, watch_queries
-from liteframe.reduce.selection import top
-
-
-def choose(scores: Tensor, count: int) -> list[int]:
-    """The parts with the highest scores [K], ascending; of equals the newest."""
-    return sorted((len(scores) - 1 - top(scores.flip(0), count)).tolist())
 
 
 def by_meaning(reader: Reader, question: str, keys: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def load_video_llm(
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter, memory))
         if memory is not None:
-            load_part(model, processor.tokenizer, adapter, memory)
+            load_part(model, processor, adapter, memory)
     if mode is not None:  # after the adapter, which knows the model with the whole encoder
         take_mode(model, mode)
         processor = processor_for(base, model.config)

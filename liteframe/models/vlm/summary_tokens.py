@@ -114,7 +114,7 @@ class SummaryTokens(nn.Module):
         return output.index_put(places, output[places] + updates[name](given[0][places]).to(output.dtype))
 
 
-def add_summary_tokens(model: Any, tokenizer: Any, settings: SummarySettings) -> SummaryTokens:
+def add_summary_tokens(model: Any, processor: Any, settings: SummarySettings) -> SummaryTokens:
     """Give the language model of a Video LLM summary tokens, on its device; they begin as the end of a turn.
 
     Raises:
@@ -126,16 +126,25 @@ def add_summary_tokens(model: Any, tokenizer: Any, settings: SummarySettings) ->
             f"summary tokens need a language model of the qwen2 or qwen3 kind with full attention in all layers, by "
             f"torch's own kernels (sdpa); this one is a {language_model.config.model_type}"
         )
-    number = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    if number is None:
-        raise ValueError("the tokenizer names no eos and no bos token, one of which summary tokens begin as")
-    start = model.get_input_embeddings().weight[number]
+    start = end_of_turn(model, processor.tokenizer)
     tokens = SummaryTokens(language_model, settings, start).to(start.device)
     language_model.summary_tokens = tokens
     for number, layer in enumerate(language_model.layers):
         for name in PROJECTIONS:
             getattr(layer.self_attn, name).register_forward_hook(partial(tokens._update, number, name))
     return tokens
+
+
+def end_of_turn(model: Any, tokenizer: Any) -> Tensor:
+    """The embedding [D] that tokens which a Video LLM learns begin as.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    number = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    if number is None:
+        raise ValueError("the tokenizer names no eos and no bos token, one of which learned tokens begin as")
+    return model.get_input_embeddings().weight[number]
 
 
 def summary_tokens_of(model: Any) -> SummaryTokens | None:

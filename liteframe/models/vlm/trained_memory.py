@@ -13,6 +13,7 @@ from torch import nn
 
 from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import ORIGIN, adapter_file
+from liteframe.models.vlm.clip_summarizer import ClipSettings, add_clip_summarizer
 from liteframe.models.vlm.summary_tokens import SummarySettings, add_summary_tokens
 from liteframe.texts import read_json
 
@@ -23,7 +24,7 @@ class TrainedMemory(NamedTuple):
     Attributes:
         part: attribute of the language model that holds it.
         settings: dataclass of its training, an option of LMA by the memory's name.
-        add: gives a Video LLM the part as training begins with it: (model, tokenizer, settings) -> part.
+        add: gives a Video LLM the part as training begins with it: (model, processor, settings) -> part.
     """
 
     part: str
@@ -43,6 +44,7 @@ class TrainedMemory(NamedTuple):
 
 TRAINED: dict[str, TrainedMemory] = {
     "summary": TrainedMemory("summary_tokens", SummarySettings, add_summary_tokens),
+    "learned_clips": TrainedMemory("clip_summarizer", ClipSettings, add_clip_summarizer),
 }
 
 
@@ -69,8 +71,8 @@ def check_memory(model: Any, memory: str, trained: bool) -> None:
         return
     if held is None:
         raise ValueError(
-            f"memory {memory!r} reads with {TRAINED[memory].words}, which this model has none of; load it with an "
-            f"adapter that was trained for it: load_video_llm(..., adapter=..., memory={memory!r})"
+            f"memory {memory!r} reads with an adapter's {TRAINED[memory].words}, which this model does not have; load "
+            f"it with an adapter that was trained for it: load_video_llm(..., adapter=..., memory={memory!r})"
         )
     raise ValueError(
         f"this model's adapter was trained for memory {held!r}, not for {memory!r}; give that memory, or another "
@@ -104,7 +106,7 @@ def load_weights(model: Any, adapter: str | os.PathLike[str]) -> None:
         part.load_state_dict(saved)
 
 
-def load_part(model: Any, tokenizer: Any, adapter: str | os.PathLike[str], name: str) -> None:
+def load_part(model: Any, processor: Any, adapter: str | os.PathLike[str], name: str) -> None:
     """Give a Video LLM what an adapter was trained with for a memory, frozen.
 
     Raises:
@@ -115,5 +117,5 @@ def load_part(model: Any, tokenizer: Any, adapter: str | os.PathLike[str], name:
         settings = TRAINED[name].settings(**read_json(path, "copy the adapter again")[name])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say what it was trained with for memory {name!r}: {error!r}") from error
-    TRAINED[name].add(model, tokenizer, settings).requires_grad_(False)
+    TRAINED[name].add(model, processor, settings).requires_grad_(False)
     load_weights(model, adapter)
