@@ -156,7 +156,7 @@ class LMAModule(GuardedModule):
             if self.train_encoder or self.distillation.weight or type(self.objective) is not SupervisedFineTuning:
                 raise ValueError(
                     "data.context_parallel is for LMA with a frozen encoder; leave out model.train_encoder, "
-                    "model.summary and model.distillation, and TPO's pairs"
+                    "memories (model.summary, model.learned_clips) and model.distillation, and TPO's pairs"
                 )
             data.shares = ContextShares(data.context_parallel)
         # Lightning makes the device of the run the default. What is rounded waits for it in main memory: the GPU that

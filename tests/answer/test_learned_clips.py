@@ -162,15 +162,16 @@ def test_training_reads_what_a_session_shows(loaded, video, monkeypatch, family,
     pair = with_clip_summarizer(loaded[f"liteframe_{family}"], seed=7, std=0.1, **settings)
     monkeypatch.setattr(objective, "gumbel", no_noise)
     found = trained_forward(pair, [video, video[::-1][:20].copy()])  # four clips, of which the last is short; and three
+    early = []
     for row, frames in zip(found, (video, video[::-1][:20]), strict=True):
         session = StreamSession(*pair, memories["learned_clips"](4096))
         session.add(frames)
         torch.testing.assert_close(row, session.score(QUESTION, WORDS), atol=1e-5, rtol=1e-5)
-        candidates = len(frames) // 8
-        assert session._shown(QUESTION).slots[0][0] < 8 * (candidates - 1)  # not the newest of those that may be chosen
+        early.append(session._shown(QUESTION).slots[0][0] == 0)
         other = StreamSession(*pair, memories["learned_clips"](4096, chosen=2))
         other.add(frames)
         assert not torch.allclose(row, other.score(QUESTION, WORDS), atol=1e-4)
+    assert any(early)  # else the newest that may be chosen are
 
 
 def test_untrained_memories_are_means(loaded, video):
