@@ -1,5 +1,6 @@
 """benchmarks/qwen_toyworld.py and aspect_ratio.py: tiny runs, and their arithmetic by hand."""
 
+import importlib
 import json
 
 import pytest
@@ -79,7 +80,9 @@ def test_differences_by_hand(small):
     assert bench.spread([1.0, 3.0], 1) == "2.0 ± 1.4"
 
 
-def test_the_committed_table_is_that_of_the_record(small):
-    _, bench = small
-    record = json.loads((ROOT / "benchmarks" / "aspect_ratio.json").read_text())
-    assert (ROOT / "benchmarks" / "aspect_ratio.md").read_text() == bench.as_markdown(record)
+@pytest.mark.parametrize("name", ["qwen_toyworld", "aspect_ratio"])
+def test_the_committed_table_is_that_of_the_record(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    record = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+    table = (ROOT / "benchmarks" / f"{name}.md").read_text()
+    assert table == importlib.import_module(name).as_markdown(record)
