@@ -1,0 +1,215 @@
+"""What benchmarks/film_training.py has found: accuracies, differences with intervals, and verdicts, as two tables.
+
+A claim holds where the 95 % interval of the difference lies above zero and is refuted where it lies below; else nothing
+is shown. Questions are paired; what is independent are films, with all their seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from claims_report import HOLDS, OPEN, REFUTED
+from claims_table import OTHER
+from film_training_plan import BASE, SCENE_ARMS, SEEDS, TEST_FILMS
+
+from liteframe.evaluate.intervals import Difference, paired_difference, share
+
+PAST, PRESENT, SCENES = "past", "present", "scenes"
+COUNTS = "REC"  # among as many numbers as a film has scenes: reported apart
+APART = (COUNTS, "SSR", "CRR")  # the film model has not learned the last two
+MARKERS = ("<!-- film claims -->\n", "<!-- /film claims -->\n")
+Way = tuple[str, str]  # an arm, and the memory it is asked with
+
+
+class Claim(NamedTuple):
+    """That one is right more often than another, about the past, the present, or videos of one scene."""
+
+    whose: str
+    text: str
+    one: Way
+    other: Way
+    kind: str = PAST
+
+
+ALL, PLAIN, SELECTED = (BASE, "all"), "more alignment", "selection"
+DIRECT, CURRICULUM = "summary, direct", "summary, curriculum"
+CLAIMS = (
+    Claim("TPO", "TPO is better than fine-tuning on the chosen answers", ("TPO", "all"), ("chosen answers", "all")),
+    Claim("TPO", "and in the present", ("TPO", "all"), ("chosen answers", "all"), PRESENT),
+    Claim("TPO", "TPO gains on the model that its pairs are of", ("TPO", "all"), ALL),
+    Claim("TPO", "and in the present", ("TPO", "all"), ALL, PRESENT),
+    Claim("Video-XL", "summary tokens tell more than means of 8 slots", (DIRECT, "summary"), (PLAIN, "average")),
+    Claim("Video-XL", "more than StreamMem's saliency", (DIRECT, "summary"), (PLAIN, "saliency")),
+    Claim("Video-XL", "more than a recent window", (DIRECT, "summary"), (PLAIN, "window")),
+    Claim("Video-XL", "and cost nothing in the present, against a window", (DIRECT, "summary"), (PLAIN, "window"),
+          PRESENT),
+    Claim("ours", "summary tokens tell as much as all tokens", (DIRECT, "summary"), (PLAIN, "all")),
+    Claim("Video-XL", "ratios that rise (2 and 4, 8, 16) are better than 8 from the start, asked at 8",
+          (CURRICULUM, "summary"), (DIRECT, "summary")),
+    Claim("Video-XL", "the same, asked at 16", (CURRICULUM, "summary, 16"), (DIRECT, "summary, 16")),
+    Claim("VideoStreaming", "a trained selection of clips is better than attention's, untrained",
+          (SELECTED, "learned clips"), (PLAIN, "clips, attention")),
+    Claim("VideoStreaming", "and than the last clips", (SELECTED, "learned clips"), (PLAIN, "clips, last")),
+    Claim("VideoStreaming", "untrained: attention's selection is better than the last clips",
+          (PLAIN, "clips, attention"), (PLAIN, "clips, last")),
+    Claim("VideoStreaming", "memories that are handed on from clip to clip help", (SELECTED, "learned clips"),
+          ("selection, clips alone", "learned clips")),
+    Claim("ours", "a soft target from dense frames helps LMA", ("distillation", SCENES), ("labels alone", SCENES),
+          SCENES),
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """The record, by what was asked.
+
+    Attributes:
+        questions: scenes, world, number, task, whether it is about the past, candidates.
+        rows: by arm and seed.
+    """
+
+    questions: Sequence[Sequence[Any]]
+    rows: Mapping[tuple[str, int], Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Found:
+        """That of film_training.json."""
+        return cls(record["questions"], {(r["cell"]["name"], r["cell"]["seed"]): r for r in record["cells"]})
+
+    def seeds(self, way: Way) -> list[int]:
+        """Those that an arm was trained and asked with."""
+        return [seed for seed in SEEDS if way[1] in self.rows.get((way[0], seed), {"right": ()})["right"]]
+
+    def asked(self, kind: str, scenes: Sequence[int], right: str) -> list[int]:
+        """Numbers of the questions of a kind about films of so many scenes, out of as many as there are answers."""
+        if kind == SCENES:
+            return [*range(len(right))]
+        return [
+            number
+            for number, (count, _, _, task, past, _) in enumerate(self.questions)
+            if count in scenes and (task == COUNTS if kind == COUNTS else task not in APART and past == (kind == PAST))
+        ]
+
+    def answers(self, way: Way, seed: int, kind: str, scenes: Sequence[int]) -> tuple[list[bool], list[Any]]:
+        """Which of them are right, and the film of each."""
+        right = self.rows[way[0], seed]["right"][way[1]]
+        numbers = self.asked(kind, scenes, right)
+        films = [number // 5 if kind == SCENES else tuple(self.questions[number][:3]) for number in numbers]
+        return [right[number] == "1" for number in numbers], films
+
+    def accuracy(self, way: Way, kind: str, scenes: Sequence[int] = tuple(TEST_FILMS)) -> str:
+        """In %, with its interval, over all seeds."""
+        parts = [self.answers(way, seed, kind, scenes) for seed in self.seeds(way)]
+        if not parts or not parts[0][0]:
+            return ""
+        found = share([one for right, _ in parts for one in right], [film for _, films in parts for film in films])
+        return f"{100 * found.accuracy:.1f} ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+    def less(self, one: Way, other: Way, kind: str) -> tuple[Difference, list[Difference]] | None:
+        """One less the other over the seeds that both have, and by seed; what has one seed, has it for all."""
+        ours, theirs = self.seeds(one), self.seeds(other)
+        if not ours or not theirs:
+            return None
+        seeds = [seed for seed in ours if seed in theirs]
+        if other[0] == BASE:
+            seeds = ours
+        pairs = [(seed, theirs[0] if other[0] == BASE else seed) for seed in seeds]
+        if not pairs:
+            return None
+        parts = [
+            (*self.answers(one, mine, kind, tuple(TEST_FILMS)), self.answers(other, yours, kind, tuple(TEST_FILMS))[0])
+            for mine, yours in pairs
+        ]
+        whole = paired_difference(*([x for part in parts for x in part[i]] for i in (0, 2, 1)))
+        return whole, [paired_difference(right, wrong, films) for right, films, wrong in parts]
+
+
+def judged(found: Difference) -> str:
+    """A verdict by the interval."""
+    return HOLDS if found.low > 0 else REFUTED if found.high < 0 else OPEN
+
+
+def figure(found: Difference, by_seed: Sequence[Difference]) -> str:
+    """In points."""
+    text = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    seeds = ", ".join(f"{100 * one.difference:+.1f}" for one in by_seed)
+    return f"{text}; by seed {seeds}" if len(by_seed) > 1 else f"{text}; one seed"
+
+
+def claim_rows(record: Mapping[str, Any]) -> list[str]:
+    """A row of a table for each claim that was tried."""
+    measured, rows = Found.of(record), []
+    for whose, text, one, other, kind in CLAIMS:
+        found = measured.less(one, other, kind)
+        if found is None:
+            continue
+        about = {PAST: "past: ", PRESENT: "present: ", SCENES: ""}[kind]
+        ours, theirs = (measured.accuracy(way, kind).split()[0] for way in (one, other))
+        verdict = judged(found[0]) + ("" if len(found[1]) == len(SEEDS) else f", {len(found[1])} of {len(SEEDS)} seeds")
+        rows.append(f"| {whose} | {text} | {OTHER} | {about}{ours} against {theirs} %: {figure(*found)} | {verdict} |")
+    return rows
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The page."""
+    measured, setup = Found.of(record), record["setup"]
+    films: dict[int, int] = {}
+    for scenes in TEST_FILMS:
+        films[scenes] = len({tuple(q[:3]) for q in measured.questions if q[0] == scenes})
+    seconds = sum(row["cpu_seconds"] for row in record["cells"])
+    shown = ", ".join(f"{count} of {scenes} scenes" for scenes, count in films.items())
+    lines = [
+        "# Trained methods for long videos on toy films\n",
+        f"{record['date'][:10]}, {record['processor']}, one thread, {seconds / 60:.0f} CPU minutes, torch "
+        f"{record['versions']['torch']}: `python benchmarks/film_training.py`. All go on from one alignment of "
+        f"{setup['base_steps']} steps with a student of toyworld, on {setup['films']} films of two and three scenes; a "
+        f"scene is 8 s, 64 tokens. Runs have {setup['steps']} steps of {setup['batch']} films, those of summary tokens "
+        f"twice as many; TPO and chosen answers {setup['pair_steps']} steps of {setup['pair_batch']} pairs. All are "
+        f"asked the same {len(measured.questions)} questions about held-out films ({shown}). Accuracy in % with its "
+        "95 % interval, films what is independent. *past*: EPM, ASI and HLD; *present*: ATR, OJR and STU; counts (REC) "
+        "apart; SSR and CRR, whether a star flashes or has flashed, are left out, since the film model has not learned "
+        "them. *entries*: what of a film the language model reads for a question, labels included.\n",
+        "| trained | memory | seeds | entries | past | present | counts | "
+        + " | ".join(f"past, {scenes} scenes" for scenes in TEST_FILMS) + " |",
+        "|---|---|---:|---:|---|---|---|" + "---|" * len(TEST_FILMS),
+    ]  # fmt: skip
+    ways = {(name, system): None for name, _ in measured.rows for system in measured.rows[name, _]["right"]}
+    for way in ways:
+        if way[1] == SCENES:
+            continue
+        seeds = measured.seeds(way)
+        entries = sum(measured.rows[way[0], seed]["entries"][way[1]] for seed in seeds) / len(seeds)
+        cells = [*way, str(len(seeds)), f"{entries:.0f}"]
+        cells += [measured.accuracy(way, kind) for kind in (PAST, PRESENT, COUNTS)]
+        cells += [measured.accuracy(way, PAST, [scenes]) for scenes in TEST_FILMS]
+        lines.append(f"| {' | '.join(cells)} |")
+    chance = {
+        kind: 100 * sum(1 / measured.questions[n][5] for n in numbers) / max(1, len(numbers))
+        for kind in (PAST, PRESENT, COUNTS)
+        for numbers in [measured.asked(kind, tuple(TEST_FILMS), "")]
+    }
+    lines.append(f"| by chance | | | | {' | '.join(f'{chance[kind]:.0f}' for kind in chance)} | | | |")
+    lines += ["", "| LMA on videos of one scene | seeds | accuracy |", "|---|---:|---|"]
+    lines += [
+        f"| {name} | {len(measured.seeds((name, SCENES)))} | {measured.accuracy((name, SCENES), SCENES)} |"
+        for name in SCENE_ARMS
+        if measured.seeds((name, SCENES))
+    ]
+    lines += [
+        "",
+        "## Claims",
+        "",
+        "| whose | claim | refuted if | figure, in points | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    counts = next((row["pairs"] for row in record["cells"] if "pairs" in row), None)
+    told = [] if counts is None else ["", f"Pairs: {counts['kept']} of {counts['tried']} tries were kept."]
+    return "\n".join([*lines, *claim_rows(record), *told, ""])
+
+
+def filled(text: str, record: Mapping[str, Any]) -> str:
+    """docs/claims.md with the claims of another record in its second table."""
+    before, rest = text.split(MARKERS[0])
+    _, after = rest.split(MARKERS[1])
+    head = ["| whose | claim | refuted if | figure, in points | verdict |", "|---|---|---|---|---|"]
+    return before + MARKERS[0] + "\n".join([*head, *claim_rows(record), ""]) + MARKERS[1] + after
