@@ -133,6 +133,9 @@ class Blend(Mixer):
     def forward(self, x):
         return x + self.part * (x.mean(1, keepdim=True) - x)  # [B,T,N,C]
 
+    def still(self, x):
+        return x
+
     @staticmethod
     def params(shape):
         return shape.dim
@@ -160,6 +163,7 @@ def test_add_a_mixer(monkeypatch, tmp_path, capsys):
         for block in encoder.blocks:
             block.temporal.part.zero_()
         torch.testing.assert_close(encoder(still), frozen, atol=1e-4, rtol=1e-4)  # frames alike have nothing to blend
+        torch.testing.assert_close(encoder.still(video[:, 0]), frozen[:, :1], atol=1e-4, rtol=1e-4)
         assert not torch.allclose(encoder(video), moving, atol=1e-2)
         for block in encoder.blocks:
             block.temporal.part.copy_(torch.arange(24.0))

@@ -106,7 +106,9 @@ def _graph_card(
         "as one graph for any number of clips, frames and pixels, as long as frames are a multiple of "
         f"{t} and pixels of {config.patch_size * h} x {config.patch_size * w}. Its features are in the teacher's own "
         f"space. Encode long videos clip after clip, {config.clip_frames} frames each, and fill up a last clip that is "
-        f"no multiple of {t} frames with copies of its last frame, as in training."
+        f"no multiple of {t} frames with copies of its last frame, as in training. A still image needs copies, too: "
+        "LiteFrame itself encodes one as a frame of an endless still, cheaper and with other features, for which this "
+        "graph has no way."
     )
     if config.resize == "aspect":
         about += (
@@ -169,7 +171,8 @@ def encoder_card(
         f"A video encoder of {parameters:,} parameters, distilled from {teacher.get('name') or 'an image teacher'} by "
         f"LiteFrame (arXiv 2605.17260). It turns a video `[B,T,3,H,W]` into features "
         f"`[B,T/{t},H/{config.patch_size * h},W/{config.patch_size * w},{config.teacher_dim}]` in the teacher's own "
-        "feature space, so that the teacher's projector takes them as they are."
+        "feature space, so that the teacher's projector takes them as they are. A still image is `[B,1,3,H,W]` with "
+        "`model(pixels, still=True)`, as where a Video LLM with this encoder sees one."
     )
     return join(
         front_matter("feature-extraction", teacher.get("license")),

@@ -123,19 +123,21 @@ class Mlp(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Residual depthwise convolution along T; one frame alone passes unchanged."""
+    """Residual depthwise convolution along T; one frame alone passes unchanged, a still meets the sum of the taps."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.weight = mx.zeros((config.dim, config.temporal_kernel))
         self.bias = mx.zeros((config.dim,))
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, still: bool) -> mx.array:
         """[B,T,N,C] -> [B,T,N,C]."""
         frames, taps = x.shape[1], self.weight.shape[1]
+        wide, weight = x.astype(mx.float32), self.weight.astype(mx.float32)
+        if still:
+            return (wide + wide * weight.sum(1) + self.bias.astype(mx.float32)).astype(x.dtype)
         if frames == 1:
             return x
-        wide, weight = x.astype(mx.float32), self.weight.astype(mx.float32)
         padded = mx.pad(wide, [(0, 0), (taps // 2, taps - 1 - taps // 2), (0, 0), (0, 0)])
         for tap in range(taps):
             wide = wide + padded[:, tap : tap + frames] * weight[:, tap]
@@ -179,11 +181,11 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.ls2 = mx.ones((config.dim,))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """[B,T,N,C] -> [B,T,N,C]."""
+    def __call__(self, x: mx.array, still: bool) -> mx.array:
+        """[B,T,N,C] -> [B,T,N,C]; a still's frame stands for endless ones like it."""
         normed = self.norm1(x).reshape(-1, *x.shape[2:])  # [B*T,N,C]
         x = x + self.ls1 * self.attn(normed).reshape(x.shape)
-        x = self.temporal(x) if "temporal" in self else x
+        x = self.temporal(x, still) if "temporal" in self else x
         return x + self.ls2 * self.mlp(self.norm2(x))
 
 
@@ -202,8 +204,8 @@ class Encoder(nn.Module):
         self.downsample = {f"after_{block}": StridedConv(config.dim, s) for block, s in config.downsample.items()}
         self.head = nn.Linear(config.dim, config.teacher_dim)
 
-    def __call__(self, video: mx.array) -> mx.array:
-        """Uint8 [B,T,3,H,W], or normalized.
+    def __call__(self, video: mx.array, still: bool = False) -> mx.array:
+        """Uint8 [B,T,3,H,W], or normalized; `still` as of LiteFrameEncoder.
 
         Raises:
             ValueError: the strides do not divide the frame size.
@@ -217,7 +219,7 @@ class Encoder(nn.Module):
         p = self.config.patch_size
         if video.shape[3] % (p * h) or video.shape[4] % (p * w):
             raise ValueError(f"frames of {video.shape[3]}x{video.shape[4]} pixels are no multiple of {p * h}x{p * w}")
-        missing = -video.shape[1] % t
+        missing = 0 if still else -video.shape[1] % t
         if missing:
             video = mx.concatenate([video, mx.repeat(video[:, -1:], missing, axis=1)], axis=1)
         batch, frames = video.shape[:2]
@@ -227,9 +229,10 @@ class Encoder(nn.Module):
         x = mx.concatenate([cls, patches.flatten(1, 2)], axis=1) + self._positions(grid)  # [B*T,N,C]
         x = x.reshape(batch, frames, *x.shape[1:])
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = block(x, still)
             if f"after_{number}" in self.downsample:
-                x, grid = self.downsample[f"after_{number}"](x, grid)
+                conv = self.downsample[f"after_{number}"]
+                x, grid = conv(mx.repeat(x, conv.weight.shape[1], axis=1) if still else x, grid)
         features = self.head(x[:, :, 1:])  # [B,T/t,h*w,teacher_dim]
         return features.reshape(*features.shape[:2], *grid, -1)
 
@@ -302,7 +305,8 @@ class Model(nn.Module):
             clip = self.config.vision_config.clip_frames
             grids = []
             for first in range(start, end, clip):
-                grids.append(self.vision_tower(frames[None, first : min(first + clip, end)])[0])  # [t',h,w,C]
+                still = end - start == 1 < clip
+                grids.append(self.vision_tower(frames[None, first : min(first + clip, end)], still)[0])  # [t',h,w,C]
                 mx.eval(grids[-1])  # a long video takes the memory of one clip
             grid = mx.concatenate(grids)
             t, h, w, channels = grid.shape

@@ -225,7 +225,8 @@ class CropEncoder(EncoderOnTop):
             places = pixels.unflatten(3, (crops[1], -1)).unflatten(2, (crops[0], -1))  # [T,3,r,h,c,w]
             views = torch.cat([views, places.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)])  # [V,T,3,h,w]
         encode = self._whole.model.model.get_video_features
-        features = encode(views.flatten(0, 1), [len(pixels)] * len(views), final=False).pooler_output  # V x [S*h*w,D]
+        how = {"final": False, "first": first_frame == 0}
+        features = encode(views.flatten(0, 1), [len(pixels)] * len(views), **how).pooler_output  # V x [S*h*w,D]
         view = self._whole.processor.grid(*self.size)
         grids = torch.stack(list(features)).unflatten(1, (-1, *view))  # [V,S,h,w,D]
         shown = torch.cat(_views(grids, crops, base, together), dim=1)  # [S,N,D]

@@ -11,6 +11,7 @@ from liteframe.data.preprocess import FrameTransform
 from liteframe.data.video.process import DecodeProcess
 from liteframe.data.video.sampling import choose_frames
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.strides import is_still
 
 
 @torch.no_grad()
@@ -44,7 +45,8 @@ def encode_video(
         mode: compression of an elastic encoder; None is its own.
 
     Returns:
-        [1,ceil(T/t),h,w,C] for T frames read and compression (t,..): raw teacher-space features.
+        [1,ceil(T/t),h,w,C] for T frames read and compression (t,..): raw teacher-space features. One frame alone is
+        encoded as a still image.
 
     Raises:
         VideoError: the file or a frame of it cannot be decoded.
@@ -66,5 +68,5 @@ def encode_video(
             last = first + config.clip_frames
             pixels = decoder.read(path, indices[first:last], reader=reader, then=indices[last:])
             clip = transform.resized(pixels).to(weight.device).unsqueeze(0)
-            features.append(form(clip, mode))
+            features.append(form(clip, mode, is_still(len(indices), config.clip_frames)))
     return torch.cat(features, dim=1)

@@ -135,7 +135,8 @@ class ClipEncoder(FrameEncoder):
 
     @override
     def tokens(self, pixels: Tensor, first_frame: int) -> Tokens:
-        features = self.model.model.get_video_features(pixels, final=False).pooler_output[0]  # [S*N,D]
+        encode, first = self.model.model.get_video_features, first_frame == 0
+        features = encode(pixels, final=False, first=first).pooler_output[0]  # [S*N,D]
         size = pixels.shape[-2:]
         return slot_tokens(features, self.processor.slots(len(pixels), *size), first_frame, self.processor.grid(*size))
 

@@ -111,6 +111,7 @@ def describe_encoder(folder: Path) -> list[str]:
     encoder = LiteFrameEncoder.from_pretrained(folder)
     config = encoder.config
     own = cost(config, frames=config.clip_frames)
+    image = cost(config, 1, still=True)
     t, h, w = config.compression
     side = config.image_size // config.patch_size
     compressing = ", ".join(f"{stride} after block {block}" for block, stride in config.downsample.items()) or "none"
@@ -119,7 +120,9 @@ def describe_encoder(folder: Path) -> list[str]:
             ("folder", str(folder)),
             ("parameters", f"{own.params / 1e6:.2f}M ({own.params:,}), {next(encoder.parameters()).dtype}"),
             ("FLOPs", f"{own.flops / 1e9:.2f}G (with attention {(own.flops + own.attention_flops) / 1e9:.2f}G) "
-                      f"for a clip of {config.clip_frames} frames"),
+                      f"for a clip of {config.clip_frames} frames, "
+                      f"{image.flops / 1e9:.2f}G (with attention {(image.flops + image.attention_flops) / 1e9:.2f}G) "
+                      "for a still image"),
             ("input", f"[B,T,3,{config.image_size},{config.image_size}], {config.resize}, "
                       f"mean {config.image_mean}, std {config.image_std}"),
             ("output", f"[B,T/{t},{side // h},{side // w},{config.teacher_dim}]"),

@@ -62,7 +62,7 @@ class TokenSettings(Settings):
     mark = "encoder_sha256"
     build = "liteframe cache tokens --config YAML -o CACHE --views K"
     small_files = (MEDIA,)
-    version = 1
+    version = 2
     names = NAMES
     storage = (*NAMES, "precision", "seed", "views", "media", "media_list", "codec", "shard_clips", "format")
 

@@ -30,6 +30,10 @@ class TemporalAttention(ResidualMixer):
     def added(self, x: Tensor) -> Tensor:
         return self.ls * along_time(self.attn, self.norm(x))
 
+    @override
+    def still(self, x: Tensor) -> Tensor:
+        return x + self.added(x)  # attention to equal tokens is attention to one
+
     @staticmethod
     @override
     def params(shape: BlockShape) -> int:
@@ -38,13 +42,12 @@ class TemporalAttention(ResidualMixer):
     @staticmethod
     @override
     def flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        return 8 * frames * tokens * shape.dim**2 if frames > 1 else 0
+        return 8 * frames * tokens * shape.dim**2
 
     @staticmethod
     @override
     def attention_flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        own = 4 * tokens * frames**2 * shape.dim if frames > 1 else 0
-        return frame_attention_flops(shape.dim, frames, tokens) + own
+        return frame_attention_flops(shape.dim, frames, tokens) + 4 * tokens * frames**2 * shape.dim
 
     @staticmethod
     @override
@@ -86,6 +89,10 @@ class TemporalBlock(ResidualMixer):
         mixed = along_time(self.attn, self.norm1(x))
         return mixed + self.mlp(self.norm2(x + mixed).flatten(0, 1)).unflatten(0, x.shape[:2])
 
+    @override
+    def still(self, x: Tensor) -> Tensor:
+        return x + self.added(x)  # as of TemporalAttention
+
     @staticmethod
     @override
     def params(shape: BlockShape) -> int:
@@ -94,7 +101,7 @@ class TemporalBlock(ResidualMixer):
     @staticmethod
     @override
     def flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        return 16 * frames * tokens * shape.dim**2 if frames > 1 else 0
+        return 16 * frames * tokens * shape.dim**2
 
     @staticmethod
     @override

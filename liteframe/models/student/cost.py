@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.mixer import frame_attention_flops
 from liteframe.models.student.mixers import MIXERS
-from liteframe.models.student.strides import Stride
+from liteframe.models.student.strides import Stride, of_a_still
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def cost(
     *,
     shuffle: int = 2,
     all_modes: bool = False,
+    still: bool = False,
 ) -> Cost:
     """Count parameters and FLOPs of encoding `frames` frames.
 
@@ -64,6 +65,7 @@ def cost(
         size: input pixels, one number or (height, width); None is the config's image_size (448 by default).
         shuffle: patches per side that the VLM's pixel shuffle folds into one token.
         all_modes: count FLOPs of an elastic student in all modes at once, as a step of its training computes them.
+        still: count `frames` images, each encoded by itself as `LiteFrameEncoder.still` does.
 
     Raises:
         ValueError: no frame, or a size that the strides do not divide.
@@ -76,15 +78,16 @@ def cost(
     t, h, w = config.compression if isinstance(config, LiteFrameConfig) else (1, 1, 1)
     if height < 1 or width < 1 or height % (p * h) or width % (p * w):
         raise ValueError(f"{height}x{width} pixels: height must be a multiple of {p * h}, width of {p * w}")
-    clip = config.clip_frames if isinstance(config, LiteFrameConfig) else frames
+    clip = 1 if still else config.clip_frames if isinstance(config, LiteFrameConfig) else frames
     clips = [clip] * (frames // clip) + ([frames % clip] if frames % clip else [])
     ways: list[Mapping[int, Stride]] = [{} if isinstance(config, VitShape) else config.downsample]
     whole = t
     if all_modes and isinstance(config, LiteFrameConfig) and config.modes:
         ways, whole = list(config.modes.values()), config.multiple[0]
-    counts = {
-        length: _clip(config, -(-length // whole) * whole, (height // p, width // p), ways) for length in set(clips)
-    }
+    if still:
+        ways, t, whole = [of_a_still(way) for way in ways], 1, 1
+    grid = (height // p, width // p)
+    counts = {length: _clip(config, -(-length // whole) * whole, grid, ways, still) for length in set(clips)}
     return Cost(
         params=_params(config),
         flops=sum(counts[length].flops for length in clips),
@@ -100,11 +103,15 @@ class _Count:
 
 
 def _clip(
-    config: LiteFrameConfig | VitShape, frames: int, grid: tuple[int, int], ways: Sequence[Mapping[int, Stride]]
+    config: LiteFrameConfig | VitShape,
+    frames: int,
+    grid: tuple[int, int],
+    ways: Sequence[Mapping[int, Stride]],
+    still: bool,
 ) -> _Count:
     """One clip; its frames are a multiple of the temporal strides. Ways that are the same so far are counted once."""
     count = _Count(flops=2 * frames * math.prod(grid) * 3 * config.patch_size**2 * config.dim)
-    _onward(config, frames, grid, ways, 1, count)
+    _onward(config, frames, grid, ways, 1, count, still)
     return count
 
 
@@ -115,27 +122,29 @@ def _onward(
     ways: Sequence[Mapping[int, Stride]],
     first: int,
     count: _Count,
+    still: bool,
 ) -> None:
     c, hidden = config.dim, _hidden(config)
     student = config if isinstance(config, LiteFrameConfig) else None
     for block in range(first, config.depth + 1):
         tokens = math.prod(grid) + 1
         count.flops += 2 * frames * tokens * (4 * c * c + 2 * c * hidden)
-        if student is None:
+        if student is None or (frames == 1 and not still):  # a single frame is mixed with nothing
             count.attention += frame_attention_flops(c, frames, tokens)
-            continue
-        mixer = MIXERS[student.temporal_mixer]
-        count.flops += mixer.flops(student, frames, tokens)
-        count.attention += mixer.attention_flops(student, frames, tokens)
+        else:
+            mixer = MIXERS[student.temporal_mixer]
+            count.flops += mixer.flops(student, frames, tokens)
+            count.attention += mixer.attention_flops(student, frames, tokens)
         if all(block not in way for way in ways):
             continue
-        for stride in {way.get(block, (1, 1, 1)) for way in ways}:
-            some = [way for way in ways if way.get(block, (1, 1, 1)) == stride]
-            fewer, smaller = frames // stride[0], (grid[0] // stride[1], grid[1] // stride[2])
-            if math.prod(stride) > 1:
+        for stride in {way.get(block) for way in ways}:
+            some = [way for way in ways if way.get(block) == stride]
+            t, h, w = stride or (1, 1, 1)
+            fewer, smaller = frames // t, (grid[0] // h, grid[1] // w)
+            if stride is not None:
                 # cls sees the kernel already summed over its spatial taps: t products a channel.
-                count.flops += 2 * fewer * c * (math.prod(smaller) * math.prod(stride) + stride[0])
-            _onward(config, fewer, smaller, some, block + 1, count)
+                count.flops += 2 * fewer * c * (math.prod(smaller) * t * h * w + t)
+            _onward(config, fewer, smaller, some, block + 1, count, still)
         return
     if student is not None:
         count.flops += 2 * frames * math.prod(grid) * c * student.teacher_dim

@@ -20,7 +20,7 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.io import read_config, read_weights, write_encoder
 from liteframe.models.student.mixer import Mixer
 from liteframe.models.student.mixers import MIXERS, StridedConv
-from liteframe.models.student.strides import Stride
+from liteframe.models.student.strides import Stride, of_a_still, window_of
 
 
 class Attention(nn.Module):
@@ -94,28 +94,29 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, config.hidden)
         self.ls2: nn.Parameter | None = nn.Parameter(torch.full((config.dim,), float(config.layer_scale_init)))
 
-    def forward(self, stream: Tensor | Pending) -> Tensor | Pending:
-        """[B,T,N,C] -> [B,T,N,C], each as it is, or as a sum that is still to be made."""
+    def forward(self, stream: Tensor | Pending, still: bool = False) -> Tensor | Pending:
+        """[B,T,N,C] -> [B,T,N,C], each as it is, or as a sum that is yet to be made; `still` as of Mixer.join."""
         if self.recompute and torch.is_grad_enabled():
             # Nothing here is random, so there is no generator state to keep; of a sum, one tensor.
-            return checkpoint(self._mixed, summed(stream), use_reentrant=False, preserve_rng_state=False)
-        return self._mix(stream)
+            return checkpoint(self._mixed, summed(stream), still, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(stream, still)
 
-    def _mix(self, stream: Tensor | Pending) -> Pending:
+    def _mix(self, stream: Tensor | Pending, still: bool) -> Pending:
         if isinstance(stream, Pending):
             x, branch, scale = stream
             norm = self.norm1
             x, normalized = residual_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale)
         else:
             x, normalized = stream, self.norm1(stream)
-        x, normalized = self.temporal.join(x, self.temporal.attend(self.attn, normalized), self.ls1, self.norm2)
+        branch = self.temporal.attend(self.attn, normalized)
+        x, normalized = self.temporal.join(x, branch, self.ls1, self.norm2, still)
         # Linear layers get three dimensions here: those of 8 bits (bitsandbytes) take no more.
         branch = self.mlp(normalized.flatten(0, 1)).unflatten(0, x.shape[:2])
         # A copy, since a sharded weight is whole within its block only.
         return Pending(x, branch, None if self.ls2 is None else self.ls2.clone())
 
-    def _mixed(self, x: Tensor) -> Tensor:
-        return summed(self._mix(x))
+    def _mixed(self, x: Tensor, still: bool) -> Tensor:
+        return summed(self._mix(x, still))
 
 
 class LiteFrameEncoder(nn.Module):
@@ -123,7 +124,8 @@ class LiteFrameEncoder(nn.Module):
 
     `encoder(video[B,T,3,H,W]) -> [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim]` with compression (t,h,w), patch size p.
     T is padded to a multiple of t by repeating the last frame. H and W may differ from config.image_size as long as
-    the strides divide the patch grid; positions are then resampled. The whole T is encoded as one clip.
+    the strides divide the patch grid; positions are then resampled. The whole T is encoded as one clip. A still image
+    is encoded by `still`, at a fraction of the cost of a clip of its copies.
     """
 
     def __init__(self, config: LiteFrameConfig):
@@ -150,19 +152,36 @@ class LiteFrameEncoder(nn.Module):
             if isinstance(module, Mixer):
                 module.start()
 
-    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None, still: bool = False) -> Tensor:
         """[B,T,3,H,W], normalized with the config's mean and std -> [B,ceil(T/t),H/(p*h),W/(p*w),teacher_dim].
 
         Args:
             video: normalized frames.
             mode: compression of an elastic encoder; None is its config's `downsample`.
+            still: whether T = 1 frame stands for endless frames like it, see `still`.
 
         Raises:
-            ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide; or
-                there is no such mode.
+            ValueError: the input has another rank, no frame, integer pixels, or a size the strides do not divide; there
+                is no such mode; or a still has more than one frame.
         """
-        config = self.config if mode is None else self.config.of_mode(mode)
-        return self.encode_tokens(*self.embedded(self.padded(video, config.compression)), config.downsample)
+        strides = self._strides(video, mode, still)
+        return self.encode_tokens(*self.embedded(self.padded(video, window_of(strides))), strides, still)
+
+    def still(self, images: Tensor, mode: str | None = None) -> Tensor:
+        """Images [B,3,H,W] -> one slot each, [B,1,H/(p*h),W/(p*w),teacher_dim].
+
+        The slot is that of a video in which the image has stood for ever and goes on to, without the borders that a
+        clip of its copies has: a temporal convolution acts by the sum of its taps, a strided one by the sum over its
+        frames, attention along time as over one frame. Arguments and errors as of `forward`.
+        """
+        return self(images.unsqueeze(1), mode, still=True)
+
+    def _strides(self, video: Tensor, mode: str | None, still: bool) -> dict[int, Stride]:
+        """{block: (t,h,w)} by which `forward` compresses a video; arguments and errors as there."""
+        downsample = (self.config if mode is None else self.config.of_mode(mode)).downsample
+        if still and (video.ndim != 5 or video.shape[1] != 1):
+            raise ValueError(f"expected stills [B,1,3,H,W], got {list(video.shape)}")
+        return of_a_still(downsample) if still else downsample
 
     def embedded(self, video: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B,T,3,H,W] -> tokens with their positions [B,T,1+h*w,C] on a patch grid (h,w), and (h,w).
@@ -180,17 +199,20 @@ class LiteFrameEncoder(nn.Module):
         x = torch.cat([cls, patches], dim=1) + self._positions(grid)  # [B*T,N,C]
         return x.unflatten(0, (batch, frames)), grid
 
-    def encode_tokens(self, x: Tensor, grid: tuple[int, int], downsample: Mapping[int, Stride] | None = None) -> Tensor:
+    def encode_tokens(
+        self, x: Tensor, grid: tuple[int, int], downsample: Mapping[int, Stride] | None = None, still: bool = False
+    ) -> Tensor:
         """Tokens with their positions [B,T,1+h*w,C], t divides T, on a grid (h,w) -> what `forward` returns.
 
         Args:
             x: of `embedded`.
             grid: of `embedded`.
-            downsample: of a mode; None is the config's.
+            downsample: {block: (t,h,w)} of a mode, or of a still; None is the config's.
+            still: as of `forward`.
         """
         downsample = self.config.downsample if downsample is None else downsample
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = block(x, still)
             if number in downsample:
                 x, grid = self.downsample[str(number)](summed(x), grid, downsample[number])  # both smaller by this
         return self.emitted(x, grid)

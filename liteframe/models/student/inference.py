@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.encoder import LiteFrameEncoder
+from liteframe.models.student.strides import Stride, window_of
 
 # Taken from bytes before they meet rounded weights: exact in 16 bits, and leaves them centered as normalized ones are.
 MIDDLE = 128.0
@@ -49,19 +50,20 @@ class InferenceEncoder(nn.Module):
         self._starts: dict[tuple, tuple[Tensor, Tensor]] = {}
         self.eval()
 
-    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None, still: bool = False) -> Tensor:
         """Uint8 [B,T,3,H,W], or normalized with the config's mean and std -> as the encoder.
 
         Args:
             video: frames.
             mode: as of the encoder.
+            still: as of the encoder.
 
         Raises:
-            ValueError: the input has another rank or dtype, no frame, or a size the strides do not divide; or there is
-                no such mode.
+            ValueError: the input has another rank or dtype, no frame, or a size the strides do not divide; there is no
+                such mode; or a still has more than one frame.
         """
-        config = self.config if mode is None else self.config.of_mode(mode)
-        video = _checked(self.body, video, config)
+        strides = self.body._strides(video, mode, still)
+        video = _checked(self.body, video, window_of(strides))
         tokens, grid = self._patches(video.flatten(0, 1))  # [B*T,h*w,C]
         cls, positions = self._start(grid)  # [1,1,C], [1,h*w,C]
         if torch.compiler.is_compiling():  # one kernel writes all of it
@@ -71,7 +73,7 @@ class InferenceEncoder(nn.Module):
             x = tokens.new_empty(tokens.shape[0], 1 + tokens.shape[1], tokens.shape[2], dtype=dtype)
             x[:, :1] = cls
             torch.add(tokens, positions, out=x[:, 1:])
-        return self.body.encode_tokens(x.unflatten(0, video.shape[:2]), grid, config.downsample)
+        return self.body.encode_tokens(x.unflatten(0, video.shape[:2]), grid, strides, still)
 
     def _patches(self, frames: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[M,3,H,W] -> embedded patches [M,h*w,C], and (h,w)."""
@@ -142,11 +144,11 @@ class ByteEncoder(nn.Module):
         super().__init__()
         self.config, self.body = encoder.config, encoder
 
-    def forward(self, video: Tensor, mode: str | None = None) -> Tensor:
+    def forward(self, video: Tensor, mode: str | None = None, still: bool = False) -> Tensor:
         """As InferenceEncoder."""
         if video.dtype == torch.uint8:
             video = normalized(video, self.config, self.body.patch_embed.weight.dtype)
-        return self.body(video, mode)
+        return self.body(video, mode, still)
 
 
 def normalized(video: Tensor, config: LiteFrameConfig, dtype: torch.dtype) -> Tensor:
@@ -184,10 +186,10 @@ def is_plain(encoder: LiteFrameEncoder) -> bool:
     )
 
 
-def _checked(encoder: LiteFrameEncoder, video: Tensor, config: LiteFrameConfig) -> Tensor:
+def _checked(encoder: LiteFrameEncoder, video: Tensor, window: Stride) -> Tensor:
     if not video.is_floating_point() and video.dtype != torch.uint8:
         raise ValueError(f"expected frames in uint8, or normalized with the config's mean and std, got {video.dtype}")
-    return encoder.padded(video, config.compression)
+    return encoder.padded(video, window)
 
 
 @torch.no_grad()

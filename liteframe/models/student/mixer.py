@@ -64,7 +64,13 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,N,C] -> [B,T,N,C], its own residual included."""
 
-    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def still(self, x: Tensor) -> Tensor:
+        """[B,1,N,C] -> [B,1,N,C]: what `forward` makes of a frame with endless frames like it on both sides."""
+
+    def join(
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm, still: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """What a block does between attention and MLP: adds `scale * branch`, mixes, and normalizes.
 
         Args:
@@ -72,11 +78,13 @@ class Mixer(nn.Module, ABC):
             branch: what attention gave, [B,T,N,C].
             scale: LayerScale [C], None for 1.
             norm: the norm before the MLP.
+            still: whether the frame stands for endless ones like it; T is 1 then.
 
         Returns:
             The stream mixed, and it normalized, each [B,T,N,C].
         """
-        x = self(x + (branch if scale is None else scale * branch))
+        x = x + (branch if scale is None else scale * branch)
+        x = self.still(x) if still else self(x)
         return x, norm(x)
 
     def unmixed(self, x: Tensor) -> Tensor:
@@ -91,11 +99,14 @@ class Mixer(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        """FLOPs of its linear and convolution layers in one block, for one clip of `frames` x `tokens` tokens."""
+        """FLOPs of its linear and convolution layers in one block, for one clip of `frames` x `tokens` tokens.
+
+        One frame is that of a still image: else a single one passes unchanged and costs nothing.
+        """
 
     @staticmethod
     def attention_flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        """FLOPs of all products QK and AV in one block, those of its own attention (see attend) included."""
+        """FLOPs of all products QK and AV in one block, those of its own attention (see attend) included; as flops."""
         return frame_attention_flops(shape.dim, frames, tokens)
 
     @staticmethod
@@ -134,7 +145,13 @@ class NoMixer(Mixer):
         return x
 
     @override
-    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def still(self, x: Tensor) -> Tensor:
+        return x
+
+    @override
+    def join(
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm, still: bool = False
+    ) -> tuple[Tensor, Tensor]:
         return residual_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale)
 
     @staticmethod

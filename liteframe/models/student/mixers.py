@@ -39,12 +39,23 @@ class TemporalConv(Mixer):
         return self.unmixed(x) if x.shape[1] == 1 else temporal_conv(x, self.weight, self.bias, residual=True)
 
     @override
-    def join(self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        if x.shape[1] == 1:
+    def still(self, x: Tensor) -> Tensor:
+        return temporal_conv(x, self._sum_of_taps(), self.bias, residual=True)
+
+    @override
+    def join(
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, norm: nn.LayerNorm, still: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[1] == 1 and not still:
             return super().join(x, branch, scale, norm)
+        weight = self._sum_of_taps() if still else self.weight
         return residual_norm(
-            x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale, conv_weight=self.weight, conv_bias=self.bias
+            x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale, conv_weight=weight, conv_bias=self.bias
         )
+
+    def _sum_of_taps(self) -> Tensor:
+        """[C,1], all that a frame gets of frames like it; not rounded to 16 bits."""
+        return self.weight.sum(1, keepdim=True, dtype=torch.promote_types(self.weight.dtype, torch.float32))
 
     @staticmethod
     @override
@@ -54,7 +65,7 @@ class TemporalConv(Mixer):
     @staticmethod
     @override
     def flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        return 2 * frames * tokens * shape.temporal_kernel * shape.dim if frames > 1 else 0
+        return 2 * frames * tokens * (shape.temporal_kernel if frames > 1 else 1) * shape.dim
 
     @staticmethod
     @override
@@ -86,6 +97,10 @@ class DenseConv(ResidualMixer):
         mixed = F.conv2d(grid, self.weight[..., None], self.bias, padding=(self.weight.shape[-1] // 2, 0))
         return mixed.movedim(1, 3)
 
+    @override
+    def still(self, x: Tensor) -> Tensor:
+        return x + F.linear(x, self.weight.sum(2), self.bias)
+
     @staticmethod
     @override
     def params(shape: BlockShape) -> int:
@@ -94,7 +109,7 @@ class DenseConv(ResidualMixer):
     @staticmethod
     @override
     def flops(shape: BlockShape, frames: int, tokens: int) -> int:
-        return 2 * frames * tokens * shape.temporal_kernel * shape.dim**2 if frames > 1 else 0
+        return 2 * frames * tokens * (shape.temporal_kernel if frames > 1 else 1) * shape.dim**2
 
     @staticmethod
     @override

@@ -23,6 +23,16 @@ def window_of(downsample: Mapping[int, Stride]) -> Stride:
     return t, h, w
 
 
+def is_still(frames: int, clip_frames: int) -> bool:
+    """Whether a whole video of so many frames is encoded as a still: where clips have one frame, all are alike."""
+    return frames == 1 < clip_frames
+
+
+def of_a_still(downsample: Mapping[int, Stride]) -> dict[int, Stride]:
+    """The strides of a student on one frame that stands for endless ones like it: over space alone."""
+    return {block: (1, h, w) for block, (_, h, w) in downsample.items()}
+
+
 def largest(modes: Iterable[Mapping[int, Stride]]) -> dict[int, Stride]:
     """After each block, the largest stride of all modes along each axis."""
     found: dict[int, Stride] = {}

@@ -27,7 +27,10 @@ STEPS = {
 
 
 class InMemoryTower(nn.Module):
-    """Any module [V,T,3,H,W] -> [V,ceil(T/t),h,w,C] behind the interface of LiteFrameVisionModel; not savable."""
+    """Any module [V,T,3,H,W] -> [V,ceil(T/t),h,w,C] behind the interface of LiteFrameVisionModel; not savable.
+
+    A still is given to it as a video of one frame.
+    """
 
     def __init__(self, encoder: nn.Module, config: LiteFrameConfig):
         super().__init__()

@@ -1,6 +1,6 @@
 """What a Video LLM with a LiteFrame encoder does whatever its family: encode clips, place features, generate.
 
-This file travels inside exported models: it imports torch and transformers, nothing else.
+This file travels inside exported models: it imports torch, transformers and the student, nothing else.
 
 Shapes: V videos, T frames of one video, H x W pixels, [T',h,w,C] the encoder's token grid, B x L the prompt's tokens.
 """
@@ -15,6 +15,7 @@ from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from liteframe.models.student.strides import is_still
 from liteframe.models.vlm.placeholders import check_placeholders, place_features, with_written_placeholders
 from liteframe.models.vlm.vision import LiteFrameVisionModel, computing_dtype
 
@@ -71,6 +72,7 @@ class VlmBackbone:
         video_frames: Tensor | list[int] | None = None,
         final: bool = True,
         modes: list[str] | None = None,
+        first: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode videos into the language model's space.
@@ -81,6 +83,8 @@ class VlmBackbone:
             video_frames: [V], frames of each video; None: all belong to one video (of a list: each is one).
             final: False for clips of a video that are encoded one by one: leaves out what ends it.
             modes: of each video, the compression of an elastic encoder; None is its own.
+            first: False for clips that others of their video came before: one frame is then what is left of a video,
+                else a still image.
             **kwargs: ignored; transformers' generate adds some.
 
         Returns:
@@ -91,7 +95,7 @@ class VlmBackbone:
             frames if frames.dtype == torch.uint8 else frames.to(dtype)  # bytes the tower normalizes itself
             for frames in videos_of(pixel_values_videos, video_frames)
         ]
-        return self.project_grids(self._encode(videos, modes), final)
+        return self.project_grids(self._encode(videos, modes, first), final)
 
     def project_grids(self, grids: list[Tensor], final: bool = True) -> BaseModelOutputWithPooling:
         """What get_video_features gives of V videos that have been encoded, each [T',h,w,C]."""
@@ -104,9 +108,9 @@ class VlmBackbone:
             features = [torch.cat([video, end.to(video)]) for video in features]  # V x [N+1,D]
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
-    def _encode(self, videos: list[Tensor], modes: list[str] | None) -> list[Tensor]:
+    def _encode(self, videos: list[Tensor], modes: list[str] | None, first: bool) -> list[Tensor]:
         clip_frames = self.config.vision_config.encoder_config.clip_frames
-        return encode_videos(self.vision_tower, clip_frames, videos, modes)
+        return encode_videos(self.vision_tower, clip_frames, videos, modes, first)
 
     @can_return_tuple
     def forward(
@@ -302,17 +306,23 @@ class VlmForGeneration:
 
 
 def encode_videos(
-    tower: nn.Module, clip_frames: int, videos: list[Tensor], modes: list[str] | None = None
+    tower: nn.Module, clip_frames: int, videos: list[Tensor], modes: list[str] | None = None, first: bool = True
 ) -> list[Tensor]:
-    """V x [T,3,H,W] -> V x [T',h,w,C], by clips of `clip_frames` frames. A clip never holds frames of two videos."""
+    """V x [T,3,H,W] -> V x [T',h,w,C], by clips of `clip_frames` frames. A clip never holds frames of two videos.
+
+    A whole video of one frame is a still; `modes` and `first` as of VlmBackbone.get_video_features.
+    """
     clips_of_video = [video.split(clip_frames) for video in videos]
     clips = [clip for video in clips_of_video for clip in video]  # each [t,3,H,W], t <= clip_frames
-    of_clips = [
-        {} if modes is None else {"mode": modes[number]} for number, parts in enumerate(clips_of_video) for _ in parts
-    ]
+    of_clips: list[dict[str, Any]] = []
+    for number, parts in enumerate(clips_of_video):
+        how: dict[str, Any] = {} if modes is None else {"mode": modes[number]}
+        if first and is_still(len(videos[number]), clip_frames):
+            how["still"] = True
+        of_clips += [how] * len(parts)
     alike = defaultdict(list)
     for i, (clip, how) in enumerate(zip(clips, of_clips, strict=True)):
-        alike[clip.shape, *how.values()].append(i)
+        alike[clip.shape, *how.items()].append(i)
     encoded: dict[int, Tensor] = {}
     for members in alike.values():
         for start in range(0, len(members), CLIPS_PER_FORWARD):

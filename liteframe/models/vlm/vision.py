@@ -117,19 +117,22 @@ class LiteFrameVisionModel(StrictLoading, PreTrainedModel):
         return self.encoder.patch_embed
 
     @can_return_tuple
-    def forward(self, pixel_values_videos: Tensor, mode: str | None = None, **kwargs: Any) -> BaseModelOutput:
+    def forward(
+        self, pixel_values_videos: Tensor, mode: str | None = None, still: bool = False, **kwargs: Any
+    ) -> BaseModelOutput:
         """[V,T,3,H,W], one clip a video, normalized or uint8 -> last_hidden_state [V,ceil(T/4),h,w,C].
 
-        `mode` is a compression of an elastic encoder, which LMA trains with; None is its own.
+        `mode` is a compression of an elastic encoder, which LMA trains with; None is its own. `still`: each video is
+        one frame, an image, and is encoded as such, not as a clip of its copies.
         """
         pixels, dtype = pixel_values_videos, computing_dtype(self.encoder)
         of_bytes = pixels.dtype == torch.uint8
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or _autocasts():
             # Also where it is trained in float32.
             pixels = normalized(pixels, self.encoder.config, dtype) if of_bytes else pixels.to(dtype)
-            return BaseModelOutput(last_hidden_state=self.encoder(pixels, mode))
+            return BaseModelOutput(last_hidden_state=self.encoder(pixels, mode, still))
         form = self.encoder.for_inference()
-        return BaseModelOutput(last_hidden_state=form(pixels if of_bytes else pixels.to(dtype), mode))
+        return BaseModelOutput(last_hidden_state=form(pixels if of_bytes else pixels.to(dtype), mode, still))
 
 
 def _autocasts() -> bool:

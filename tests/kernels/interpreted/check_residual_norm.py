@@ -63,6 +63,7 @@ def check(assert_near, given):
         ((1, 17, 2, 16), 0),
         ((1, 7, 2, 24), 5),
         ((1, 3, 2, 1), 1),
+        ((2, 1, 3, 40), 1),  # a still
     ],
 )
 def test_shapes(shape, taps, assert_near, embedded):

@@ -62,6 +62,18 @@ def test_student_against_torchs_counter(frames, size):
     assert ours.params == sum(p.numel() for p in model.parameters())
 
 
+def test_a_still_costs_less_than_a_clip_of_its_copies():
+    """By hand: block 1 on 64 patches, the others on 16, a tap a conv over time, the strides over space."""
+    with torch.device("meta"):
+        linear, attention = counted(LiteFrameEncoder(TINY).still, torch.empty(3, 3, 32, 32))
+    depthwise = 2 * 24 * (65 + 17 + 17) + 2 * 24 * (4 * 16 + 1) + 2 * 24 * (16 + 1)
+    ours = cost(TINY, 3, still=True)
+    assert (ours.flops, ours.attention_flops) == (linear + 3 * depthwise, attention)
+    assert ours.tokens_per_frame == 4 * cost(TINY).tokens_per_frame
+    still, repeated = (cost(LiteFrameConfig(), 1, still=still) for still in (True, False))
+    assert (round(still.flops / 1e9, 1), round(repeated.flops / 1e9, 1)) == (88.5, 280.0)
+
+
 def test_teacher_against_torchs_counter():
     shape = VitShape(dim=32, depth=2, mlp_dim=128, patch_size=14, image_size=56)
     with torch.device("meta"):

@@ -38,6 +38,7 @@ def by_hand(frames, config, dtype=torch.float64):
 CASES = {
     "as trained": ({}, (2, 8, 3, 32, 32)),
     "one frame": ({}, (1, 1, 3, 32, 32)),
+    "a still": ({}, (2, 1, 3, 32, 32)),
     "a length to pad": ({}, (2, 5, 3, 32, 32)),
     "another size": ({}, (1, 4, 3, 48, 16)),
     "no mixer, no stride": ({"temporal_mixer": "none", "downsample": {}}, (1, 3, 3, 32, 32)),
@@ -49,15 +50,15 @@ CASES = {
 def test_it_is_the_training_form_to_rounding(case):
     changed, shape = CASES[case]
     encoder, frames = scrambled(**changed), frames_of(*shape)
-    form = encoder.for_inference()
+    form, how = encoder.for_inference(), {"still": case == "a still"}
     assert isinstance(form, InferenceEncoder)
     with torch.no_grad():
-        exact = copy.deepcopy(encoder).double()(by_hand(frames, encoder.config))
-        trained = encoder(by_hand(frames, encoder.config, torch.float32))
+        exact = copy.deepcopy(encoder).double()(by_hand(frames, encoder.config), **how)
+        trained = encoder(by_hand(frames, encoder.config, torch.float32), **how)
         scale = exact.abs().max()
         for name, found in {
-            "bytes": form(frames),
-            "pixels": form(by_hand(frames, encoder.config, torch.float32)),
+            "bytes": form(frames, **how),
+            "pixels": form(by_hand(frames, encoder.config, torch.float32), **how),
         }.items():
             assert found.shape == trained.shape, name
             assert (found - trained).abs().max() <= 1e-5 * scale, name

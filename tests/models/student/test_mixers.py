@@ -80,6 +80,24 @@ def test_a_new_student_is_the_one_without_mixer(name):
 
 
 @pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    "downsample", [{1: (2, 2, 2), 2: (2, 1, 1)}, {1: (3, 1, 2)}], ids=["strides of the paper", "others"]
+)
+def test_a_still_is_an_inner_slot_of_a_long_video_of_equal_frames(name, downsample):
+    """In float64; of 30 frames no border reaches the slot in the middle."""
+    config = student_config(temporal_mixer=name, downsample=downsample, clip_frames=12)
+    encoder = make_student(config).double().eval()
+    image = torch.randn(2, 3, 64, 32, dtype=torch.float64)
+    with torch.no_grad():
+        slots = encoder(image[:, None].expand(-1, 30, -1, -1, -1))
+        found = encoder.still(image)
+        repeated = encoder(image[:, None])
+    torch.testing.assert_close(found, slots[:, slots.shape[1] // 2, None], rtol=1e-9, atol=1e-9)
+    same = torch.allclose(repeated, found, rtol=1e-6)  # a slot by itself has borders, and mixers skip a single frame
+    assert same == (name in ("none", "spacetime"))
+
+
+@pytest.mark.parametrize("name", MIXERS)
 def test_a_single_frame_passes_and_every_parameter_takes_part(name):
     mixer, x = mixer_of(name).train(), torch.randn(1, 1, 5, 12, dtype=torch.float64)
     found = mixer(x)
@@ -88,6 +106,8 @@ def test_a_single_frame_passes_and_every_parameter_takes_part(name):
     if list(mixer.parameters()):
         found.sum().backward()
         assert all(weight.grad is not None and not weight.grad.any() for weight in mixer.parameters())
+        mixer.still(x).square().sum().backward()
+        assert all(weight.grad.any() for weight in mixer.parameters())
 
 
 @pytest.mark.parametrize(
@@ -119,6 +139,10 @@ def test_cost_against_torchs_counter(name):
     row = cost(config, 8)
     assert row.params == sum(weight.numel() for weight in encoder.parameters())
     assert (row.flops, row.attention_flops) == (counter.get_total_flops() - attention, attention)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder.still(torch.empty(2, 3, 64, 64))
+    row = cost(config, 2, still=True)
+    assert row.flops + row.attention_flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", NEW)

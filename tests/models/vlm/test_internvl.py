@@ -218,3 +218,18 @@ def test_rectangular_frames_keep_rows_and_columns_apart(model, processor, prompt
                 cells = [grid[2 * row + r, 2 * col + c] for r in (0, 1) for c in (0, 1)]
                 one = model.model.multi_modal_projector(torch.cat(cells))
                 torch.testing.assert_close(out[4 * row + col], one, atol=1e-5, rtol=1e-4)
+
+
+def test_a_video_of_one_frame_is_a_still_and_what_is_left_of_a_longer_one_is_not(model):
+    pixels, features = torch.randn(9, 3, 64, 64), model.model.get_video_features  # clips of 8
+    with torch.no_grad():
+        (whole,), (one,) = (features(frames).pooler_output for frames in (pixels, pixels[8:]))
+        (begun,), (left,) = (
+            features(frames, final=False, first=first).pooler_output
+            for frames, first in ((pixels[:8], True), (pixels[8:], False))
+        )
+        expected = model.model.project_grids([model.model.vision_tower.encoder.still(pixels[8:])[0]]).pooler_output[0]
+        together = features(torch.cat([pixels[8:], pixels]), [1, 9]).pooler_output
+    for found, wanted in ((one, expected), (torch.cat([begun, left]), whole), (together[0], one), (together[1], whole)):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert (one - left).abs().max() > 1e-2
