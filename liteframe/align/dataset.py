@@ -16,8 +16,8 @@ from liteframe.align.tokens.media_list import ListedMedium
 from liteframe.data.stream import Key
 from liteframe.data.video.errors import VideoError
 from liteframe.models.vlm.chat import Turn, encode_conversation
-from liteframe.models.vlm.modes import video_tokens
-from liteframe.models.vlm.processor import LiteFrameProcessor, Shown
+from liteframe.models.vlm.modes import text_tokens
+from liteframe.models.vlm.processor import LiteFrameProcessor, Shown, grid_slots
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly
 
@@ -115,16 +115,17 @@ class ConversationDataset(Dataset["Sample | VideoError"]):
         for medium in conversation.media:
             drawn = self.media.drawn(key[0], medium, conversation.videos)
             frames, height, width = expected(self.processor, medium, *drawn)
-            slots = -(-frames // self.processor.frames_per_slot)
-            total += slots * (self.processor.tokens_per_slot(height, width) + self._label_tokens)
+            slots = self.processor.slots(frames, height, width)
+            total += sum(slot.tokens for slot in slots) + len(slots) * self._label_tokens
         text = max(sum(len(turn.text) for turn in turns) for turns in conversation.versions)
         return total + text / CHARACTERS_PER_TOKEN
 
     @cached_property
     def _label_tokens(self) -> int:
         """Tokens of the text beside a slot's features."""
-        one, two = (video_tokens(self.processor, slots * self.processor.frames_per_slot) for slots in (1, 2))
-        return two - one - self.processor.tokens_per_slot(*self.processor.frame_size)
+        lines = grid_slots(2 * self.processor.frames_per_slot, self.processor.frames_per_slot, 1)
+        one, two = (text_tokens(self.processor, self.processor.video_text(lines[:count])) for count in (1, 2))
+        return two - one - 1
 
     def _row(self, turns: Sequence[Turn], shown: Sequence[Shown]) -> Row:
         ids, labels = encode_conversation(turns, [one.text for one in shown], self.processor.tokenizer)

@@ -26,6 +26,7 @@ from liteframe.align.objectives.context_parallel import ContextParallelTuning
 from liteframe.align.objectives.distillation import LogitDistillation
 from liteframe.align.objectives.learned_clips import ClipTuning
 from liteframe.align.objectives.memory import MemoryTuning
+from liteframe.align.objectives.qformer import QFormerTuning
 from liteframe.align.objectives.sft import SupervisedFineTuning, zero_of
 from liteframe.align.objectives.summary import SummaryTuning
 from liteframe.align.tokens.settings import encoder_identity
@@ -37,6 +38,7 @@ from liteframe.models.vlm.chat import template_warning
 from liteframe.models.vlm.clip_summarizer import ClipSettings
 from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_processors, load_video_llm
+from liteframe.models.vlm.qformer import QFormerSettings
 from liteframe.models.vlm.summary_tokens import SummarySettings
 from liteframe.models.vlm.trained_memory import TRAINED, save_part
 from liteframe.training.failures import sum_over_ranks
@@ -45,7 +47,9 @@ from liteframe.training.guarded_module import GuardedModule
 from liteframe.training.report import tell
 from liteframe.training.schedule import OptimizerSettings, configure_optimizer, total_steps
 
-TUNINGS: dict[str, Callable[..., MemoryTuning]] = {one.memory: one for one in (SummaryTuning, ClipTuning)}
+TUNINGS: dict[str, Callable[..., MemoryTuning]] = {
+    one.memory: one for one in (SummaryTuning, ClipTuning, QFormerTuning)
+}
 LMA_OPTIMIZER = OptimizerSettings(lr=4e-5, weight_decay=0.05, warmup_steps=750)
 
 
@@ -66,7 +70,8 @@ class LMAModule(GuardedModule):
         gradient_checkpointing: compute the language model's activations twice instead of keeping them, and those of
             the encoder where it is trained.
         summary: summary tokens, for the memory of that name; the encoder and the projector stay frozen.
-        learned_clips: a summarizer of clips, for the memory of that name; as above, and a run has one of the two.
+        learned_clips: a summarizer of clips, for the memory of that name; as above.
+        qformer: a Q-Former with banks, for the memory of that name; as above. A run has one of the three.
         distillation: a soft target beside the labels, from the Video LLM as it was, on dense frames.
         optimizer: AdamW, or Muon for the blocks of a trained encoder; and its schedule.
         guard: which steps are skipped, and when the run stops.
@@ -90,6 +95,7 @@ class LMAModule(GuardedModule):
         gradient_checkpointing: bool = False,
         summary: SummarySettings | None = None,
         learned_clips: ClipSettings | None = None,
+        qformer: QFormerSettings | None = None,
         distillation: DistillationSettings = DistillationSettings(),  # noqa: B008 - as above
         optimizer: OptimizerSettings = LMA_OPTIMIZER,
         guard: GuardSettings = GuardSettings(),  # noqa: B008 - as above
@@ -106,9 +112,9 @@ class LMAModule(GuardedModule):
         self.processor = processors[None]
         self.mode_processors = {mode: own for mode, own in processors.items() if mode is not None}
         self.objective: Objective = SupervisedFineTuning()
-        self.memory = self._memory(summary=summary, learned_clips=learned_clips)
+        self.memory = self._memory(summary=summary, learned_clips=learned_clips, qformer=qformer)
         if self.memory is not None:
-            self.objective = self.memory
+            self.objective, self.processor = self.memory, self.memory.processor
         self.held_digest = ""  # of the frozen weights
         self.lengths = np.zeros(2, np.int64)  # of the step under way: tokens that are read, and padding
         self.origin: dict[str, str] = {}  # what the adapter will recognize its model by
@@ -156,7 +162,7 @@ class LMAModule(GuardedModule):
             if self.train_encoder or self.distillation.weight or type(self.objective) is not SupervisedFineTuning:
                 raise ValueError(
                     "data.context_parallel is for LMA with a frozen encoder; leave out model.train_encoder, "
-                    "memories (model.summary, model.learned_clips) and model.distillation, and TPO's pairs"
+                    "memories (model.summary, model.learned_clips, model.qformer), model.distillation and TPO's pairs"
                 )
             data.shares = ContextShares(data.context_parallel)
         # Lightning makes the device of the run the default. What is rounded waits for it in main memory: the GPU that

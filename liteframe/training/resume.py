@@ -43,7 +43,7 @@ SETTINGS: dict[str, OnResume] = {
             "model.target.sigmas", "model.target.standardize", "model.target.statistics_clips", "ema.decay",
             # What LMA trains.
             "model.lora.rank", "model.lora.alpha", "model.train_projector", "model.train_encoder", "model.quantize",
-            "model.summary", "model.learned_clips",
+            "model.summary", "model.learned_clips", "model.qformer",
             # What TPO takes for a gain.
             "model.beta", "model.alpha",
             "model.optimizer.kind", "model.optimizer.split_qkv", "model.optimizer.warmup_steps",

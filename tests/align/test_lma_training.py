@@ -87,8 +87,10 @@ def test_every_config_runs(train, world, tmp_path, capsys, config):
     assert any((tmp_path / "run").glob("events.out.tfevents.*"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     of_memory = {name for name in saved if memory and f".{TRAINED[memory].part}." in name}
-    # Of summaries, an embedding and updates of q, k and v; of clips, two layers of 12 tensors, a norm, and three more.
-    assert len(of_memory) == {None: 0, "summary": 1 + 2 * 3 * 4, "learned_clips": 2 * 12 + 1 + 3}[memory]
+    # Of summaries, an embedding and updates of q, k and v; of clips, two layers of 12 tensors, a norm, and three more;
+    # of a Q-Former, queries, two norms and a linear layer, and two layers of 20 tensors.
+    counts = {None: 0, "summary": 1 + 2 * 3 * 4, "learned_clips": 2 * 12 + 1 + 3, "qformer": 1 + 3 * 2 + 2 * 20}
+    assert len(of_memory) == counts[memory]
     assert all(".lora_" in name for name in saved.keys() - of_memory)
     assert len(saved.keys() - of_memory) == 2 * 28
     assert all(".language_model." in name for name in adapter(tmp_path / "run"))

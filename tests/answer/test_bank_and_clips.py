@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from liteframe import StreamSession, memories
-from liteframe.answer.memory.bank import merge_most_alike
 from liteframe.answer.memory.segments import filter_slots
+from liteframe.reduce.bank import merge_most_alike
 from liteframe.reduce.base import Tokens
 from liteframe.reduce.scenes import StreamCutter, boundaries, depths
 from liteframe.reduce.selection import newest_top

@@ -30,6 +30,7 @@ from transformers import (
 
 from liteframe.answer.session import StreamSession
 from liteframe.models.vlm.clip_summarizer import ClipSettings, add_clip_summarizer
+from liteframe.models.vlm.qformer import QFormerSettings, add_qformer
 from liteframe.models.vlm.summary_tokens import SummarySettings, add_summary_tokens
 from liteframe.toyworld.model import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
@@ -262,9 +263,19 @@ def with_clip_summarizer(pair, seed=0, std=0.0, **settings):
     return model, processor
 
 
-# By the memory that reads with what was learned.
+def with_qformer(pair, seed=0, **settings):
+    """A copy of a model with a random Q-Former that it can hear, and its processor."""
+    model, processor = copy.deepcopy(pair[0]), pair[1]
+    torch.manual_seed(seed)
+    former = add_qformer(model, processor, QFormerSettings(**settings)).requires_grad_(False).eval()
+    torch.nn.init.normal_(former.queries, std=1.0)
+    torch.nn.init.normal_(former.out.weight, std=0.3)
+    return model, processor
+
+
 # By the memory that reads with what was learned.
 TRAINED = {
     "summary": with_summary_tokens,
     "learned_clips": partial(with_clip_summarizer, slots_per_clip=1),
+    "qformer": partial(with_qformer, queries=3, layers=2, width=64),
 }

@@ -11,6 +11,7 @@ from liteframe.answer.memory.cache import SinkWindow
 from liteframe.answer.memory.clips import ClipMemories
 from liteframe.answer.memory.everything import Everything
 from liteframe.answer.memory.learned_clips import LearnedClips
+from liteframe.answer.memory.qformer import QFormerMemory
 from liteframe.answer.memory.saliency import SaliencyCache
 from liteframe.answer.memory.slots import Halving, Random, Window
 from liteframe.answer.memory.summary import SummaryCache
@@ -19,7 +20,7 @@ memories: dict[str, Callable[..., StreamMemory]] = {
     memory.name: memory
     for memory in (
         *(Everything, Window, Halving, Random, SinkWindow),
-        *(BankMemory, ClipMemories, SaliencyCache, BiLevelCache, SummaryCache, LearnedClips),
+        *(BankMemory, ClipMemories, SaliencyCache, BiLevelCache, SummaryCache, LearnedClips, QFormerMemory),
     )
 }
 

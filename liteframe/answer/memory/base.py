@@ -30,6 +30,7 @@ class StreamMemory(ABC):
             as it comes.
         of_cache: whether it keeps entries of the language model's KV cache.
         trained: whether it reads with what an adapter was trained for.
+        lossless: whether it can show the whole prompt while all fits.
 
     Raises:
         ValueError: the budget is below 1.
@@ -39,6 +40,7 @@ class StreamMemory(ABC):
     append_only: bool = False
     of_cache: bool = False
     trained: bool = False
+    lossless: bool = True
     budget: int | None = None
     _reader: Reader | None = None
 

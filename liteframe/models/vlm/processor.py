@@ -69,6 +69,7 @@ class LiteFrameProcessor(ProcessorMixin):
         mrope: how the language model numbers vision tokens, where it does not count them like words.
         needs_times: whether prompts or positions say when frames are shown.
         closing: what stands behind the last slot of a video whose slots are not parted.
+        tokens_per_video: tokens that stand for a whole video, where something sums it up before the language model.
         resize: how the encoder has seen frames: "squash" brings them to `frame_size`, "crop" cuts their center out,
             "aspect" keeps their aspect ratio (see liteframe/frame_size.py).
     """
@@ -76,6 +77,7 @@ class LiteFrameProcessor(ProcessorMixin):
     mrope: Mrope | None = None
     needs_times = False
     closing = ""
+    tokens_per_video: int | None = None
     image_token: str
     image_token_id: int
     video_token: str
@@ -98,6 +100,8 @@ class LiteFrameProcessor(ProcessorMixin):
 
     def slots(self, frames: int, height: int, width: int) -> list[Slot]:
         """Those of a video of `frames` frames of height x width pixels (after resizing) whose tokens form a grid."""
+        if self.tokens_per_video is not None:
+            return [Slot(0, frames - 1, self.tokens_per_video)]
         return grid_slots(frames, self.frames_per_slot, self.tokens_per_slot(height, width))
 
     @property

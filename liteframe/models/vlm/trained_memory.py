@@ -14,6 +14,7 @@ from torch import nn
 from liteframe.models.student.io import weight_misfits
 from liteframe.models.vlm.adapter import ORIGIN, adapter_file
 from liteframe.models.vlm.clip_summarizer import ClipSettings, add_clip_summarizer
+from liteframe.models.vlm.qformer import QFormerSettings, add_qformer
 from liteframe.models.vlm.summary_tokens import SummarySettings, add_summary_tokens
 from liteframe.texts import read_json
 
@@ -45,6 +46,7 @@ class TrainedMemory(NamedTuple):
 TRAINED: dict[str, TrainedMemory] = {
     "summary": TrainedMemory("summary_tokens", SummarySettings, add_summary_tokens),
     "learned_clips": TrainedMemory("clip_summarizer", ClipSettings, add_clip_summarizer),
+    "qformer": TrainedMemory("qformer", QFormerSettings, add_qformer),
 }
 
 
