@@ -184,7 +184,7 @@ def test_what_cannot_be_is_named(loaded, trained):
     for settings in ({"queries": 0}, {"layers": 0}, {"lengths": []}, {"lengths": [0]}, {"width": 40}):
         with pytest.raises(ValueError, match=r"model\.qformer: queries, layers and lengths of at least 1"):
             QFormerSettings(**settings)
-    with pytest.raises(ValueError, match="memory 'qformer' reads with qformer, which this model has none of"):
+    with pytest.raises(ValueError, match="reads with an adapter's qformer, which this model does not have"):
         StreamSession(*loaded["liteframe_internvl"], memories["qformer"](64))
     for held, asked in (("qformer", "summary"), ("summary", "qformer")):
         with pytest.raises(ValueError, match=f"was trained for memory '{held}', not for '{asked}'"):
