@@ -45,9 +45,8 @@ def main(
     journal = shop.work / ("all" if names is None else "_".join(names).replace(" ", "_").replace(",", ""))
     journal.mkdir(parents=True, exist_ok=True)
     head = {"setup": asdict(shop.setup)}
-    questions = [
-        [*film, q.task, q.past, len(q.candidates)] for film, _, asked in held_out(shop.setup.moments) for q in asked
-    ]
+    asked = [(film, question) for film, _, questions in held_out(shop.setup.moments) for question in questions]
+    questions = [" ".join(map(str, (*film, q.task, int(q.past), len(q.candidates)))) for film, q in asked]
     for cells in resume(journal, head, plan(names), shop.do, minutes):
         where = {key: value for key, value in environment(torch.device("cpu")).items() if key != "command"}
         found = {**head, "processor": processor_name(), "questions": questions}

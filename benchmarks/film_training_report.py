@@ -64,17 +64,19 @@ class Found(NamedTuple):
     """The record, by what was asked.
 
     Attributes:
-        questions: scenes, world, number, task, whether it is about the past, candidates.
+        questions: the film (scenes, world, number), the task, whether it is about the past, number of candidates.
         rows: by arm and seed.
     """
 
-    questions: Sequence[Sequence[Any]]
+    questions: Sequence[tuple[tuple[int, ...], str, bool, int]]
     rows: Mapping[tuple[str, int], Mapping[str, Any]]
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Found:
         """That of film_training.json."""
-        return cls(record["questions"], {(r["cell"]["name"], r["cell"]["seed"]): r for r in record["cells"]})
+        words = [question.split() for question in record["questions"]]
+        questions = [(tuple(map(int, film)), task, past == "1", int(count)) for *film, task, past, count in words]
+        return cls(questions, {(r["cell"]["name"], r["cell"]["seed"]): r for r in record["cells"]})
 
     def seeds(self, way: Way) -> list[int]:
         """Those that an arm was trained and asked with."""
@@ -84,17 +86,18 @@ class Found(NamedTuple):
         """Numbers of the questions of a kind about films of so many scenes, out of as many as there are answers."""
         if kind == SCENES:
             return [*range(len(right))]
-        return [
-            number
-            for number, (count, _, _, task, past, _) in enumerate(self.questions)
-            if count in scenes and (task == COUNTS if kind == COUNTS else task not in APART and past == (kind == PAST))
+        some = [
+            (number, task, past) for number, (film, task, past, _) in enumerate(self.questions) if film[0] in scenes
         ]
+        if kind == COUNTS:
+            return [number for number, task, _ in some if task == COUNTS]
+        return [number for number, task, past in some if task not in APART and past == (kind == PAST)]
 
     def answers(self, way: Way, seed: int, kind: str, scenes: Sequence[int]) -> tuple[list[bool], list[Any]]:
         """Which of them are right, and the film of each."""
         right = self.rows[way[0], seed]["right"][way[1]]
         numbers = self.asked(kind, scenes, right)
-        films = [number // 5 if kind == SCENES else tuple(self.questions[number][:3]) for number in numbers]
+        films = [number // 5 if kind == SCENES else self.questions[number][0] for number in numbers]
         return [right[number] == "1" for number in numbers], films
 
     def accuracy(self, way: Way, kind: str, scenes: Sequence[int] = tuple(TEST_FILMS)) -> str:
@@ -155,7 +158,7 @@ def table(record: Mapping[str, Any]) -> str:
     measured, setup = Found.of(record), record["setup"]
     films: dict[int, int] = {}
     for scenes in TEST_FILMS:
-        films[scenes] = len({tuple(q[:3]) for q in measured.questions if q[0] == scenes})
+        films[scenes] = len({film for film, *_ in measured.questions if film[0] == scenes})
     seconds = sum(row["cpu_seconds"] for row in record["cells"])
     shown = ", ".join(f"{count} of {scenes} scenes" for scenes, count in films.items())
     lines = [
@@ -184,7 +187,7 @@ def table(record: Mapping[str, Any]) -> str:
         cells += [measured.accuracy(way, PAST, [scenes]) for scenes in TEST_FILMS]
         lines.append(f"| {' | '.join(cells)} |")
     chance = {
-        kind: 100 * sum(1 / measured.questions[n][5] for n in numbers) / max(1, len(numbers))
+        kind: 100 * sum(1 / measured.questions[n][3] for n in numbers) / max(1, len(numbers))
         for kind in (PAST, PRESENT, COUNTS)
         for numbers in [measured.asked(kind, tuple(TEST_FILMS), "")]
     }

@@ -31,8 +31,7 @@ def row(name, seed, **right):
 
 
 # Two films with three questions about the past, of which one is a count, and one about the present.
-QUESTIONS = [[2, 0, film, *rest] for film in (0, 1) for rest in
-             (["EPM", True, 8], ["ASI", True, 2], ["REC", True, 3], ["ATR", False, 8])]  # fmt: skip
+QUESTIONS = [f"2 0 {film} {rest}" for film in (0, 1) for rest in ("EPM 1 8", "ASI 1 2", "REC 1 3", "ATR 0 8")]
 
 
 def test_verdicts_by_hand(benchmark):
