@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SEEDS = (0, 1, 2)  # of the order and of the random weights of what is trained
@@ -107,6 +107,11 @@ ARMS: dict[str, Arm] = {
     "summary, curriculum": summarizing("[[2,4],[8],[16]]"),
     "summary, direct": summarizing("[[8]]"),
     **{name: selecting(handed) for name, handed in SELECTIONS.items()},
+}
+# The same with four times the steps: whether a method only began to learn.
+ARMS |= {
+    f"{name}, longer": replace(ARMS[name], times=4 * ARMS[name].times)
+    for name in ("summary, direct", "TPO", "chosen answers", "selection")
 }
 BASE = "base"
 SCENE_ARMS = {"labels alone": 0.0, "distillation": 1.0}  # and the weight of the soft target
