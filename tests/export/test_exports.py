@@ -17,6 +17,8 @@ from liteframe_export.provenance import Parts
 from liteframe_export.reload_child import widened
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
+from transformers import AutoModel
+from transformers.exporters import OnnxConfig, OnnxExporter
 from worlds import ROOT
 from worlds.ctd import write_video
 from worlds.students import make_student, student_config
@@ -76,6 +78,17 @@ def test_exported_encoder_computes_what_the_encoder_computes(world, videos, stra
         expected = encoder(prepare(videos["long"].permute(0, 3, 1, 2))[None])
     assert expected.abs().max() > 0.5
     torch.testing.assert_close(stranger["features"], expected, atol=1e-5, rtol=0)
+
+
+def test_transformers_own_onnx_exporter_takes_the_exported_encoder(world, exported_encoder):
+    """A second road to ONNX, through transformers' and not our own tracing, in onnxruntime."""
+    model = AutoModel.from_pretrained(exported_encoder, trust_remote_code=True).eval()
+    video = torch.randn(2, 8, 3, 64, 48, generator=torch.Generator().manual_seed(3))
+    graph = OnnxExporter().export(model, {"pixel_values_videos": video}, OnnxConfig(optimize=False))
+    found = graph(pixel_values_videos=video).last_hidden_state
+    with torch.inference_mode():
+        expected = LiteFrameEncoder.from_pretrained(world.cropping_encoder)(video)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def test_exported_vlm_computes_what_the_model_with_its_adapter_computes(world, videos, stranger):
