@@ -17,7 +17,7 @@ os.environ |= {
 # Files that take longest go first, or the last one of them would run alone when the other processes have nothing left.
 LONGEST = (
     *("test_graphs.py", "test_readme.py", "test_two_processes.py", "test_lma_training.py", "test_ahead_of_time.py"),
-    *("test_demo.py", "test_triton_interpreter.py", "test_speed.py", "test_exports.py", "test_two_families.py"),
+    *("test_demo.py", "test_triton_interpreter.py", "test_speed.py", "test_exports.py", "test_every_family.py"),
     *("test_one_rank_fails.py", "test_lma_8b_benchmark.py", "test_lmms_eval.py", "test_gpu_rehearsal.py"),
     *("test_kill_survival.py", "test_cached_benchmark.py", "test_lma_stages.py", "test_ctd_run.py", "test_bytes.py"),
     *("test_cache_kill.py", "test_quality_for_cost.py", "test_swap_guide.py", "test_guard.py"),
