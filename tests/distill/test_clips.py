@@ -91,6 +91,18 @@ def test_crop_of_another_file_is_an_error(videos):
         dataset(videos).frames(ClipView(videos[0], (0, 1), (32, 32), box=(8, 0, 30, 40)))
 
 
+def test_a_video_of_another_shape_than_its_batch_is_a_bad_one(videos):
+    """Its list told of another size: it is counted and named, and the clips beside it are batched."""
+    data = dataset(videos, sizes=[(32, 32), (16, 32)])
+    good, bad = data[0, 0], data[0, 1]
+    assert isinstance(bad, VideoError)
+    assert "has frames of 32x48 now; the run began with clips of 16x32" in str(bad)
+    assert bad.remedy == "run `liteframe scan` again; the manifest does not fit the file"
+    batch = dressed(good, bad)
+    assert batch.video.shape == (1, 8, 3, 32, 32)
+    assert [failure["path"] for failure in batch.failures] == [videos[1]]
+
+
 def test_key_decides_the_clip(videos):
     one, two = (dataset(videos, augment=Augmentation(), seed=7) for _ in range(2))
     assert torch.equal(one[3, 0].frames, two[3, 0].frames)

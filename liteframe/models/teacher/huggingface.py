@@ -154,7 +154,10 @@ def _config(name: str, hub: dict[str, Any]) -> Any:
             f"{name} is neither a folder with a transformers config.json nor a known id: {error}"
         ) from error
     if reason := REFUSED.get(str(model_type).removesuffix("_vision")):
-        raise ValueError(f"{name} (model_type {model_type!r}) cannot be a teacher: {reason}")
+        raise ValueError(
+            f"{name} (model_type {model_type!r}) cannot be a teacher: {reason}; take a tower that sees each frame, or "
+            f"each pair of frames, by itself: {', '.join(known)}, or timm/<model>"
+        )
     raise ValueError(
         f"{name} has model_type {model_type!r}; teachers can be {', '.join(known)}, or timm/<model>. "
         "InternVL must be in transformers' own format (names that end in -hf)"
@@ -175,7 +178,10 @@ def _build(cls: Any, name: str, config: Any, pretrained: bool, dtype: torch.dtyp
     # A pooler is not used, and checkpoints often come without it.
     lacking = [key for key in lacking if not key.startswith("pooler.")]
     if lacking:
-        raise ValueError(f"the weights of {name} lack {', '.join(lacking[:6])} ({len(lacking)} in all)")
+        raise ValueError(
+            f"the weights of {name} lack {', '.join(lacking[:6])} ({len(lacking)} in all), which would be random: name "
+            "a folder that holds the whole model, as its authors or save_pretrained wrote it"
+        )
     return model
 
 

@@ -131,7 +131,7 @@ def test_incomplete_weights_are_named(vlm, make, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("vision_tower.encoder.layer.1.mlp.fc1.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack .*encoder.layer.1.mlp.fc1.weight \(1 in all\)"):
+    with pytest.raises(ValueError, match=r"lack .*encoder.layer.1.mlp.fc1.weight \(1 in all\).*holds the whole model"):
         load_teacher(tmp_path)
 
 
@@ -178,7 +178,8 @@ def test_unsupported_requests(vlm_folder, make, tmp_path):
 def test_towers_that_cannot_teach_are_refused_with_the_reason(tmp_path):
     transformers.VJEPA2Config().save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r"'vjepa2'\) cannot be a teacher: its attention runs over the frames of a clip"
+        ValueError,
+        match=r"'vjepa2'\) cannot be a teacher: its attention runs over the frames of a clip.*; take .*internvl",
     ):
         load_teacher(tmp_path, **MEAN)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from worlds.vlms import make_qwen2_5_vl, make_qwen3_5, make_qwen3_vl
 
@@ -153,3 +154,20 @@ def test_a_window_of_four_frames_is_one_of_two_pairs(teacher):
 def test_a_tower_whose_blocks_all_see_windows_gives_no_saliency(tmp_path):
     with pytest.raises(ValueError, match="no block of the tower sees whole frames"):
         load_teacher(str(make_qwen2_5_vl(tmp_path / "vlm", fullatt_block_indexes=[9])))(noise(2, 32, 32))
+
+
+@pytest.mark.parametrize(("part", "named"), [("merger.", "merger.linear_fc1.bias"), ("pos_embed.", "pos_embed.weight")])
+def test_a_checkpoint_without_its_merger_or_its_positions_is_refused(tmp_path, part, named):
+    folder = make_qwen3_vl(tmp_path / "vlm")
+    weights = load_file(folder / "model.safetensors")
+    left = {name: tensor for name, tensor in weights.items() if f".visual.{part}" not in name}
+    assert len(left) < len(weights)
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"the weights of .*vlm lack .*{named}.*name a folder that holds the whole"):
+        load_teacher(str(folder))
+
+
+def test_a_tower_that_sees_four_frames_at_a_time_is_refused(tmp_path):
+    teacher = load_teacher(str(make_qwen3_vl(tmp_path / "vlm", temporal_patch_size=4)))
+    with pytest.raises(ValueError, match="a temporal patch of 4 frames; 2 are supported"):
+        teacher(noise(4, 32, 32))
