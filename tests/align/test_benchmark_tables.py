@@ -22,18 +22,28 @@ def test_a_committed_table_is_that_of_its_record(name):
     assert (BENCHMARKS / f"{name}.md").read_text() == made
 
 
-def test_a_token_cache_is_faster_and_learns_the_same():
+def test_a_token_cache_is_faster_and_learns_the_same_as_docs_say():
+    said = (ROOT / "docs/token_cache.md").read_text()
     rows = record_of("token_cache")["rows"]
     speed = [row for row in rows if row["part"] == "speed"]
-    assert all(row["loss_difference"] <= 1e-5 and row["adapter_difference"] <= 1e-5 for row in speed)
-    assert len(speed) >= 2
-    assert all(row["cached"] > 2 * row["live"] for row in speed)
+    ratios = [row["cached"] / row["live"] for row in speed]
+    assert len(ratios) >= 2
+    assert min(ratios) > 1
+    assert f"{' and '.join(f'{ratio:.2f}' for ratio in ratios)} times as many" in said
+    assert all(row["loss_difference"] == row["adapter_difference"] == 0 for row in speed)  # "to the bit"
     padding = {(row["micro_batch"], row["grouped"]): row["padding"] for row in rows if row["part"] == "padding"}
-    assert {micro for micro, _ in padding} == {2, 4, 8}
-    assert all(padding[micro, True] < 0.05 < padding[micro, False] for micro, _ in padding)
-    peaks = [row for row in rows if row["part"] == "memory" and not row["checkpointing"]]
-    assert len(peaks) == 3
-    assert all(a["tokens"] < b["tokens"] and a["peak_mib"] < b["peak_mib"] for a, b in pairwise(peaks))
+    for grouped, words in ((False, "as rows come"), (True, "grouped by length")):
+        one, two, three = (f"{padding[micro, grouped] * 100:.1f} %" for micro in (2, 4, 8))
+        assert f"{one}, {two} and {three} {words}" in said
+    assert all(padding[micro, True] < 0.05 < padding[micro, False] for micro in (2, 4, 8))
+    plain, checkpointed = (
+        [(row["tokens"], row["peak_mib"]) for row in rows if row["part"] == "memory" and row["checkpointing"] is way]
+        for way in (False, True)
+    )
+    assert all(one < other and low < high for (one, low), (other, high) in pairwise(plain))
+    (short, least), (long, most) = plain[0], plain[-1]
+    assert f"{least:,.0f} MiB at rows of {short:,} tokens, {most:,.0f} MiB at {long:,}; with gradient" in said
+    assert f"checkpointing {checkpointed[0][1]:,.0f} and {checkpointed[-1][1]:,.0f}" in said
 
 
 def test_a_kept_reference_saves_its_forward_pass():
