@@ -57,6 +57,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "saliency": ("saliency", {"budget": 48, "threshold": None}),
     "bank": ("bank", {"budget": 40}),
     "learned clips": ("learned_clips", {"budget": 1024}),
+    "qformer": ("qformer", {"budget": 40}),
     "clips, attention": ("clips", {"budget": 1024}),
     "clips, last": ("clips", {"budget": 1024, "selector": "last"}),
 }
@@ -107,6 +108,13 @@ ARMS: dict[str, Arm] = {
     "summary, curriculum": summarizing("[[2,4],[8],[16]]"),
     "summary, direct": summarizing("[[8]]"),
     **{name: selecting(handed) for name, handed in SELECTIONS.items()},
+    "Q-Former": Arm(
+        options=("--model.qformer.queries=16", "--model.qformer.width=64"),
+        systems=("qformer",),
+        memory="qformer",
+        times=2,
+        rate=1e-3,
+    ),
 }
 # The same with four times the steps: whether a method only began to learn.
 ARMS |= {
