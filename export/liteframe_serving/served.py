@@ -43,7 +43,17 @@ class ServedVision:
     _encode = VlmBackbone._encode
 
     def add_vision(self, config: Any) -> None:
-        """Set vision tower and projector, with weights that are loaded later."""
+        """Set vision tower and projector, with weights that are loaded later.
+
+        Raises:
+            ValueError: the encoder gives features of inner blocks (deepstack), which do not reach a server's language
+                model here.
+        """
+        if blocks := config.vision_config.encoder_config.deepstack:
+            raise ValueError(
+                f"the encoder gives features of {blocks} inner blocks (deepstack), which servers are not given: serve "
+                "one distilled without model.teacher.deepstack, or ask this one with transformers"
+            )
         self.vision_tower = LiteFrameVisionModel(config.vision_config)
         self.family.model_class.add_projector(self, config)
 

@@ -189,7 +189,7 @@ class LMAModule(GuardedModule):
             f"a video of {max(data.frames)} frames{self._or_modes(data)} takes {longest:,} of the {limit:,} tokens "
             "that the language model reads",
             template_warning(self.processor),
-            family_of(model.config.model_type).note,
+            None if model.config.vision_config.encoder_config.deepstack else family_of(model.config.model_type).note,
             f"keys of rows that are not read, and rows that have them: {unread}" if unread else None,
         ]
         tell("\n".join(filter(None, lines)))

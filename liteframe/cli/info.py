@@ -125,7 +125,9 @@ def describe_encoder(folder: Path) -> list[str]:
                       "for a still image"),
             ("input", f"[B,T,3,{config.image_size},{config.image_size}], {config.resize}, "
                       f"mean {config.image_mean}, std {config.image_std}"),
-            ("output", f"[B,T/{t},{side // h},{side // w},{config.teacher_dim}]"),
+            ("output", f"[B,T/{t},{side // h},{side // w},{config.teacher_dim}]"
+                       + (f", features of {config.deepstack} inner blocks (deepstack) among them"
+                          if config.deepstack else "")),
             ("tokens a frame", f"{own.tokens_per_frame:g} after a 2x2 pixel shuffle"),
             ("clip", f"{config.clip_frames} frames"),
             ("blocks", f"{config.depth} of {config.dim} channels, {config.heads} heads, MLP {config.mlp_dim}, "

@@ -14,8 +14,10 @@ LossName = Literal["mse", "smooth_l1", "cosine+smooth_l1"]
 COSINE_SHARE = 0.9
 
 
-def token_losses(prediction: Tensor, target: Tensor, name: LossName) -> Tensor:
+def token_losses(prediction: Tensor, target: Tensor, name: LossName, parts: int = 1) -> Tensor:
     """Loss of each token, [B,T,h,w,C] x 2 -> [B,T,h,w], in float32 (float64 stays).
+
+    Where channels are those of `parts` features of one width (deepstack), it is the mean of their losses.
 
     "mse": mean squared error; "smooth_l1": Huber with beta 1; "cosine+smooth_l1": 0.9 (1 - cosine) + 0.1 smooth L1.
 
@@ -24,6 +26,9 @@ def token_losses(prediction: Tensor, target: Tensor, name: LossName) -> Tensor:
     """
     if prediction.shape != target.shape:
         raise ValueError(f"student gives {list(prediction.shape)}, the target is {list(target.shape)}")
+    if parts > 1:
+        prediction, target = (x.unflatten(-1, (parts, -1)) for x in (prediction, target))  # [B,T,h,w,parts,C/parts]
+        return token_losses(prediction, target, name).mean(-1)
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     prediction, target = prediction.to(dtype), target.to(dtype)
     if name == "mse":
@@ -35,6 +40,12 @@ def token_losses(prediction: Tensor, target: Tensor, name: LossName) -> Tensor:
         cosine = F.cosine_similarity(prediction, target, dim=-1)
         return COSINE_SHARE * (1 - cosine) + (1 - COSINE_SHARE) * smooth
     raise ValueError(f"loss is {name!r}; choose mse, smooth_l1 or cosine+smooth_l1")
+
+
+def mean_cosine(ours: Tensor, theirs: Tensor, parts: int) -> Tensor:
+    """Cosine of features [...,C] of one shape, the mean of those of their `parts` of equal width: [...]."""
+    ours, theirs = (x.unflatten(-1, (parts, -1)) for x in (ours, theirs))
+    return F.cosine_similarity(ours, theirs, dim=-1).mean(-1)
 
 
 def drop_large_losses(losses: Tensor, weight: Tensor, sigmas: float) -> Tensor:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import ExplainedVariance, MeanMetric
+
+from liteframe.distill.losses import mean_cosine
 
 
 class HeldOutMetrics(nn.Module):
@@ -16,10 +17,12 @@ class HeldOutMetrics(nn.Module):
     Args:
         channels: C.
         projected: whether the teacher came with a projector.
+        parts: features of one width that channels are made of; cosines are means over them.
     """
 
-    def __init__(self, channels: int, *, projected: bool):
+    def __init__(self, channels: int, *, projected: bool, parts: int = 1):
         super().__init__()
+        self.parts = parts
         self.cosine = MeanMetric()
         self.projected_cosine = MeanMetric() if projected else None
         self.explained = ExplainedVariance(multioutput="raw_values")
@@ -31,12 +34,10 @@ class HeldOutMetrics(nn.Module):
     ) -> None:
         """Add clips: student and target [B,T,h,w,C], bool [B,T] of slots that count; B may be 0."""
         ours, theirs = student.float()[slot_mask], target.float()[slot_mask]
-        self.cosine.update(F.cosine_similarity(ours, theirs, dim=-1))
+        self.cosine.update(mean_cosine(ours, theirs, self.parts))
         self.explained.update(ours.flatten(0, -2).double(), theirs.flatten(0, -2).double())
         if self.projected_cosine is not None and projector is not None and len(ours):
-            self.projected_cosine.update(
-                F.cosine_similarity(projector(ours).float(), projector(theirs).float(), dim=-1)
-            )
+            self.projected_cosine.update(mean_cosine(projector(ours).float(), projector(theirs).float(), self.parts))
 
     def compute(self) -> dict[str, Tensor]:
         """Means over everything since the last reset, synchronized over ranks; empty without data.

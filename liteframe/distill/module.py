@@ -78,7 +78,7 @@ class CTDModule(GuardedModule):
         # A Teacher hides its weights from state_dict, optimizer and checkpoints.
         self.teacher = teacher.load()
         self.student_config = with_preprocessing(student, self.teacher)
-        self.objective = make_objective(objective, self.teacher.dim, target, loss, student)
+        self.objective = make_objective(objective, self.teacher.dim, target, loss, self.student_config)
         self.pooled_teacher = PooledTeacher(self.teacher, self.objective.pooling, target.scope)
         for name, part in self.objective.modules().items():
             self.add_module(name, part)
@@ -88,7 +88,8 @@ class CTDModule(GuardedModule):
         self.step_means = StepMeans("loss", *self.objective.figure_names, "clipped_fraction")
 
     def _held_out(self) -> HeldOutMetrics:
-        return HeldOutMetrics(self.teacher.dim, projected=self.teacher.projector is not None)
+        projected = self.teacher.projector is not None
+        return HeldOutMetrics(self.teacher.dim, projected=projected, parts=self.objective.parts)
 
     @property
     def frame_format(self) -> FrameFormat:

@@ -40,7 +40,12 @@ def with_preprocessing(config: LiteFrameConfig, teacher: Teacher) -> LiteFrameCo
     resize = config.resize if config.resize == "aspect" else teacher.resize
     merge_size = _fold(teacher) if resize == "aspect" else 1
     return dataclasses.replace(
-        config, image_mean=teacher.image_mean, image_std=teacher.image_std, resize=resize, merge_size=merge_size
+        config,
+        image_mean=teacher.image_mean,
+        image_std=teacher.image_std,
+        resize=resize,
+        merge_size=merge_size,
+        deepstack=teacher.deepstack,
     )
 
 

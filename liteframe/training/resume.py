@@ -36,10 +36,11 @@ SETTINGS: dict[str, OnResume] = {
             "model.student.downsample", "model.student.modes", "model.student.temporal_kernel",
             "model.student.temporal_mixer", "model.student.layer_scale_init", "model.student.layer_norm_eps",
             "model.student.clip_frames", "model.student.image_mean", "model.student.image_std", "model.student.resize",
-            "model.student.merge_size",
+            "model.student.merge_size", "model.student.deepstack",
             "model.init",
             # What it learns; target statistics are measured once.
-            "model.objective", "model.teacher.pretrained", "model.teacher.options", "model.target.scope",
+            "model.objective", "model.teacher.pretrained", "model.teacher.options", "model.teacher.deepstack",
+            "model.target.scope",
             "model.target.sigmas", "model.target.standardize", "model.target.statistics_clips", "ema.decay",
             # What LMA trains.
             "model.lora.rank", "model.lora.alpha", "model.train_projector", "model.train_encoder", "model.quantize",

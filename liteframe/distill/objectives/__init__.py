@@ -49,11 +49,17 @@ def make_objective(
     """
     if name not in objectives:
         raise ValueError(f"model.objective is {name!r}; choose one of {', '.join(objectives)}")
+    if student.deepstack and name != "ctd":
+        raise ValueError(f"model.objective is {name!r}, which knows no deepstack: take ctd, or a teacher without")
     if not student.modes:
-        return objectives[name](channels, settings, loss_name, student.compression)
+        objective = objectives[name](channels, settings, loss_name, student.compression)
+        objective.parts = 1 + student.deepstack
+        return objective
     if name != "ctd":
         raise ValueError(
             f"model.objective is {name!r}, which knows one compression, and model.student.modes names "
             f"{', '.join(student.modes)}: leave the modes out, or take the objective ctd"
         )
-    return ElasticTokens(channels, settings, loss_name, student.windows, student.default_mode)
+    elastic = ElasticTokens(channels, settings, loss_name, student.windows, student.default_mode)
+    elastic.parts = 1 + student.deepstack
+    return elastic

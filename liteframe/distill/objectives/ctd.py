@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteframe.distill.losses import LossName, clip_losses, drop_large_losses, token_losses
+from liteframe.distill.losses import LossName, clip_losses, drop_large_losses, mean_cosine, token_losses
 from liteframe.distill.objectives.base import ClipLosses
 from liteframe.distill.statistics import ChannelStatistics
 from liteframe.distill.targets import TargetNormalizer, TargetSettings
@@ -26,9 +26,13 @@ class CompressedTokens:
         settings: how targets are clipped and standardized.
         loss_name: between a token and its target.
         window: (t,kh,kw) of frames and patches that a token stands for.
+
+    Attributes:
+        parts: features of one width that a token's channels are made of: the last block's and those of deepstack.
     """
 
     needs_log_weights = False
+    parts = 1
     figure_names: Sequence[str] = ("cosine",)
 
     def __init__(self, channels: int, settings: TargetSettings, loss_name: LossName, window: Window = (4, 2, 2)):
@@ -67,7 +71,7 @@ class CompressedTokens:
 
     def loss(self, tokens: Any, target: Any) -> ClipLosses:
         """Tokens [B,T',h,w,C] in the standardized space against a target."""
-        losses = token_losses(self.decoded(tokens), target.values, self.loss_name)  # [B,T',h,w]
+        losses = token_losses(self.decoded(tokens), target.values, self.loss_name, self.parts)  # [B,T',h,w]
         weight, clipped = target.weight, target.clipped
         if self.settings.clipping == "loss_clip":
             weight = drop_large_losses(losses, weight, self.settings.sigmas)
@@ -77,7 +81,7 @@ class CompressedTokens:
     @torch.no_grad()
     def figures(self, tokens: Any, target: Any) -> dict[str, Tensor]:
         """Cosine of the tokens that count, in the teacher's raw space, neither clipped nor standardized."""
-        similar = torch.cosine_similarity(self.raw(tokens), target.raw, dim=-1)  # [B,T',h,w]
+        similar = mean_cosine(self.raw(tokens), target.raw, self.parts)  # [B,T',h,w]
         return {"cosine": clip_losses(similar, target.weight).mean()}
 
     def idle(self, tokens: Any) -> Tensor:

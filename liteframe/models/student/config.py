@@ -20,6 +20,8 @@ class LiteFrameConfig:
         modes: {name: downsample} of an elastic encoder, whose compression is chosen when it encodes; `downsample` is
             one of them, and meant where none is named. Empty: it has one compression.
         teacher_dim: channels of the output, those of the teacher's patch features.
+        deepstack: inner blocks of the teacher's tower whose features follow those of its last block in the output's
+            channels, as many channels each; 0 for none.
         clip_frames: frames encoded together; longer videos are encoded clip after clip.
         layer_scale_init: LayerScale of a student that starts without a teacher.
         image_mean, image_std: statistics of RGB in [0,1] that the teacher's preprocessing subtracts and divides by.
@@ -50,6 +52,7 @@ class LiteFrameConfig:
     resize: str = "squash"
     merge_size: int = 1
     modes: dict[str, dict[int, Stride]] = field(default_factory=dict)
+    deepstack: int = 0
 
     def __post_init__(self) -> None:
         """Normalize containers (JSON turns int keys and tuples into strings and lists) and check every field."""
@@ -80,6 +83,11 @@ class LiteFrameConfig:
             raise ValueError(
                 f"LiteFrameConfig: merge_size={self.merge_size} does nothing where resize is {self.resize!r}; leave it "
                 "out or set resize to 'aspect'"
+            )
+        if self.deepstack != 0 and (not is_count(self.deepstack) or self.teacher_dim % (1 + self.deepstack)):
+            raise ValueError(
+                f"LiteFrameConfig: deepstack={self.deepstack!r} must be a number of blocks whose features, with those "
+                f"of the last one, divide teacher_dim={self.teacher_dim}"
             )
         self._check_floats()
         try:

@@ -57,7 +57,8 @@ def uniform_indices(total: int, count: int) -> Tensor:
 def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
     """Cut the teacher's weights to the student's shape.
 
-    The head scatters the residual channels back to where they were in the teacher. Mixers start as the identity and
+    The head scatters the residual channels back to where they were in the teacher; features of inner blocks (deepstack)
+    it gives as zeros. Mixers start as the identity and
     strided convs as the mean, so a student of the teacher's own size repeats its patch features (before a final norm,
     if the teacher has one), but for what `differences` names.
 
@@ -65,8 +66,10 @@ def select_weights(teacher: Teacher, config: LiteFrameConfig) -> Selection:
         ValueError: the teacher is smaller than the student in some respect, or its blocks are of another kind.
     """
     vit = teacher.tower.vit_weights()
-    if vit.dim != config.teacher_dim:
-        raise ValueError(f"teacher_dim={config.teacher_dim}, but the teacher has {vit.dim} channels")
+    if vit.dim * (1 + config.deepstack) != config.teacher_dim:
+        raise ValueError(
+            f"teacher_dim={config.teacher_dim}, but the teacher has {vit.dim} channels and deepstack={config.deepstack}"
+        )
     _check_sizes(vit, config, "teacher")
     kept = _kept(vit, config)
     weights = _cut(vit, config, range(config.depth), kept, mixer={})

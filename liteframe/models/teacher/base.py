@@ -50,6 +50,7 @@ class Tower(nn.Module, ABC):
         saliency: which of them `forward` gives.
         temporal_patch: frames that one of its features is of; 1 where it sees each frame by itself.
         merge: patches of a side that it keeps together: sides of its grid are multiples of so many.
+        deepstack: inner blocks whose features follow those of the last one in the channels of its patches.
         watched: the block whose attention is seen from outside, and which is therefore never compiled; or None.
     """
 
@@ -59,6 +60,7 @@ class Tower(nn.Module, ABC):
     watched: nn.Module | None = None
     temporal_patch: int = 1
     merge: int = 1
+    deepstack: int = 0
 
     @abstractmethod
     def forward(self, video: Tensor) -> TeacherFeatures:
@@ -178,6 +180,7 @@ class Teacher(nn.Module):
         image_mean, image_std, resize: the checkpoint's own preprocessing (see liteframe/frame_size.py).
         license: as the model's own metadata states it, or None where it states nothing.
         temporal_patch: frames that one of its features is of.
+        deepstack: inner blocks whose features are among its channels, see Tower.
         tower: the ViT.
         projector: for the vision tower of a VLM, [...,h,w,C] -> [...,h/2,w/2,C_llm] through the VLM's own pixel shuffle
             and MLP; None otherwise.
@@ -200,7 +203,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.name, self.license = name, license
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
-        self.temporal_patch = tower.temporal_patch
+        self.temporal_patch, self.deepstack = tower.temporal_patch, tower.deepstack
         self.image_mean, self.image_std, self.resize = image_mean, image_std, resize
         # A tuple hides modules from nn.Module's registration.
         self._hidden: tuple[Tower | None, nn.Module | None] = (tower, projector)

@@ -67,12 +67,14 @@ def load_hf(
     dtype: torch.dtype | None,
     image_mean: tuple[float, float, float] | None = None,
     image_std: tuple[float, float, float] | None = None,
+    deepstack: bool = False,
     **kwargs: Any,
 ) -> Teacher:
     """Load from a Hugging Face id or local folder; keyword arguments go to `from_pretrained` (revision, token, ...).
 
     Raises:
-        ValueError: no such checkpoint, an unsupported architecture, incomplete weights, or unstated preprocessing.
+        ValueError: no such checkpoint, an unsupported architecture, incomplete weights, unstated preprocessing, or
+            deepstack of a tower without.
     """
     source = checkpoint_source(name)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -84,7 +86,8 @@ def load_hf(
             _check_vlm(source, config, family.feature_strategy)
         half = _build(family.teacher_half, source, config, pretrained, dtype, kwargs)
         model, layer = half.tower, family.feature_layer
-        projector = VlmProjector(family, config, half.projector)
+        mergers = family.deepstack(model) if deepstack and family.deepstack is not None else None
+        projector = VlmProjector(family, config, mergers or half.projector)
     elif config.model_type in WHOLE_MODELS:
         base, attribute = WHOLE_MODELS[config.model_type]
         half = _build(_tower_alone(base, attribute), source, config, pretrained, dtype, kwargs)
@@ -93,7 +96,7 @@ def load_hf(
         kind = VIT_CLASSES[config.model_type]
         vision_config = config.vision_config if kind.whole else config
         model = _build(getattr(transformers, kind.name), source, vision_config, pretrained, dtype, kwargs)
-    tower = make_tower(model, layer)
+    tower = make_tower(model, layer, deepstack)
     processor = _processor(source, hub)
     mean, std = _normalization(source, tower.statistics, image_mean, image_std, processor)
     return Teacher(
@@ -110,10 +113,12 @@ def load_hf(
     )
 
 
-def make_tower(model: Any, layer: int | None = None) -> HfTower | QwenTower | TimmTower:
-    """The tower of a transformers ViT; `layer` as of HfTower."""
+def make_tower(model: Any, layer: int | None = None, deepstack: bool = False) -> HfTower | QwenTower | TimmTower:
+    """The tower of a transformers ViT; `layer` as of HfTower, `deepstack` and errors as of QwenTower."""
     if model.config.model_type in QWEN_TOWERS:
-        return QwenTower(model)
+        return QwenTower(model, deepstack)
+    if deepstack:
+        raise ValueError(f"deepstack is for towers of Qwen3-VL, not of a {model.config.model_type}; leave it out")
     if model.config.model_type in GLM_TOWERS:
         return Glm4vTower(model)
     return TimmTower(model.timm_model) if model.config.model_type == "timm_wrapper" else HfTower(model, layer)

@@ -1,6 +1,7 @@
 """Teachers by name: `timm/<model>`, a Hugging Face id, or a local folder (a ViT, or a whole Video LLM)."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ def load_teacher(
     pretrained: bool = True,
     dtype: torch.dtype | None = None,
     saliency: Saliency | None = None,
+    deepstack: bool = False,
     **kwargs: Any,
 ) -> Teacher:
     """Load a frozen teacher.
@@ -28,18 +30,22 @@ def load_teacher(
         saliency: what WAP weighs patches by: "cls" (the cls token of their frame), "probe" (the attention of the
             pooling head's probe), "received" (the attention that they receive in the last block) or "mean" (all alike);
             None is the first of these that the teacher has.
+        deepstack: of Qwen3-VL: features of the inner blocks that its language model reads follow those of the last one,
+            in the same tokens.
         **kwargs: for timm.create_model, or for transformers' from_pretrained; for the latter also `image_mean` and
             `image_std` where the checkpoint states none.
 
     Raises:
         ValueError: unknown name, unsupported architecture, incomplete weights, a saliency that the teacher does not
-            have, or a request to run remote code.
+            have, deepstack of a tower without, or a request to run remote code.
     """
     name = str(name)
     if kwargs.get("trust_remote_code"):
         raise ValueError("load_teacher never runs code from a checkpoint; remove trust_remote_code")
     kwargs.pop("trust_remote_code", None)
-    load = load_timm if name.startswith("timm/") else load_hf
+    if name.startswith("timm/") and deepstack:
+        raise ValueError(f"deepstack is for towers of Qwen3-VL, not for {name}; leave it out")
+    load = load_timm if name.startswith("timm/") else partial(load_hf, deepstack=deepstack)
     teacher = load(name, pretrained=pretrained, dtype=dtype, **kwargs)
     if saliency is not None:
         teacher.weigh_by(saliency)
@@ -53,13 +59,15 @@ class TeacherSettings:
     Attributes:
         name: "timm/<model>", a Hugging Face id, or a local folder (a ViT or a whole VLM).
         pretrained: False takes random weights (to try things out).
+        deepstack: whether the student learns the features of inner blocks, too, that a Qwen3-VL's language model reads.
         options: further keyword arguments.
     """
 
     name: str
     pretrained: bool = True
+    deepstack: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Teacher:
         """The teacher, frozen, on the CPU; raises as load_teacher."""
-        return load_teacher(self.name, pretrained=self.pretrained, **self.options)
+        return load_teacher(self.name, pretrained=self.pretrained, deepstack=self.deepstack, **self.options)

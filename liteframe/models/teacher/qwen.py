@@ -6,6 +6,7 @@ Shapes: B videos, T frames, t = ceil(T / 2) pairs, (h,w) patch grid, C channels.
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -26,18 +27,34 @@ class QwenTower(Tower):
 
     Of an odd number of frames the last one is repeated, as transformers' processors do. The attention received is that
     of the last block that sees whole frames.
+
+    Args:
+        model: transformers' tower.
+        deepstack: whether its patches hold what its inner blocks give the language model, too: [B,t,h,w,(1+n)*C], the
+            last block's first, then in the order of the blocks.
+
+    Raises:
+        ValueError: deepstack is asked of a tower without.
     """
 
     temporal_patch, cls, prefix = PAIR, 0, 0
     saliencies: tuple[Saliency, ...] = ("received", "mean")
     saliency: Saliency = "received"
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, deepstack: bool = False):
         super().__init__()
         self.model = model
+        # A tuple hides modules from nn.Module's registration: they are registered in the model.
+        self._mergers = tuple(getattr(model, "deepstack_merger_list", ())) if deepstack else ()
+        if deepstack and not self._mergers:
+            raise ValueError(
+                f"deepstack is asked of a {model.config.model_type} tower that gives its language model features of no "
+                "inner block; leave it out"
+            )
+        self.deepstack = len(self._mergers)
         self.patch_size: int = model.config.patch_size
         self.merge: int = model.config.spatial_merge_size
-        self.dim: int = model.config.hidden_size
+        self.dim: int = model.config.hidden_size * (1 + self.deepstack)
         self.image_size, self.statistics = IMAGE_SIZE, None
 
     @property
@@ -58,8 +75,15 @@ class QwenTower(Tower):
         return TeacherFeatures(raster(hidden, grid, config), None, logits)
 
     def hidden(self, pixels: Tensor, grid: Tensor) -> Tensor:
-        """What `patchified` gives -> [B*t*h*w,C], in the tower's order."""
-        return self.model(pixels, grid_thw=grid).last_hidden_state
+        """What `patchified` gives -> [B*t*h*w,C], in the tower's order; with deepstack (1+n)*C channels."""
+        tapped: list[Tensor] = []
+        hooks = [merger.register_forward_pre_hook(lambda _, given: tapped.append(given[0])) for merger in self._mergers]
+        try:
+            last = self.model(pixels, grid_thw=grid).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([last, *tapped], -1) if tapped else last
 
     @override
     def vit_weights(self) -> VitWeights:

@@ -63,12 +63,19 @@ def attach_encoder(
     if config is None:
         raise ValueError(f"attach_encoder: pass config= with a {type(encoder).__name__}: it does not describe its grid")
     width = vlm.config.vision_config.hidden_size
-    if config.teacher_dim != width:
+    if config.teacher_dim != width * (1 + config.deepstack):
         raise ValueError(
-            f"the encoder emits {config.teacher_dim} channels, but the projector of this Video LLM takes {width}; "
+            f"the encoder emits {config.teacher_dim} channels, but the projector of this Video LLM takes {width}"
+            f"{f' of {1 + config.deepstack} blocks' if config.deepstack else ''}; "
             "use an encoder distilled from this model's own vision tower"
         )
-    family = family_of(vlm.config.model_type)
+    family, parts = family_of(vlm.config.model_type), family_of(vlm.config.model_type).parts(vlm)
+    blocks = len(getattr(vlm.config.vision_config, "deepstack_visual_indexes", None) or ()) if family.deepstack else 0
+    if config.deepstack not in (0, blocks):
+        raise ValueError(
+            f"the encoder emits features of {config.deepstack} inner blocks (deepstack), and the language model reads "
+            f"those of {blocks}; use an encoder distilled from this model's own vision tower"
+        )
     values = vlm.config.to_dict()
     kept = {name: getattr(vlm.config.vision_config, name) for name in family.vision_fields}
     values["vision_config"] = LiteFrameVisionConfig(**config.to_dict(), **kept)
@@ -86,9 +93,9 @@ def attach_encoder(
         model.model.vision_tower = tower
     else:
         model.model.vision_tower = InMemoryTower(encoder, config)
-    parts = family.parts(vlm)
-    model.model.multi_modal_projector = parts.projector
-    model.model.language_model = parts.language_model
+    several = family.deepstack is not None and config.deepstack > 0
+    model.model.multi_modal_projector = family.deepstack(parts.tower) if several else parts.projector
+    model.model.take_language_model(parts.language_model)
     for name, parameter in parts.own.items():
         setattr(model.model, name, parameter)
     model.lm_head = parts.head

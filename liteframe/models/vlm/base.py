@@ -43,12 +43,16 @@ class VlmBackbone:
         super().__init__(config)  # type: ignore[call-arg]
         self.vision_tower = LiteFrameVisionModel._from_config(config.vision_config)
         self.add_projector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.take_language_model(AutoModel.from_config(config.text_config))
         self.post_init()
 
     def add_projector(self, config: Any) -> None:
         """Set `multi_modal_projector` and what else lies between vision tower and language model."""
         raise NotImplementedError
+
+    def take_language_model(self, language_model: nn.Module) -> None:
+        """Set `language_model`."""
+        self.language_model = language_model
 
     def merge_patches(self, grid: Tensor) -> Tensor:
         """What the projector takes of a grid: [T',h,w,C] -> [T',h',w',C'], a token each."""

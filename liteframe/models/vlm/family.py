@@ -55,6 +55,7 @@ from liteframe.models.vlm.qwen3_5 import (
     LiteFrameQwen3_5Processor,
 )
 from liteframe.models.vlm.qwen3_vl import (
+    DeepstackMergers,
     LiteFrameQwen3VLConfig,
     LiteFrameQwen3VLForConditionalGeneration,
     LiteFrameQwen3VLModel,
@@ -206,8 +207,9 @@ QWEN3_VL = Family(
     frames_processor=frames_of,
     vision_fields=("spatial_merge_size", "out_hidden_size"),
     mrope=lambda config: Mrope(),
+    deepstack=DeepstackMergers.of,
     note="the tower's features of inner blocks (deepstack) have no counterpart here: the language model reads those of "
-    "the last block alone",
+    "the last block alone; an encoder distilled with model.teacher.deepstack has them",
 )
 
 QWEN2_5_VL = dataclasses.replace(
@@ -223,6 +225,7 @@ QWEN2_5_VL = dataclasses.replace(
     vision_fields=("spatial_merge_size", "tokens_per_second"),
     processor_options=lambda config: {"tokens_per_second": config.vision_config.tokens_per_second},
     mrope=lambda config: Mrope(config.vision_config.tokens_per_second),
+    deepstack=None,
     closing=END,
     note="",
 )
@@ -237,6 +240,7 @@ QWEN3_5 = dataclasses.replace(
     processor_class=LiteFrameQwen3_5Processor,
     lora_layers=(*QWEN2_LAYERS, "in_proj_qkv", "in_proj_z", "out_proj"),
     teacher_half=tower_half(Qwen3_5PreTrainedModel, Qwen3_5VisionModel),
+    deepstack=None,
     note="",
 )
 

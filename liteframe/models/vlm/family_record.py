@@ -72,6 +72,8 @@ class Family:
         processor_options: from our config to further arguments of processor_class.
         mrope: from transformers' config to how its language model numbers vision tokens, where it does not count them
             like words.
+        deepstack: from transformers' tower to the projector of features with those of inner blocks behind them, where
+            its language model reads them.
         closing: what stands behind the last slot of a video whose slots are not parted.
         note: what a run with an encoder of ours should say once.
     """
@@ -103,6 +105,7 @@ class Family:
     vision_fields: tuple[str, ...] = ()
     processor_options: Callable[[Any], Mapping[str, Any]] = _no_options
     mrope: Callable[[Any], Mrope] | None = None
+    deepstack: Callable[[Any], nn.Module] | None = None
     closing: str = ""
     note: str = ""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,11 +24,13 @@ def place_features(
         embeddings: [B,L,D], of the tokens.
         input_ids: [B,L], on any device; on the CPU, no device has to be waited for.
         placeholder_id: token that stands for one feature.
-        features: [tokens,D] of each video, row after row in the order of the prompt; in any floating type.
+        features: [tokens,D] of each video, row after row in the order of the prompt; in any floating type. With
+            [tokens,n*D], what a language model with deepstack adds after its first layers follows in further channels.
         per_row: placeholders in each row of `input_ids`, where they have been counted; None counts them.
 
     Returns:
-        [B,L,D]: the embeddings, with features in place of the placeholders.
+        [B,L,D]: the embeddings, with features in place of the placeholders; [B,L,n*D] of features that wide, with zeros
+        behind the embeddings of text.
 
     Raises:
         ValueError: the numbers of placeholders and of features differ, in all or within a row.
@@ -37,6 +40,7 @@ def place_features(
     if not features:
         return embeddings
     mask = (input_ids == placeholder_id).unsqueeze(-1).to(embeddings.device)  # [B,L,1]
+    embeddings = F.pad(embeddings, (0, features[0].shape[-1] - embeddings.shape[-1]))
     return embeddings.masked_scatter(mask, torch.cat(list(features)).to(embeddings))
 
 
@@ -93,5 +97,6 @@ def with_written_placeholders(
         return features
     filled = plain.repeat(int(mask.sum()), 1)  # [placeholders,D]
     if count:
+        filled = F.pad(filled, (0, features[0].shape[-1] - filled.shape[-1]))
         filled[in_prompt[mask].to(plain.device)] = torch.cat(features).to(plain)
     return list(filled.split(mask.sum(1).tolist()))

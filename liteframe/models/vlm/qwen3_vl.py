@@ -1,13 +1,16 @@
 """Qwen3-VL with a LiteFrame encoder in place of its tower: config, model, head and processor (arXiv 2511.21631).
 
-Its tower hands features of three inner blocks to the first layers of the language model (deepstack); a student gives
-those of the last block alone, and the language model learns in LMA to do without the rest. Each slot of a prompt stands
-by itself, behind its time.
+Its tower hands features of three inner blocks to the first layers of the language model (deepstack, arXiv 2406.04334).
+A student gives those of the last block alone, and the language model learns in LMA to do without the rest; or it has
+been distilled with deepstack and gives them in further channels of its tokens, where they stay through mergers,
+sessions and memories up to the language model. Each slot of a prompt stands by itself, behind its time.
 This file travels inside exported models: it imports torch, transformers and the encoder, nothing else.
 """
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -46,6 +49,37 @@ class LiteFrameQwen3VLConfig(Qwen3VLConfig):
         self.video_token_id = self.image_token_id  # generate looks for it where it cuts a prompt into chunks
 
 
+class DeepstackMergers(nn.ModuleList):
+    """The merger, and those of the inner blocks in the order of the blocks, as one projector."""
+
+    @classmethod
+    def of(cls, tower: Any) -> "DeepstackMergers":
+        """Those of transformers' tower."""
+        order = sorted(range(len(tower.deepstack_merger_list)), key=lambda n: tower.deepstack_visual_indexes[n])
+        return cls([tower.merger, *(tower.deepstack_merger_list[n] for n in order)])
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Blocks of patches [...,m*m,n*C], C channels a merger -> [N,n*D]."""
+        parts = blocks.chunk(len(self), -1)
+        return torch.cat([merger(part.contiguous()) for merger, part in zip(self, parts, strict=True)], -1)
+
+
+def split_deepstack(language_model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """A hook before a language model: of embeddings [B,L,n*D], what is read first and what its layers add after them.
+
+    Where there is text, zeros are added, which is nothing.
+    """
+    embeddings, width = kwargs.get("inputs_embeds"), language_model.config.hidden_size
+    if embeddings is None or embeddings.shape[-1] == width:
+        return None
+    first, *others = embeddings.split(width, -1)
+    added = {
+        "visual_pos_masks": torch.ones(first.shape[:2], dtype=torch.bool, device=first.device),
+        "deepstack_visual_embeds": [other.flatten(0, 1) for other in others],  # each [B*L,D]
+    }
+    return args, {**kwargs, "inputs_embeds": first.contiguous(), **added}
+
+
 class LiteFrameQwen3VLModel(QwenBackbone, Qwen3VLPreTrainedModel):
     """LiteFrame encoder, Qwen3-VL's merger and language model, without the language model's head."""
 
@@ -55,8 +89,19 @@ class LiteFrameQwen3VLModel(QwenBackbone, Qwen3VLPreTrainedModel):
 
     @override
     def add_projector(self, config: Any) -> None:
-        """Set the merger."""
-        self.multi_modal_projector = Qwen3VLVisionPatchMerger(config.vision_config)
+        """Set the merger, or with deepstack all of them."""
+        vision = config.vision_config
+        merger = Qwen3VLVisionPatchMerger(vision)
+        inner = [
+            Qwen3VLVisionPatchMerger(vision, use_postshuffle_norm=True) for _ in range(vision.encoder_config.deepstack)
+        ]
+        self.multi_modal_projector = DeepstackMergers([merger, *inner]) if inner else merger
+
+    @override
+    def take_language_model(self, language_model: nn.Module) -> None:
+        """Set it, with a hook that takes wide embeddings apart; there may be several of them on one that is shared."""
+        self.language_model = language_model
+        language_model.register_forward_pre_hook(split_deepstack, with_kwargs=True)
 
 
 class LiteFrameQwen3VLForConditionalGeneration(

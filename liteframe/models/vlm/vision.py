@@ -41,8 +41,8 @@ class LiteFrameVisionConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of the output features."""
-        return self.encoder_config.teacher_dim
+        """Channels of the output features, without those of inner blocks (deepstack)."""
+        return self.encoder_config.teacher_dim // (1 + self.encoder_config.deepstack)
 
 
 def own_sub_configs(declared: dict[str, Any]) -> dict[str, Any]:
