@@ -69,7 +69,8 @@ def attach_encoder(
             f"{f' of {1 + config.deepstack} blocks' if config.deepstack else ''}; "
             "use an encoder distilled from this model's own vision tower"
         )
-    family, parts = family_of(vlm.config.model_type), family_of(vlm.config.model_type).parts(vlm)
+    family = family_of(vlm.config.model_type)
+    parts = family.parts(vlm)
     blocks = len(getattr(vlm.config.vision_config, "deepstack_visual_indexes", None) or ()) if family.deepstack else 0
     if config.deepstack not in (0, blocks):
         raise ValueError(
@@ -93,8 +94,8 @@ def attach_encoder(
         model.model.vision_tower = tower
     else:
         model.model.vision_tower = InMemoryTower(encoder, config)
-    several = family.deepstack is not None and config.deepstack > 0
-    model.model.multi_modal_projector = family.deepstack(parts.tower) if several else parts.projector
+    mergers = family.deepstack if config.deepstack else None
+    model.model.multi_modal_projector = parts.projector if mergers is None else mergers(parts.tower)
     model.model.take_language_model(parts.language_model)
     for name, parameter in parts.own.items():
         setattr(model.model, name, parameter)
