@@ -307,7 +307,7 @@ def builder_of_run(run: Run, options: CacheOptions, fabric: Fabric) -> CacheBuil
     settings = CacheSettings(
         **identity,
         teacher=os.path.abspath(asked.name) if os.path.isdir(asked.name) else asked.name,
-        teacher_options={"pretrained": asked.pretrained, **asked.options},
+        teacher_options={"pretrained": asked.pretrained, "deepstack": asked.deepstack, **asked.options},
         patch_size=teacher.patch_size,
         license=teacher.license,
         precision=precision,

@@ -122,7 +122,7 @@ def test_steps_of_distillation_lower_the_loss_of_each_head(teacher):
     unfold_head(student.head, objective.normalizer.standardizer)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     target, losses = objective.targets(pooled.tokens, pooled.slots), []
-    for _ in range(25):
+    for _ in range(15):
         tokens = student(video)
         loss = objective.loss(tokens, target).per_clip.mean()
         by_head = [(tokens[..., head], target.values[..., head]) for head in HEADS]
@@ -131,7 +131,7 @@ def test_steps_of_distillation_lower_the_loss_of_each_head(teacher):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (losses[-1] < 0.9 * losses[0]).all()
+    assert (losses[-1] < 0.95 * losses[0]).all()
     cosines = [
         torch.cosine_similarity(objective.raw(tokens)[..., part], target.raw[..., part], dim=-1).mean()
         for part in HEADS
