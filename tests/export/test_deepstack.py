@@ -1,4 +1,4 @@
-"""A Qwen3-VL whose encoder gives deepstack: LoRA merged, exported, and computed with where liteframe is not installed."""
+"""A Qwen3-VL with deepstack: LoRA merged, exported, and computed with where liteframe is not installed."""
 
 import sys
 
