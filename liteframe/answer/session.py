@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from liteframe.answer.frame_encoder import FrameEncoder, frame_encoder
 from liteframe.answer.generate import check_length, check_text, generate_text, stream_text
+from liteframe.answer.intake import Frames, Intake
 from liteframe.answer.key_values import PROTOTYPE, VIDEO, KeyValues
 from liteframe.answer.labels import VideoLines
 from liteframe.answer.memory import StreamMemory, memories
@@ -27,8 +27,6 @@ from liteframe.answer.positions import Keep, Original, Positions, Stretch, Time,
 from liteframe.answer.prefill import Prefill, Prompt, cache_name, whole_prompt
 from liteframe.answer.reader import Reader
 from liteframe.answer.saved_session import read_session, write_session
-from liteframe.data.video.sampling import next_due
-from liteframe.data.video.timeline import EPS
 from liteframe.models.vlm.chat import PLACEHOLDER, question_prompt
 from liteframe.models.vlm.mrope import Mrope
 from liteframe.models.vlm.trained_memory import check_memory
@@ -70,8 +68,6 @@ class StreamSession:
             and prefill compete for the same cores, and prefill in parts is slower (benchmarks/latency.md).
 
     Attributes:
-        frames: how many were taken so far.
-        last_time: seconds of the last of them; None before the first.
         clip_frames: how many are encoded together.
         tokens_per_frame: that the encoder has made of the frames of this video; None before the first.
 
@@ -124,16 +120,21 @@ class StreamSession:
     def reset(self) -> None:
         """Start a new video: memory, waiting frames and KV cache are emptied, settings stay."""
         self.memory.load_state({})
-        self.frames = 0
-        self._size: tuple[int, ...] | None = None  # (h,w) at which frames are encoded
-        self._waiting: Tensor | None = None  # [n,3,h,w] uint8 that fill no clip yet
-        self._times: list[float] = []  # seconds of the waiting frames
+        self._intake = Intake(self._encoder, self.fps)
         self._shape: tuple[int, int] | None = None  # rows and columns of a slot's grid of tokens
-        self.last_time: float | None = None
-        self._next_time: float | None = None  # seconds at which the next frame is taken
-        self._partial: Tokens | None = None  # of the waiting frames, for questions
+        self._partial: Tokens | None = None  # of the frames that wait, for questions
         self.tokens_per_frame: float | None = None
         self._prefilled: Prefill | None = None
+
+    @property
+    def frames(self) -> int:
+        """How many were taken so far."""
+        return self._intake.frames
+
+    @property
+    def last_time(self) -> float | None:
+        """Seconds of the last of them; None before the first."""
+        return self._intake.last_time
 
     @torch.inference_mode()
     def add(self, frames: np.ndarray, times: Sequence[float] | None = None, *, every: bool = False) -> None:
@@ -153,33 +154,13 @@ class StreamSession:
             raise ValueError(f"expected frames [n,H,W,3] uint8, got {list(frames.shape)} {frames.dtype}")
         before = self.fork()
         try:
-            self._see(frames, times, every)
+            for clips in self._intake.clips(frames, times, every):
+                self._remember(self._encode(clips), len(clips.pixels) // self.clip_frames)
+            if len(frames):
+                self._partial = None
         except BaseException:  # what failed half-way leaves no half
             self.__dict__.update(before.__dict__)
             raise
-
-    def _see(self, frames: np.ndarray, times: Sequence[float] | None, every: bool) -> None:
-        if times is not None:
-            taken = self._in_time(times, len(frames), every)
-            frames, seconds = frames[taken], [float(time) for time, one in zip(times, taken, strict=True) if one]
-        else:
-            seconds, last = [], self.last_time
-            for _ in range(len(frames)):  # one by one, so that calls leave no trace
-                seconds.append(last := 0.0 if last is None else last + 1 / self.fps)
-        size, most = self.clip_frames, self._encoder.most_frames
-        while len(frames):
-            start = 0 if self._waiting is None else len(self._waiting)
-            part = self._resized(frames[: most - start])  # [n,3,h,w]
-            self._check_size(part, frames)
-            frames = frames[most - start :]
-            waiting = part if self._waiting is None else torch.cat([self._waiting, part])
-            known, seconds = self._times + seconds[: len(part)], seconds[len(part) :]
-            whole = len(waiting) // size * size
-            if whole:
-                self._remember(self._encode(waiting[:whole], self.frames - start, known), whole // size)
-            self.frames += len(part)
-            self._waiting = waiting[whole:].clone() if whole < len(waiting) else None
-            self._times, self.last_time, self._partial = known[whole:], known[-1], None
 
     def ask(self, question: str, *, max_new_tokens: int = 32) -> Answer:
         """A greedy answer to a question about what was seen so far; before the first frame, to its words alone.
@@ -273,7 +254,7 @@ class StreamSession:
 
     def size(self) -> SessionSize:
         """Tokens and bytes held now, for those who must bound them."""
-        waiting = 0 if self._waiting is None else self._waiting.nbytes
+        waiting = 0 if self._intake.waiting is None else self._intake.waiting.pixels.nbytes
         cached = 0 if self._prefilled is None else self._prefilled.bytes
         return SessionSize(self.memory.tokens, self.memory.bytes + waiting + cached)
 
@@ -281,7 +262,7 @@ class StreamSession:
         """A session that goes on from here; neither sees what the other is given. Tensors are shared."""
         other = object.__new__(StreamSession)
         other.__dict__.update(self.__dict__)
-        other.memory = self.memory.fork()
+        other.memory, other._intake = self.memory.fork(), self._intake.fork()
         other._prefilled = None if self._prefilled is None else self._prefilled.fork()
         return other
 
@@ -300,12 +281,8 @@ class StreamSession:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session, without the model, as one safetensors file: whole or not at all."""
         tensors = {f"memory.{name}": tensor.contiguous() for name, tensor in self.memory.state().items()}
-        if self._waiting is not None:
-            tensors["waiting"] = self._waiting
-        told = {"frames": self.frames, "times": self._times, "last_time": self.last_time, "next_time": self._next_time}
-        told |= {"shape": self._shape, "size": self._size}
-        facts = {**self._settings(), **told}
-        write_session(Path(path), facts, tensors)
+        told, waiting = self._intake.state()
+        write_session(Path(path), {**self._settings(), **told, "shape": self._shape}, {**tensors, **waiting})
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on with a saved session in place of what this one holds.
@@ -318,11 +295,8 @@ class StreamSession:
         device = self.model.device
         state = {name.removeprefix("memory."): t for name, t in tensors.items() if name.startswith("memory.")}
         self.memory.load_state({name: t.to(device) if name == "tokens" else t for name, t in state.items()})
-        self.frames, self._times = facts["frames"], facts["times"]
-        self.last_time, self._next_time = facts["last_time"], facts["next_time"]
+        self._intake.load_state(facts, tensors)
         self._shape = facts["shape"] and tuple(facts["shape"])
-        self._waiting = tensors.get("waiting")
-        self._size = None if facts.get("size") is None else tuple(facts["size"])
 
     def _settings(self) -> dict[str, Any]:
         config = self.model.config
@@ -337,38 +311,10 @@ class StreamSession:
             "positions": repr(self.positions),
         }
 
-    def _in_time(self, times: Sequence[float], count: int, every: bool) -> np.ndarray:
-        """Which of the frames are taken, bool [n]."""
-        if len(times) != count or not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
-            raise ValueError(f"{count} frames need {count} times in ascending order, all finite, got {list(times)}")
-        if count and self._next_time is not None and times[0] < (last := self._next_time - 1 / self.fps) - EPS:
-            raise ValueError(f"times fall back to {times[0]} s after {last:.3f} s; a new video begins with reset()")
-        if every:
-            self._next_time = times[-1] + 1 / self.fps if count else self._next_time
-            return np.ones(count, bool)
-        taken = np.zeros(count, bool)
-        for number, time in enumerate(times):
-            due = time if self._next_time is None else self._next_time
-            self._next_time = next_due(due, time, self.fps)
-            taken[number] = self._next_time > due
-        return taken
-
-    def _check_size(self, part: Tensor, frames: np.ndarray) -> None:
-        """Keep the size of the first frames; others would have tokens that stand for other places."""
-        size = tuple(part.shape[-2:])
-        if self._size is None:
-            self._size = size
-        if size != self._size:
-            raise ValueError(
-                f"frames of {frames.shape[1]}x{frames.shape[2]} pixels (height x width) are encoded at {size[0]}x"
-                f"{size[1]}, but this video's so far at {self._size[0]}x{self._size[1]}: a video keeps its shape; "
-                "begin a new one with reset(), or bring the frames to the shape of the first"
-            )
-
     @torch.inference_mode()
     def _check_budget(self) -> None:
         blank = np.zeros((self.clip_frames, 64, 64, 3), np.uint8)
-        slots = self._encoded(self._resized(blank), 0).slots
+        slots = self._encoded(self._encoder.resized(blank), 0).slots
         self.memory.check(slots[0][2], len(slots))
 
     def _remember(self, encoded: Tokens, clips: int) -> None:
@@ -390,10 +336,8 @@ class StreamSession:
         head, _ = question_prompt("", self.system).split(PLACEHOLDER)
         return Prefill(self.model, self.tokenizer, self._lines, head)
 
-    def _resized(self, frames: np.ndarray) -> Tensor:
-        return self._encoder.resized(np.ascontiguousarray(frames))  # a flip, as of BGR, has negative strides
-
-    def _encode(self, frames: Tensor, first_frame: int, seconds: Sequence[float]) -> Tokens:
+    def _encode(self, clips: Frames) -> Tokens:
+        frames, first_frame, seconds = clips
         encoded = self._encoded(frames, first_frame)
         self._shape = encoded.shape
         if self.tokens_per_frame is None or len(frames) % self.clip_frames == 0:
@@ -414,10 +358,10 @@ class StreamSession:
     @torch.inference_mode()
     def _shown(self, question: str) -> Tokens | KeyValues | None:
         """What the language model sees; frames that wait are remembered by a fork, which is thrown away."""
-        if self._waiting is None:
+        if (waiting := self._intake.waiting) is None:
             return self._context(self.memory, question)
         if self._partial is None:
-            self._partial = self._encode(self._waiting, self.frames - len(self._waiting), self._times)
+            self._partial = self._encode(waiting)
         memory = self.memory.fork()
         memory.add(self._partial)
         return self._context(memory, question)

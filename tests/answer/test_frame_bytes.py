@@ -53,4 +53,4 @@ def test_the_answer_is_that_of_pixels_normalized_on_the_host(vlm, video):
     assert (tokens - expected).abs().max() <= 1e-5 * expected.abs().max()
     session = StreamSession(model, processor)
     session.add(video)
-    assert session._waiting is None or session._waiting.dtype == torch.uint8
+    assert session._intake.waiting is None or session._intake.waiting.pixels.dtype == torch.uint8

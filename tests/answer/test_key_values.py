@@ -173,7 +173,7 @@ def test_an_answer_is_that_of_an_own_loop(vlm, video):
     session = StreamSession(model, processor, memories["sink_window"](9 * 81))
     session.add(video)
     past = session.memory.fork().context(QUESTION).fork()
-    if session._waiting is not None:
+    if session._intake.waiting is not None:
         past = session._shown(QUESTION).fork()
     request = session._reader().question(past, question_prompt(QUESTION).split("<video>")[1], 5)
     ids, position, found = request["input_ids"][:, -1:], past.next, []

@@ -59,8 +59,7 @@ def start(name, pairs):
 
 def state(session):
     """All that a session remembers."""
-    waiting = {} if session._waiting is None else {"waiting": session._waiting}
-    return {name: tensor.clone() for name, tensor in {**session.memory.state(), **waiting}.items()}
+    return {name: tensor.clone() for name, tensor in {**session.memory.state(), **session._intake.state()[1]}.items()}
 
 
 def assert_same(one, other, **tolerance):

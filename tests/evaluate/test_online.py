@@ -118,8 +118,8 @@ def test_frames_are_those_that_a_session_would_take(system, fps):
     frames = np.arange(60, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2).repeat(3, 3)
     session = StreamSession(system.model, system.processor, fps=fps)
     taken = []
-    original = session._in_time
-    session._in_time = lambda times, count, every: taken.append(original(times, count, every)) or taken[-1]
+    original = session._intake.in_time
+    session._intake.in_time = lambda times, count, every: taken.append(original(times, count, every)) or taken[-1]
     session.add(frames, [timeline.time(i) for i in range(60)])
     assert as_they_come(timeline, fps) == np.flatnonzero(taken[0]).tolist()
     assert as_they_come(timeline, fps, end=4.0) == [i for i in as_they_come(timeline, fps) if timeline.time(i) < 4.0]
