@@ -60,6 +60,7 @@ from liteframe.models.vlm.qwen3_vl import (
     LiteFrameQwen3VLForConditionalGeneration,
     LiteFrameQwen3VLModel,
     LiteFrameQwen3VLProcessor,
+    read_deepstack,
 )
 from liteframe.models.vlm.tower_steps import INTERNVL_STEPS, LLAVA_ONEVISION_STEPS
 
@@ -122,6 +123,11 @@ def _llava_onevision_text(processor: Any, slots: Sequence[tuple[int, int, int]],
 def _qwen_parts(vlm: Any) -> VlmParts:
     model = vlm.model
     return VlmParts(model.visual, model.visual.merger, model.language_model, vlm.lm_head, {})
+
+
+def _qwen3_vl_frames(model: Any, pixels: Tensor) -> Tensor:
+    read_deepstack(model.model.language_model)
+    return pair_features(model, pixels)
 
 
 def _qwen2_5_vl_text(processor: Any, slots: Sequence[tuple[int, int, int]], times: Times | None = None) -> str:
@@ -190,7 +196,7 @@ QWEN3_VL = Family(
     processor_class=LiteFrameQwen3VLProcessor,
     parts=_qwen_parts,
     merge_factor=lambda config: config.vision_config.spatial_merge_size,
-    encode_frames=pair_features,
+    encode_frames=_qwen3_vl_frames,
     video_text=_timed_text,
     end_embedding=lambda model: None,
     video_token_id=lambda config: config.video_token_id,
@@ -222,6 +228,7 @@ QWEN2_5_VL = dataclasses.replace(
     processor_class=LiteFrameQwen2_5_VLProcessor,
     video_text=_qwen2_5_vl_text,
     teacher_half=tower_half(Qwen2_5_VLPreTrainedModel, Qwen2_5_VisionTransformerPretrainedModel),
+    encode_frames=pair_features,
     vision_fields=("spatial_merge_size", "tokens_per_second"),
     processor_options=lambda config: {"tokens_per_second": config.vision_config.tokens_per_second},
     mrope=lambda config: Mrope(config.vision_config.tokens_per_second),
@@ -238,6 +245,7 @@ QWEN3_5 = dataclasses.replace(
     model_class=LiteFrameQwen3_5Model,
     generation_class=LiteFrameQwen3_5ForConditionalGeneration,
     processor_class=LiteFrameQwen3_5Processor,
+    encode_frames=pair_features,
     lora_layers=(*QWEN2_LAYERS, "in_proj_qkv", "in_proj_z", "out_proj"),
     teacher_half=tower_half(Qwen3_5PreTrainedModel, Qwen3_5VisionModel),
     deepstack=None,

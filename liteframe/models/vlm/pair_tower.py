@@ -112,14 +112,11 @@ def pair_frames(video_processor: Any, video: Tensor, **steps: bool) -> Tensor:
 def pair_features(model: Any, pixels: Tensor) -> Tensor:
     """What the language model of transformers' model reads of frames [T,3,H,W]: [t,h*w/m/m,D], a pair each.
 
-    Raises:
-        ValueError: it reads more than that, features of inner blocks (deepstack).
+    Where it reads features of n inner blocks of its tower, too (deepstack), they follow: [t,h*w/m/m,(1+n)*D].
     """
-    if getattr(model.config.vision_config, "deepstack_visual_indexes", None):
-        raise ValueError(
-            f"a {model.config.model_type} reads features of inner blocks of its tower too (deepstack), which are not "
-            "handed on here: ask it with transformers itself, or give an encoder, which it is trained to do with alone"
-        )
     patches = patchified(pixels[None], model.config.vision_config)
-    (features,) = model.model.get_video_features(patches.pixels, patches.grid).pooler_output
+    output = model.model.get_video_features(patches.pixels, patches.grid)
+    parts = [output.pooler_output, *getattr(output, "deepstack_features", ())]
+    # Each is a tensor, or in a tuple with those of other videos.
+    features = torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts], -1)
     return features.unflatten(0, (int(patches.grid[0, 0]), -1))

@@ -80,6 +80,12 @@ def split_deepstack(language_model: Any, args: tuple, kwargs: dict[str, Any]) ->
     return args, {**kwargs, "inputs_embeds": first.contiguous(), **added}
 
 
+def read_deepstack(language_model: nn.Module) -> None:
+    """Let a language model take wide embeddings apart; it may be told so several times."""
+    if split_deepstack not in language_model._forward_pre_hooks.values():
+        language_model.register_forward_pre_hook(split_deepstack, with_kwargs=True)
+
+
 class LiteFrameQwen3VLModel(QwenBackbone, Qwen3VLPreTrainedModel):
     """LiteFrame encoder, Qwen3-VL's merger and language model, without the language model's head."""
 
@@ -99,9 +105,9 @@ class LiteFrameQwen3VLModel(QwenBackbone, Qwen3VLPreTrainedModel):
 
     @override
     def take_language_model(self, language_model: nn.Module) -> None:
-        """Set it, with a hook that takes wide embeddings apart; there may be several of them on one that is shared."""
+        """Set it; it takes wide embeddings apart."""
         self.language_model = language_model
-        language_model.register_forward_pre_hook(split_deepstack, with_kwargs=True)
+        read_deepstack(language_model)
 
 
 class LiteFrameQwen3VLForConditionalGeneration(

@@ -88,6 +88,24 @@ def test_the_dense_tower_through_our_classes_is_transformers_own_model(folder, t
     assert (narrow - logits).abs().max() > 1e-2
 
 
+def test_a_session_reads_transformers_own_model_as_it_reads_itself(folder):
+    vlm, processor = load_video_llm(folder)
+    text = "<|im_start|>user\n<|video_pad|>\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
+    inputs = processor(
+        text=text, videos=[FRAMES.transpose(0, 3, 1, 2)], video_metadata=TOLD, do_sample_frames=False,
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.inference_mode():
+        logits = vlm(**inputs).logits[0, -1].log_softmax(-1)
+    expected = logits[[processor.tokenizer(word)["input_ids"][0] for word in WORDS]]
+    for prefill in (False, True):
+        session = StreamSession(vlm, processor, fps=2.0, prefill=prefill)
+        session.add(FRAMES)
+        torch.testing.assert_close(session.score("Which colour?", WORDS), expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(vlm(**inputs).logits[0, -1].log_softmax(-1), logits)  # as before
+
+
 def test_a_session_reads_them_as_generate_does_with_the_memories(swapped):
     model, processor = swapped
     inputs = processor(text=question_prompt("Which colour?"), videos=[FRAMES], video_metadata=TOLD)

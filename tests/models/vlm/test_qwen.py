@@ -15,7 +15,6 @@ from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.vlm.attach import attach_encoder, processor_for
 from liteframe.models.vlm.chat import question_prompt
-from liteframe.models.vlm.family import family_of
 from liteframe.models.vlm.load import load_video_llm
 from liteframe.models.vlm.mrope import Mrope
 from liteframe.reduce.pooled_teacher import PooledEncoder, PooledTeacher
@@ -279,12 +278,3 @@ def test_rotation_on_three_axes_is_undone(world, swapped):
     means = past.keys(0)[0, groups].view(2, 2, -1).mean(1)
     torch.testing.assert_close(view.keys(0)[0, merged], means, rtol=1e-4, atol=1e-5)
     assert torch.equal(view.axes[:, 0, merged], past.axes[:, 0, groups][:, ::2])
-
-
-def test_deepstack_is_named(tmp_path):
-    folder = make_qwen3_vl(tmp_path / "vlm", deepstack=(0,))
-    model, processor = load_video_llm(folder)
-    session = StreamSession(model, processor)
-    with pytest.raises(ValueError, match=r"qwen3_vl reads features of inner blocks.*deepstack.*give an encoder"):
-        session.add(FRAMES)
-    assert "deepstack" in family_of("liteframe_qwen3_vl").note
