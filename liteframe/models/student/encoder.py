@@ -101,15 +101,15 @@ class Block(nn.Module):
             return checkpoint(self._mixed, summed(stream), still, use_reentrant=False, preserve_rng_state=False)
         return self._mix(stream, still)
 
-    def _mix(self, stream: Tensor | Pending, still: bool) -> Pending:
+    def _mix(self, stream: Tensor | Pending, still: bool = False) -> Pending:
         if isinstance(stream, Pending):
             x, branch, scale = stream
             norm = self.norm1
             x, normalized = residual_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, scale=scale)
         else:
             x, normalized = stream, self.norm1(stream)
-        branch = self.temporal.attend(self.attn, normalized)
-        x, normalized = self.temporal.join(x, branch, self.ls1, self.norm2, still)
+        # No name for what attention gives: it would be held while the MLP is computed.
+        x, normalized = self.temporal.join(x, self.temporal.attend(self.attn, normalized), self.ls1, self.norm2, still)
         # Linear layers get three dimensions here: those of 8 bits (bitsandbytes) take no more.
         branch = self.mlp(normalized.flatten(0, 1)).unflatten(0, x.shape[:2])
         # A copy, since a sharded weight is whole within its block only.
