@@ -2,8 +2,9 @@
 
 InternVL goes this road in tests/demo/test_demo.py.
 
-All see frames in their own aspect ratio, of videos of three shapes. What servers make of exports of each family is in
-test_vllm_plugin.py, as far as that goes without a server, and in the scripts vllm_check.py and sglang_check.py.
+All see frames in their own aspect ratio, of videos of three shapes; Qwen3-VL learns deepstack, too. What servers make
+of exports of each family is in test_vllm_plugin.py, as far as that goes without a server, and in the scripts
+vllm_check.py and sglang_check.py.
 """
 
 import json
@@ -61,13 +62,19 @@ def test_distil_align_merge_export_reload_ask(family, videos, tmp_path, monkeypa
     per_slot, per_video = COUNTS.get(family, (3, 0))
     vlm = make(tmp_path / "vlm")
     encoder = tmp_path / "ctd" / "encoder"
+    deepstack = family == "qwen3_vl"  # one inner block, whose features its language model reads, too
     write_ctd_config(
         tmp_path / "ctd.yaml",
         vlm,
         videos,
         run=tmp_path / "ctd",
         model={
-            "student": {**{name: demands[name] for name in ("image_size", "teacher_dim")}, "resize": "aspect"},
+            "teacher": {"deepstack": deepstack},
+            "student": {
+                "image_size": demands["image_size"],
+                "teacher_dim": demands["teacher_dim"] * (1 + deepstack),
+                "resize": "aspect",
+            },
             "target": {"statistics_clips": 2},
             "optimizer": {"lr": 1e-2, "warmup_steps": 0},
         },
