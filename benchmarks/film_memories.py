@@ -122,8 +122,7 @@ def run(session: StreamSession, film: Film, frames: np.ndarray, rng: np.random.G
     for second, group in groupby(questions, key=lambda question: question.second):
         asked = list(group)
         session.add(frames[session.frames : FPS * second])
-        shown = session._shown(asked[0].text)
-        entries = len(shown) if isinstance(shown, KeyValues) else _positions(session, shown)
+        entries = entries_of(session, asked[0].text)
         found = session.score_all([(question.text, question.candidates) for question in asked])
         for question, scores in zip(asked, found, strict=True):
             right = question.candidates[int(scores.argmax())] == question.answer
@@ -134,11 +133,12 @@ def run(session: StreamSession, film: Film, frames: np.ndarray, rng: np.random.G
     return {"rows": rows, "held": held}
 
 
-def _positions(session: StreamSession, shown: Tokens | None) -> int:
-    """What the language model reads of the video, labels included."""
-    return (
-        0 if shown is None else len(session.tokenizer(session._lines.text(shown), add_special_tokens=False).input_ids)
-    )
+def entries_of(session: StreamSession, question: str) -> int:
+    """Positions of the video that the language model reads for a question, labels included."""
+    shown = session._shown(question)
+    if shown is None or isinstance(shown, KeyValues):
+        return 0 if shown is None else len(shown)
+    return len(session.tokenizer(session._lines.text(shown), add_special_tokens=False).input_ids)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

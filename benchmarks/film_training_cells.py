@@ -13,14 +13,13 @@ from unittest.mock import patch
 
 import numpy as np
 from claims_plan import SEEDS as WORLDS
-from film_memories import KeptEncoder
+from film_memories import KeptEncoder, entries_of
 from film_training_plan import ARMS, FRAMES, LEARNED, LORA, SCENE_ARMS, SYSTEMS, Arm, Cell, Setup
 from film_training_rows import conversation, held_out, write_films
 from toy_students import asked as asked_about_scene
 from toy_students import films_of
 
 from liteframe import load_video_llm
-from liteframe.answer.key_values import KeyValues
 from liteframe.answer.memory import memories
 from liteframe.answer.session import StreamSession
 from liteframe.cli.main import main as liteframe
@@ -205,11 +204,3 @@ class FilmShop:
 def digests(*folders: Path) -> list[str]:
     """Of the weights of models."""
     return [file_digest(folder / "model.safetensors")[:16] for folder in folders]
-
-
-def entries_of(session: StreamSession, question: str) -> int:
-    """Positions of the video that the language model reads for a question, labels included."""
-    shown = session._shown(question)
-    if shown is None or isinstance(shown, KeyValues):
-        return 0 if shown is None else len(shown)
-    return len(session.tokenizer(session._lines.text(shown), add_special_tokens=False).input_ids)

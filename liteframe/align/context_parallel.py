@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch
 from liteframe.data.stream import Key
+from liteframe.models.vlm.context_parallel import Gather
 
 
 class ContextShares:
@@ -54,10 +55,8 @@ class ContextShares:
             return (pixels[rows.to(pixels.device)], *arguments[1:])
 
         def of_all(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-            mine = output.last_hidden_state.contiguous()  # [n/S,t',h,w,C]
-            everyone = mine.new_empty(self.group.size() * len(mine), *mine.shape[1:])
-            dist.all_gather_into_tensor(everyone, mine, self.group)
-            output.last_hidden_state = everyone[: counts.pop()]
+            everyone = Gather.apply(output.last_hidden_state, self.group)  # [S,n/S,t',h,w,C]
+            output.last_hidden_state = everyone.flatten(0, 1)[: counts.pop()]
             return output
 
         tower.register_forward_pre_hook(own)

@@ -323,9 +323,12 @@ class StreamSession:
         if self.prefill and isinstance(shown := self._context(self.memory, ""), Tokens):
             self._prefill().extend(shown)
 
+    def _head(self) -> str:
+        """What a prompt says before the video."""
+        return question_prompt("", self.system).split(PLACEHOLDER)[0]
+
     def _reader(self) -> Reader:
-        head, _ = question_prompt("", self.system).split(PLACEHOLDER)
-        return Reader(self.model, self.tokenizer, self._lines, head, self.positions)
+        return Reader(self.model, self.tokenizer, self._lines, self._head(), self.positions)
 
     def _prefill(self) -> Prefill:
         if self._prefilled is None:
@@ -333,8 +336,7 @@ class StreamSession:
         return self._prefilled
 
     def _new_prefill(self) -> Prefill:
-        head, _ = question_prompt("", self.system).split(PLACEHOLDER)
-        return Prefill(self.model, self.tokenizer, self._lines, head)
+        return Prefill(self.model, self.tokenizer, self._lines, self._head())
 
     def _encode(self, clips: Frames) -> Tokens:
         frames, first_frame, seconds = clips

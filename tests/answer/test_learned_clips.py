@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from worlds.lma import Adapted
 from worlds.vlms import with_clip_summarizer
 
 from liteframe import StreamSession, load_video_llm, memories
@@ -114,20 +115,6 @@ def test_it_begins_as_the_first_layers_with_the_update_of_lora(loaded):
         found = first_layers(language_model, 2)(inputs_embeds=inputs).last_hidden_state
         hidden = language_model(inputs_embeds=inputs, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(found, language_model.norm(hidden), atol=1e-5, rtol=1e-5)
-
-
-class Adapted(nn.Module):
-    """A Video LLM as LMA holds it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.vlm = model
-
-    def get_base_model(self):
-        return self.vlm
-
-    def forward(self, **inputs):
-        return self.vlm(**inputs)
 
 
 def trained_forward(pair, videos):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from worlds.lma import Adapted
 from worlds.vlms import with_qformer
 
 from liteframe import StreamSession, memories
@@ -21,20 +22,6 @@ from liteframe.reduce.qformer_banks import read_slot, read_video
 QUESTION = "Which way does the red object move?"
 WORDS = ["red", "left", "circle", "square"]
 SMALL = {"queries": 3, "layers": 2, "width": 64}
-
-
-class Adapted(nn.Module):
-    """A Video LLM as LMA holds it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.vlm = model
-
-    def get_base_model(self):
-        return self.vlm
-
-    def forward(self, **inputs):
-        return self.vlm(**inputs)
 
 
 def by_attention(attention, queries, kept, width):

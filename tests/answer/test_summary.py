@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
+from worlds.lma import Adapted
 from worlds.vlms import with_summary_tokens
 
 from liteframe import StreamSession, load_video_llm, memories
@@ -32,20 +33,6 @@ from liteframe.reduce.segmenter import Segmenter
 
 QUESTION = "Which way does the red object move?"
 WORDS = ["red", "left", "circle", "square"]
-
-
-class Adapted(nn.Module):
-    """A Video LLM as LMA holds it; remembers the logits."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.vlm = model
-
-    def get_base_model(self):
-        return self.vlm
-
-    def forward(self, **inputs):
-        return self.vlm(**inputs)
 
 
 def one_pass(pair, settings, frames, **changed):

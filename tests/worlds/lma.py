@@ -2,9 +2,25 @@
 
 import json
 
+from torch import nn
+
 from liteframe.toyworld.questions import write_toyworld
 from worlds.students import make_student, student_config
 from worlds.vlms import make_internvl
+
+
+class Adapted(nn.Module):
+    """A Video LLM as LMA holds it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vlm = model
+
+    def get_base_model(self):
+        return self.vlm
+
+    def forward(self, **inputs):
+        return self.vlm(**inputs)
 
 
 def make_chats(folder, sharpness=1.0):

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from liteframe.align.batch import ChatBatch
 from liteframe.align.context_parallel import ContextShares
-from liteframe.align.objectives.sft import SupervisedFineTuning, answer_loss
+from liteframe.align.objectives.sft import SupervisedFineTuning, answer_loss, embeddings_of, features_of
 from liteframe.models.vlm.attention import FULL, takes_causal_masks
 from liteframe.models.vlm.context_parallel import CONTEXT_PARALLEL, attend_together, columns_of
-from liteframe.models.vlm.placeholders import place_features
 
 
 class ContextParallelTuning(SupervisedFineTuning):
@@ -39,7 +38,6 @@ class ContextParallelTuning(SupervisedFineTuning):
         shares.share_clips(base.model.vision_tower)  # type: ignore[union-attr, arg-type]
         attend_together(shares.group)
         config._attn_implementation = CONTEXT_PARALLEL
-        self.placeholder = base.config.image_token_id
 
     def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of this device's answer tokens, and their logits [R,K',vocabulary]; see Objective.
@@ -47,11 +45,7 @@ class ContextParallelTuning(SupervisedFineTuning):
         Waits for the device: how many of them are its own is read from it.
         """
         base = model.get_base_model()  # type: ignore[operator]
-        features = inputs["mm_encoder_outputs"]["video"].pooler_output if "mm_encoder_outputs" in inputs else []
-        embeddings = place_features(
-            base.get_input_embeddings()(batch.input_ids), batch.input_ids, self.placeholder, features,
-            batch.placeholders,
-        )  # [R,L,D]  # fmt: skip
+        embeddings = embeddings_of(base, batch, features_of(inputs))  # [R,L,D]
         length, ways = embeddings.shape[1], 2 * self.shares.group.size()
         behind = -length % ways  # nobody who is asked sees what stands behind the rows
         columns = columns_of(self.shares.rank, self.shares.group.size(), length + behind).to(embeddings.device)

@@ -30,7 +30,7 @@ from liteframe.align.conversation_rows import Conversation
 from liteframe.align.media import MediaKey
 from liteframe.align.objectives import AllReduce
 from liteframe.align.objectives.memory import MemoryTuning
-from liteframe.align.objectives.sft import answer_loss, zero_of
+from liteframe.align.objectives.sft import answer_loss, features_of, zero_of
 from liteframe.models.vlm.attention import FULL
 from liteframe.models.vlm.chat import IGNORE, IMAGE, PLACEHOLDER, encode_conversation
 from liteframe.models.vlm.clip_summarizer import MEMORY, ClipSummarizer
@@ -106,7 +106,7 @@ class ClipTuning(MemoryTuning):
     def loss(self, model: nn.Module, inputs: dict[str, Any], batch: ChatBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of the answers and of the choices, and the answers' logits [B,K,vocabulary]; see Objective."""
         base = model.get_base_model()  # type: ignore[operator]
-        features = inputs["mm_encoder_outputs"]["video"].pooler_output if "mm_encoder_outputs" in inputs else []
+        features = features_of(inputs)
         media = iter(map(self._medium, batch.media_keys, batch.media_seconds, features))
         shown = [[next(media) for _ in range(count)] for count in batch.media_counts]
         numbers = [index for _, index in batch.keys]

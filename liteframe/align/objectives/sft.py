@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from liteframe.align.batch import ChatBatch
 from liteframe.align.objectives import AllReduce
 from liteframe.models.vlm.chat import IGNORE
+from liteframe.models.vlm.placeholders import place_features
 
 
 class AnswerLoss(NamedTuple):
@@ -66,6 +67,17 @@ def answer_loss(logits: Tensor, labels: Tensor, positions: Tensor) -> AnswerLoss
     total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
     correct = (logits.argmax(-1) == targets) & learned
     return AnswerLoss(total, learned.sum(), correct.sum())
+
+
+def features_of(inputs: dict[str, Any]) -> list[Tensor]:
+    """What the language model reads of each medium, [N,D], of inputs that bring it encoded."""
+    return inputs["mm_encoder_outputs"]["video"].pooler_output if "mm_encoder_outputs" in inputs else []
+
+
+def embeddings_of(base: Any, batch: ChatBatch, features: Sequence[Tensor]) -> Tensor:
+    """What the language model of a Video LLM reads of a batch, features in their places: [R,L,D]."""
+    embeddings = base.get_input_embeddings()(batch.input_ids)
+    return place_features(embeddings, batch.input_ids, base.config.image_token_id, features, batch.placeholders)
 
 
 def zero_of(parameters: Iterable[Tensor]) -> Tensor:

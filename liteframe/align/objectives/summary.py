@@ -10,11 +10,10 @@ from typing_extensions import override
 
 from liteframe.align.batch import ChatBatch, answer_positions
 from liteframe.align.objectives.memory import MemoryTuning
-from liteframe.align.objectives.sft import answer_loss, zero_of
+from liteframe.align.objectives.sft import answer_loss, embeddings_of, features_of, zero_of
 from liteframe.models.vlm.attention import FULL
 from liteframe.models.vlm.chat import IGNORE
 from liteframe.models.vlm.one_pass import LARGEST_DENSE, Segment, block_mask, dense_mask, lay_out, rearranged
-from liteframe.models.vlm.placeholders import place_features
 from liteframe.models.vlm.processor import LiteFrameProcessor
 from liteframe.models.vlm.summary_tokens import MEMORY, SummarySettings, summary_tokens_of
 from liteframe.reduce.segmenter import DYNAMIC, Ratio, Segmenter, check_segments
@@ -55,11 +54,8 @@ class SummaryTuning(MemoryTuning):
         base = model.get_base_model()  # type: ignore[operator]
         summary = summary_tokens_of(base)
         assert summary is not None
-        features = inputs["mm_encoder_outputs"]["video"].pooler_output if "mm_encoder_outputs" in inputs else []
-        embeddings = place_features(
-            base.get_input_embeddings()(batch.input_ids), batch.input_ids, self.processor.image_token_id, features,
-            batch.placeholders,
-        )  # [B,L,D]  # fmt: skip
+        features = features_of(inputs)
+        embeddings = embeddings_of(base, batch, features)  # [B,L,D]
         layout = lay_out(self._rows(batch, features))
         labels = rearranged(batch.labels.cpu(), torch.tensor(IGNORE), layout.source)  # [B,L']
         answers = answer_positions(labels)

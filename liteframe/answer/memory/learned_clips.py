@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from liteframe.answer.memory.base import split_slots
 from liteframe.answer.memory.clips import Clip, ClipMemories
 from liteframe.answer.memory.segments import mean_slot
 from liteframe.answer.reader import Reader
@@ -95,8 +94,7 @@ class LearnedClips(ClipMemories):
         sizes = torch.stack([clip.tokens.size[0] for clip in clips])
         weights = (sizes / sizes.sum()).to(clips[0].key.device)[:, None]
         key = (torch.stack([clip.key.float() for clip in clips]) * weights).sum(0)
-        tokens = mean_slot([slot for clip in clips for slot in split_slots(clip.tokens)])
-        return Clip(tokens, key.to(clips[0].key.dtype))
+        return Clip(super()._merged(clips).tokens, key.to(clips[0].key.dtype))
 
     @override
     def _scores(self, question: str, clips: list[Clip], count: int) -> Tensor:

@@ -51,15 +51,16 @@ def make_objective(
         raise ValueError(f"model.objective is {name!r}; choose one of {', '.join(objectives)}")
     if student.deepstack and name != "ctd":
         raise ValueError(f"model.objective is {name!r}, which knows no deepstack: take ctd, or a teacher without")
-    if not student.modes:
-        objective = objectives[name](channels, settings, loss_name, student.compression)
-        objective.parts = 1 + student.deepstack
-        return objective
-    if name != "ctd":
+    if student.modes and name != "ctd":
         raise ValueError(
             f"model.objective is {name!r}, which knows one compression, and model.student.modes names "
             f"{', '.join(student.modes)}: leave the modes out, or take the objective ctd"
         )
-    elastic = ElasticTokens(channels, settings, loss_name, student.windows, student.default_mode)
-    elastic.parts = 1 + student.deepstack
-    return elastic
+    if student.modes:
+        objective: CompressedTokens = ElasticTokens(
+            channels, settings, loss_name, student.windows, student.default_mode
+        )
+    else:
+        objective = objectives[name](channels, settings, loss_name, student.compression)
+    objective.parts = 1 + student.deepstack
+    return objective

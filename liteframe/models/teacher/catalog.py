@@ -3,6 +3,7 @@
 What a frame costs is counted at a published size, of which no weights are made.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,17 +11,17 @@ from typing import Any, TypeAlias
 import timm
 import torch
 import transformers
+from torch import nn
 from transformers.initialization import no_init_weights
 
 from liteframe.models.student.config import LiteFrameConfig
 from liteframe.models.student.cost import cost
-from liteframe.models.teacher.base import VitTower
+from liteframe.models.teacher.base import VitTower, transformer_blocks
 from liteframe.models.teacher.glm4v import Glm4vTower
 from liteframe.models.teacher.hf_vit import VIT_CLASSES, HfTower
 from liteframe.models.teacher.licenses import consequence
 from liteframe.models.teacher.load import load_teacher
 from liteframe.models.teacher.qwen import QwenTower
-from liteframe.models.teacher.tower_cost import blocks_of, tower_flops
 from liteframe.models.vlm.family import QWEN2_5_VL, QWEN3_5, QWEN3_VL
 from liteframe.models.vlm.family_record import Family
 
@@ -203,6 +204,36 @@ def _flops(entry: Entry) -> str:
     own = cost(clip, frames=clip.clip_frames)
     times = flops * clip.clip_frames / (own.flops + own.attention_flops)
     return f"{len(blocks_of(tower))} x {tower.dim}: {flops / 1e9:,.0f} G, {times:.1f}x"
+
+
+def tower_flops(tower: VitTower | QwenTower, grid: tuple[int, int]) -> int:
+    """FLOPs of one frame of (h,w) patches, two per multiply-add: patch embedding and blocks.
+
+    Linear and convolution layers and the two attention products, as `flops + attention_flops` of
+    `liteframe.models.student.cost`; heads, mergers and projectors behind the blocks are left out. Of a tower that sees
+    pairs, half a pair. The weights may be on the meta device.
+    """
+    blocks, dim, patches = blocks_of(tower), tower.dim, math.prod(grid)
+    tokens = tower.prefix + patches
+    matrices = sum(weight.numel() for weight in blocks.parameters() if weight.ndim > 1)
+    flops = 2 * tokens * matrices
+    flops += 2 * patches * 3 * tower.patch_size**2 * tower.temporal_patch * dim
+    flops += sum(4 * tokens * seen * dim for seen in _seen(tower, len(blocks), tokens))
+    return flops // tower.temporal_patch
+
+
+def blocks_of(tower: VitTower | QwenTower) -> nn.ModuleList | nn.Sequential:
+    """Its blocks, in order."""
+    return tower.model.blocks if isinstance(tower, QwenTower) else transformer_blocks(tower.model)
+
+
+def _seen(tower: VitTower | QwenTower, depth: int, tokens: int) -> list[int]:
+    """Tokens that a token attends to, block by block."""
+    window = getattr(tower.model.config, "window_size", None) if isinstance(tower, QwenTower) else None
+    if window is None:
+        return [tokens] * depth
+    whole = tower.model.config.fullatt_block_indexes
+    return [tokens if block in whole else (window // tower.patch_size) ** 2 for block in range(depth)]
 
 
 def _start(tower: VitTower | QwenTower) -> str:

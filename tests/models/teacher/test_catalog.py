@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from liteframe.cli.main import main
 from liteframe.models.teacher import catalog
-from liteframe.models.teacher.catalog import entries
+from liteframe.models.teacher.catalog import entries, tower_flops
 from liteframe.models.teacher.hf_vit import VIT_CLASSES
 from liteframe.models.teacher.huggingface import WHOLE_MODELS
 from liteframe.models.teacher.licenses import FREE, consequence, warning
 from liteframe.models.teacher.timm_vit import KINDS
-from liteframe.models.teacher.tower_cost import tower_flops
 from liteframe.models.vlm.family import FAMILIES
 
 DOCS = Path(__file__).parents[3] / "docs" / "teachers.md"
